@@ -1,0 +1,139 @@
+# Everything runs in .venv (bench also in .venv-ray), on a wheel built from this tree. The first run of
+# a target sets up all it needs; stamp files let later runs skip what is up to date.
+#
+#   make demo         build with full optimisation and run the demonstration
+#   make test         build quickly, run all tests, then lint; this is what CI runs
+#   make unit         tests/unit only            make functional   tests/functional only
+#   make chaos        random faults, 60 s        make asan         tests/unit under AddressSanitizer
+#   make bench        ftray beside Ray           make scale        a million queued tasks
+#   make lint         ruff and mypy              make clean        remove all that make made
+#
+# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS and SCALE_ARGS are passed on; PYTHON names another interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+
+# `python3` can be a slow shim, so ask it once for the interpreter behind it.
+FIND_PYTHON := for name in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$name -c 'import sys; sys.version_info >= (3, 10) and print(sys.executable)' 2>/dev/null | grep . && break; done
+ifndef PYTHON
+PYTHON := $(shell $(FIND_PYTHON))
+endif
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+CHAOS_ARGS ?= --seconds 60
+BENCH_ARGS ?=
+SCALE_ARGS ?=
+
+export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
+
+.PHONY: demo test unit functional chaos bench scale asan lint clean FORCE
+
+demo: .venv/.installed-release .venv/.has-demo
+	$(PY) examples/immortal_training.py --out build/immortal_training.png $(DEMO_ARGS)
+
+# The packaging tests reuse this wheel, and build theirs the same way so that the cache serves them.
+test: .venv/.installed-fast .venv/.has-test
+	FTRAY_TEST_WHEELS=$(CURDIR)/build/wheels-fast $(PY) -m pytest $(PYTEST_ARGS)
+	$(MAKE) --no-print-directory lint
+
+unit functional: .venv/.installed-fast .venv/.has-test
+	$(PY) -m pytest tests/$@ $(PYTEST_ARGS)
+
+chaos: .venv/.installed-fast .venv/.has-test
+	$(PY) -m tests.chaos.run $(CHAOS_ARGS)
+
+bench: .venv/.installed-release .venv/.has-bench .venv-ray/.has-ray
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
+
+scale: .venv/.installed-release .venv/.has-bench
+	$(PY) -m benchmarks.scale $(SCALE_ARGS)
+
+# libstdc++ is loaded along with the sanitizer, which must find __cxa_throw when it starts. Its report goes
+# to descriptor 2 just before the process ends, so pytest must not capture that.
+asan: build/asan/.installed .venv/.has-test
+	PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	$(PY) -m pytest --capture=sys tests/unit $(PYTEST_ARGS)
+
+# mypy is given a path, not -p ftray, which may find the installed package and pass without reading a source.
+lint: .venv/.has-test
+	$(PY) -m ruff check .
+	$(PY) setup.py --quiet stage
+	cd build/stage && $(CURDIR)/$(PY) -m mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache --explicit-package-bases ftray
+
+clean:
+	rm -rf build dist *.egg-info .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f _core/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- what they stand on ---------------------------------------------------------------------------
+
+# Says all that is missing at once; installing it is up to whoever owns the machine.
+define CHECK_MACHINE
+missing=; \
+[ -n "$(PYTHON)" ] || missing+=" python3 python3-venv python3-dev"; \
+if [ -n "$(PYTHON)" ]; then \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=" python3-venv"; \
+	[ -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] \
+		|| missing+=" python3-dev"; \
+fi; \
+command -v "$${CXX:-g++}" >/dev/null || missing+=" g++"; \
+if [ -n "$$missing" ]; then \
+	echo "ftray needs Python 3.10 or newer with venv and headers, and a C++17 compiler." >&2; \
+	echo "On Debian or Ubuntu: apt-get install$$missing" >&2; \
+	exit 1; \
+fi
+endef
+
+.venv/bin/python:
+	@$(CHECK_MACHINE)
+	$(PYTHON) -m venv .venv
+
+.venv-ray/.has-ray:
+	@$(CHECK_MACHINE)
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install ray numpy
+	touch $@
+
+.venv/.has-build: pyproject.toml .ci/requirements.py .venv/bin/python
+	$(PY) .ci/requirements.py | $(PIP) install -r /dev/stdin
+	touch $@
+
+.venv/.has-%: .venv/.has-build
+	$(PY) .ci/requirements.py $* | $(PIP) install -r /dev/stdin
+	touch $@
+
+MODES := fast release asan
+SOURCES := $(shell find _core ftray checkpoint -type f \
+	! -name '*.py[co]' ! -name '*.so' ! -name '*.cpp' ! -name '.*' 2>/dev/null)
+
+# Changes when a source is added or deleted, which no timestamp tells.
+build/sources: FORCE
+	@mkdir -p build
+	@printf '%s\n' $(SOURCES) | sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# Without --no-deps: the wheels of what ftray needs come along, so that tests can install it offline.
+$(MODES:%=build/wheels-%/.built): build/wheels-%/.built: $(SOURCES) build/sources setup.py pyproject.toml README.md LICENSE .venv/.has-build
+	rm -rf build/wheels-$*
+	FTRAY_BUILD=$* $(PIP) wheel --no-build-isolation --wheel-dir build/wheels-$* .
+	touch $@
+
+# One build is installed at a time: the stamp of the other goes.
+.venv/.installed-%: build/wheels-%/.built
+	rm -f .venv/.installed-*
+	$(PIP) install --force-reinstall --no-index --find-links build/wheels-$* ftray
+	touch $@
+
+build/asan/.installed: build/wheels-asan/.built
+	rm -rf build/asan
+	$(PIP) install --no-deps --target build/asan build/wheels-asan/ftray-*.whl
+	touch $@

@@ -1,0 +1,9 @@
+from typing import Any
+
+def register_ref_type(ref_type: type | None) -> type | None: ...
+def serialize_args(
+    args: tuple[Any, ...], kwargs: dict[str, Any] | None, deps: list[Any], refs: list[Any] | None = None
+) -> bytes: ...
+def deserialize_args(
+    data: bytes | bytearray | memoryview, dep_values: list[Any] | None = None, *, zero_copy: bool = False
+) -> tuple[tuple[Any, ...], dict[str, Any] | None]: ...

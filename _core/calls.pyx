@@ -1,0 +1,434 @@
+"""Making calls: from `.remote(...)` to a task record (the rest of its way is tasks.pyx's and actors.pyx's).
+
+A caller object knows everything about its function or method that does not change from call to call, so that a call is:
+encode the arguments, make the ids, and hand one record over under the lock. Python objects (the refs returned) are made
+before the lock is taken.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from ftray._core.actors cimport actor_client
+from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
+from ftray._core.callargs cimport encode_args
+from ftray._core.context cimport Context, child_task_id, context
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, put_value, usable
+from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
+from ftray._core.runtime cimport check_usable, core, core_enter, core_leave, core_try, session_alive, wait_python
+from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
+from ftray._core.tasks cimport task_cancel, task_submit
+from ftray._core.types cimport (ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
+                                TaskRec, blob_copy, store8)
+
+cdef enum:
+    DEF_FUNCTION = 0
+    DEF_METHOD = 1
+    LARGE_ARGS = 102400
+
+cdef Buf scratch
+buf_init(&scratch)
+cdef bint scratch_taken = False
+cdef dict fn_indices = {}
+cdef uint64_t fn_session = 0
+
+
+cdef uint32_t function_index(Core *c, bytes definition) except? 0xFFFFFFFF:
+    """The index of a definition in this process's function table; peers are told what it means when it is first used."""
+    global fn_session
+    cdef Blob *b
+    cdef uint32_t index
+    if fn_session != c.session:
+        fn_indices.clear()
+        fn_session = c.session
+    known = fn_indices.get(definition)
+    if known is not None:
+        return known
+    b = blob_copy(definition, len(definition))
+    with nogil:
+        core_enter(c)
+        index = <uint32_t>c.fns.size()
+        c.fns.push_back(b)
+        core_leave(c)
+    fn_indices[definition] = index
+    return index
+
+
+cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request) except NULL:
+    """The scheduling class of this key (tasks that can share a worker), made when first used."""
+    cdef SchedClass *k
+    cdef const char *p = request
+    cdef uint64_t n = len(request)
+    with nogil:
+        core_enter(c)
+        if c.classes.count(key):
+            k = c.classes[key]
+        else:
+            k = new SchedClass()
+            k.key = key
+            k.request.assign(p, n)
+            c.classes[key] = k
+        core_leave(c)
+    return k
+
+
+cdef tuple shrink_args(tuple args, dict kwargs):
+    """Arguments that are too large to travel inline are put, and travel as refs."""
+    cdef list out = []
+    cdef dict named = None
+    for a in args:
+        out.append(put_value(a) if type(a) is not ObjectRef and encode(a).size > LARGE_ARGS else a)
+    if kwargs:
+        named = {}
+        for name, a in kwargs.items():
+            named[name] = put_value(a) if type(a) is not ObjectRef and encode(a).size > LARGE_ARGS else a
+    return tuple(out), named
+
+
+cdef Blob *encode_call(tuple args, dict kwargs, list deps, list refs) except NULL:
+    """The argument bytes of a call; fills the top-level refs and those nested deeper."""
+    global scratch_taken
+    cdef Buf own
+    cdef Buf *b = &own
+    cdef Blob *blob
+    cdef EncodedValue big
+    if scratch_taken:
+        buf_init(&own)
+    else:
+        scratch_taken = True
+        b = &scratch
+        buf_clear(b)
+    try:
+        big = encode_args(b, args, kwargs, deps, refs, INLINE_LIMIT)
+        if big is not None:
+            deps.clear()
+            refs.clear()
+            buf_clear(b)
+            big = None
+            args, kwargs = shrink_args(args, kwargs)
+            big = encode_args(b, args, kwargs, deps, refs, <size_t>1 << 31)
+            if big is not None:
+                raise ValueError(f"the arguments of one call are larger than 2 GiB even without their large values ({big.size} bytes)")
+        blob = blob_copy(b.data, b.len)
+    finally:
+        if b == &own:
+            buf_free(b)
+        else:
+            scratch_taken = False
+    if blob == NULL:
+        raise MemoryError()
+    return blob
+
+
+cdef TaskRec *new_record(Blob *args, uint32_t fn, int nret, int max_retries, list deps, list refs, ObjEntry *handle) except NULL:
+    """A record without ids and returns; its holds are taken when it is submitted."""
+    cdef TaskRec *t = new TaskRec()
+    cdef Py_ssize_t i, n = len(deps), m = len(refs)
+    t.args = args
+    t.fn = fn
+    t.nret = <uint16_t>nret
+    t.retries_left = max_retries
+    t.ndeps = <uint16_t>n
+    t.nnested = <uint16_t>(m + (1 if handle != NULL else 0))
+    if n > 65535 or m > 65534:
+        raise ValueError(f"a call takes at most 65535 refs as arguments and as many nested in them, not {max(n, m)}")
+    if n + t.nnested:
+        t.deps = <ObjEntry **>malloc((n + t.nnested) * sizeof(ObjEntry *))
+        for i in range(n):
+            t.deps[i] = usable(<ObjectRef>deps[i])
+        for i in range(m):
+            t.deps[n + i] = usable(<ObjectRef>refs[i])
+        if handle != NULL:
+            t.deps[n + m] = handle
+    if nret > 1:
+        t.rets = <ObjEntry **>calloc(nret, sizeof(ObjEntry *))
+    return t
+
+
+cdef void submit_locked(Core *c, TaskRec *t, Context *x) noexcept nogil:
+    """Ids, holds, and off it goes."""
+    cdef uint32_t i
+    if t.actor != NULL:
+        child_task_id(x, c.job, t.actor.id.b, t.id, t.call_id)
+    else:
+        child_task_id(x, c.job, NULL, t.id, t.call_id)
+    t.depth = x.depth + 1
+    for i in range(t.ndeps + t.nnested):
+        t.deps[i].holds += 1
+
+
+cdef ObjEntry *new_return(Core *c, TaskRec *t, uint32_t index) noexcept nogil:
+    cdef Id28 id
+    cdef ObjEntry *e
+    memcpy(id.b, t.id, 24)
+    index += 1
+    memcpy(id.b + 24, &index, 4)
+    e = refs_new(c, &id, True)
+    e.task = t
+    return e
+
+
+cdef object submit_one(Core *c, TaskRec *t):
+    """The common case: one return."""
+    cdef ObjectRef r = blank_ref()
+    if not core_try(c):
+        with nogil:
+            core_enter(c)
+    submit_locked(c, t, context())
+    t.ret0 = new_return(c, t, 0)
+    fill_ref(c, r, t.ret0)
+    task_submit(c, t)
+    core_leave(c)
+    return r
+
+
+cdef object submit_many(Core *c, TaskRec *t, int nret):
+    cdef list out = [blank_ref() for _ in range(nret)]
+    cdef int i
+    cdef ObjectRef r
+    cdef void **blanks = <void **>malloc((nret + 1) * sizeof(void *))
+    for i in range(nret):
+        blanks[i] = <void *>out[i]
+    if not core_try(c):
+        with nogil:
+            core_enter(c)
+    submit_locked(c, t, context())
+    for i in range(nret):
+        t.rets[i] = new_return(c, t, i)
+        fill_ref(c, <ObjectRef>blanks[i], t.rets[i])
+    task_submit(c, t)
+    core_leave(c)
+    free(blanks)
+    return out if nret else None
+
+
+cdef class FunctionCaller:
+    """Base of RemoteFunction: everything that a call needs, bound to the running session on first use.
+
+    Subclasses give `_bind()`, which starts ftray if need be and returns ``(definition, class_key, request, num_returns,
+    max_retries)``.
+    """
+
+    cdef uint64_t session
+    cdef uint32_t fn
+    cdef int nret, max_retries
+    cdef SchedClass *cls
+
+    def remote(self, *args, **kwargs):
+        """Submit a task that calls the function with these arguments; returns a ref (or a list, or None)."""
+        cdef Core *c = core()
+        cdef list deps = [], refs = []
+        cdef TaskRec *t
+        if not session_alive(self.session):
+            self.bind()
+        if not c.node_alive:
+            check_usable()
+        t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), self.fn, self.nret, self.max_retries, deps, refs, NULL)
+        t.cls = self.cls
+        if self.nret == 1:
+            return submit_one(c, t)
+        return submit_many(c, t, self.nret)
+
+    cdef int bind(self) except -1:
+        cdef Core *c = core()
+        definition, key, request, nret, max_retries = self._bind()
+        check_usable()
+        self.fn = function_index(c, definition)
+        self.cls = sched_class(c, key, request)
+        self.nret = nret
+        self.max_retries = max_retries
+        self.session = c.session
+        return 0
+
+    def _unbind(self):
+        self.session = 0
+
+
+cdef class ActorCaller:
+    """Base of ActorHandle: the actor, and the ref that counts its handles."""
+
+    cdef readonly ObjectRef _ref
+    cdef ActorClient *a
+    cdef uint64_t session
+
+    def _attach(self, ObjectRef ref):
+        cdef Core *c = core()
+        cdef Id16 id
+        memcpy(id.b, usable(ref).id.b + 8, 16)
+        self._ref = ref
+        self.session = c.session
+        with nogil:
+            core_enter(c)
+            self.a = actor_client(c, &id)
+            core_leave(c)
+
+    def _actor_id_bytes(self):
+        return usable(self._ref).id.b[8:24]
+
+    def _state(self):
+        """Where the actor stands, as far as this process knows: (state, incarnation)."""
+        usable(self._ref)
+        return self.a.state, self.a.incarnation
+
+    def _call(self, bytes definition, int nret, int max_retries, int64_t max_pending, tuple args, dict kwargs):
+        cdef Core *c = core()
+        return self.call(c, function_index(c, definition), nret, max_retries, max_pending, args, kwargs)
+
+    cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, tuple args, dict kwargs):
+        cdef list deps = [], refs = []
+        cdef TaskRec *t
+        cdef ObjEntry *handle = usable(self._ref)
+        if not c.node_alive:
+            check_usable()
+        if max_pending >= 0 and self.a.npending >= <uint64_t>max_pending:
+            from ftray.exceptions import PendingCallsLimitExceeded
+            raise PendingCallsLimitExceeded(f"the actor has {self.a.npending} calls pending; max_pending_calls={max_pending}")
+        t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), fn, nret, max_retries, deps, refs, handle)
+        t.actor = self.a
+        if nret == 1:
+            return submit_one(c, t)
+        return submit_many(c, t, nret)
+
+
+cdef class MethodCaller:
+    """``handle.method``: base of ActorMethod."""
+
+    cdef readonly ActorCaller _handle
+    cdef bytes definition
+    cdef uint64_t session
+    cdef uint32_t fn
+    cdef int nret, max_retries
+    cdef int64_t max_pending
+
+    def __init__(self, ActorCaller handle, bytes definition, int num_returns, int max_task_retries, int64_t max_pending):
+        self._handle = handle
+        self.definition = definition
+        self.nret = num_returns
+        self.max_retries = max_task_retries
+        self.max_pending = max_pending
+
+    def remote(self, *args, **kwargs):
+        """Call the method on the actor; returns a ref (or a list, or None)."""
+        cdef Core *c = core()
+        if not session_alive(self.session):
+            check_usable()
+            self.fn = function_index(c, self.definition)
+            self.session = c.session
+        return self._handle.call(c, self.fn, self.nret, self.max_retries, self.max_pending, args, kwargs)
+
+
+def method_definition(str name):
+    """The definition of an actor method for the function table."""
+    return bytes([DEF_METHOD]) + name.encode()
+
+
+def function_definition(bytes meta, bytes function):
+    """The definition of a function: pickled (name, retry_exceptions), and the pickled function."""
+    return bytes([DEF_FUNCTION]) + len(meta).to_bytes(4, "little") + meta + function
+
+
+def encode_constructor_args(tuple args, dict kwargs):
+    """Argument bytes of a constructor, and the refs nested inside. Top-level refs must have been resolved."""
+    cdef list deps = [], refs = []
+    cdef Buf b
+    cdef EncodedValue big
+    buf_init(&b)
+    try:
+        big = encode_args(&b, args, kwargs if kwargs else None, deps, refs, <size_t>1 << 40)
+        data = b.data[:b.len] if big is None else None
+    finally:
+        buf_free(&b)
+    if deps:
+        raise ValueError("constructor arguments still contain unresolved refs")
+    return data, refs
+
+
+def new_actor_ref(bytes actor_id, bint owned_lifetime):
+    """The ref that counts the handles of an actor that this process creates; when the last goes, the actor ends
+    (unless it is detached: `owned_lifetime` False)."""
+    cdef Core *c = core()
+    cdef ObjectRef r = blank_ref()
+    cdef Id28 id
+    cdef ObjEntry *e
+    memset(id.b, 0xff, 8)
+    memcpy(id.b + 8, <const char *>actor_id, 16)
+    memset(id.b + 24, 0, 4)
+    with nogil:
+        core_enter(c)
+        e = refs_new(c, &id, True)
+        e.blob = blob_copy(b"\0", 1)
+        store8(&e.state, OBJ_INLINE)
+        if owned_lifetime:
+            e.flags |= OBJ_ACTOR
+        refs_expose(c, e)
+        actor_client(c, <Id16 *>(id.b + 8)).subscribed = 1
+        actor_client(c, <Id16 *>(id.b + 8)).state = 1
+        fill_ref(c, r, e)
+        core_leave(c)
+    return r
+
+
+def foreign_actor_ref(bytes actor_id, bytes owner):
+    """A ref to an actor that somebody else created (found by its name)."""
+    cdef Core *c = core()
+    cdef ObjectRef r = blank_ref()
+    cdef Id28 id, o
+    memset(id.b, 0xff, 8)
+    memcpy(id.b + 8, <const char *>actor_id, 16)
+    memset(id.b + 24, 0, 4)
+    memcpy(o.b, <const char *>owner, 28)
+    with nogil:
+        core_enter(c)
+        fill_ref(c, r, refs_borrowed(c, &id, &o))
+        core_leave(c)
+    return r
+
+
+def next_actor_id():
+    """16 bytes: 12 unique, 4 of the job; made from the current context like a task id."""
+    cdef Core *c = core()
+    cdef uint8_t task[24]
+    cdef uint8_t call[16]
+    cdef uint8_t actor[16]
+    child_task_id(context(), c.job, NULL, task, call)
+    memcpy(actor, task, 8)
+    memcpy(actor + 8, call, 4)
+    memcpy(actor + 12, &c.job, 4)
+    return actor[:16]
+
+
+def cancel(ref, *, force=False, recursive=True):
+    """Cancel the task that makes a ref's value.
+
+    Parameters
+    ----------
+    ref : ObjectRef
+        A return of the task.
+    force : bool, default False
+        End the worker process instead of raising KeyboardInterrupt in it. Not for actor methods.
+    recursive : bool, default True
+        Also cancel the tasks that it has submitted. Only True is supported.
+
+    Raises
+    ------
+    TypeError
+        `ref` is not an ObjectRef.
+    ValueError
+        `force` for an actor method.
+    """
+    cdef Core *c = core()
+    cdef ObjEntry *e
+    cdef bint f = force
+    if type(ref) is not ObjectRef:
+        raise TypeError(f"cancel() takes an ObjectRef, not {type(ref).__name__}")
+    e = usable(ref)
+    if not recursive:
+        from ftray.exceptions import NotSupportedError
+        raise NotSupportedError("cancel(recursive=False) is not supported yet")
+    if e.task != NULL and e.task.actor != NULL and force:
+        raise ValueError("cancel(force=True) is for tasks only; use ftray.kill(actor) to end an actor")
+    with nogil:
+        core_enter(c)
+        if e.task != NULL:
+            task_cancel(c, e.task, f)
+        core_leave(c)

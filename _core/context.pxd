@@ -1,0 +1,20 @@
+"""What the current thread is executing: the parent of what it submits."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from "context.hpp" nogil:
+    cppclass Context:
+        uint8_t task_id[24]
+        uint8_t actor_id[16]
+        uint8_t call_id[16]
+        uint64_t unique
+        uint32_t attempt, depth
+        uint64_t children, puts
+        bint set
+
+cdef Context *context() noexcept nogil
+cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint32_t attempt, uint32_t depth) noexcept nogil
+cdef void context_end(Context *saved) noexcept nogil
+cdef void context_root(uint64_t root, uint32_t job) noexcept nogil
+cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *out, uint8_t *call_out) noexcept nogil
+cdef void put_id(Context *x, uint8_t *out) noexcept nogil

@@ -1,0 +1,160 @@
+"""The executing side's queue (worker.pyx runs what is in it).
+
+Calls stand in the order of arrival. One that has not begun can be taken back by its owner, is given back when this
+process has to wait inside a call (so that nothing waits behind a waiting call), and is dropped when its caller died.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from libcpp.deque cimport deque
+
+from ftray._core.channel cimport (F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin, chan_commit)
+from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_EXIT, NodeHeader
+from ftray._core.rules cimport REPLY_CANCELLED, REPLY_GIVEN_BACK
+from ftray._core.types cimport CH_OPEN, Blob, Channel, Core, ExecTask, blob_copy, blob_drop
+from ftray._core.wire cimport KIND_TASK, ReplyHead, TaskHead
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <csignal>
+    #include <unistd.h>
+    static void kick_loop(int fd) { uint64_t one = 1; ssize_t r = write(fd, &one, 8); (void)r; }
+    static void interrupt_thread(unsigned long t) { pthread_kill((pthread_t)t, SIGINT); }
+    """
+    void interrupt_thread(unsigned long) nogil
+    void kick "kick_loop"(int) nogil
+
+
+cdef void exec_reply_status(Core *c, Channel *ch, uint64_t seq, uint8_t status, uint16_t aux) noexcept nogil:
+    """A reply without values: cancelled, or given back."""
+    cdef ReplyHead *r
+    if ch.state != CH_OPEN:
+        return
+    r = <ReplyHead *>chan_begin(c, ch, FRAME_HEADER + sizeof(ReplyHead), F_REPLY, 0, aux, seq)
+    memset(r, 0, sizeof(ReplyHead))
+    r.status = status
+    chan_commit(c, ch, FRAME_HEADER + sizeof(ReplyHead))
+
+
+cdef void push(Core *c, Channel *ch, uint64_t seq, Blob *frame) noexcept nogil:
+    cdef ExecTask t
+    t.ch = ch
+    t.seq = seq
+    t.frame = frame
+    t.order = c.exec_order
+    c.exec_order += 1
+    if ch != NULL:
+        ch.exec_pending += 1
+    c.exec_queue.push_back(t)
+    c.changed = True
+    if c.loop_armed:                # an event loop sleeps on our descriptor
+        c.loop_armed = False
+        kick(c.event_fd)
+
+
+cdef void drop(ExecTask *t) noexcept nogil:
+    blob_drop(t.frame)
+    if t.ch != NULL:
+        t.ch.exec_pending -= 1
+
+
+cdef void on_call(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
+    cdef TaskHead *t = <TaskHead *>body
+    if n < sizeof(TaskHead) or t.args_size > n - sizeof(TaskHead):
+        return
+    if c.blocked_depth > 0 and t.kind == KIND_TASK:
+        exec_reply_status(c, ch, h.seq, REPLY_GIVEN_BACK, 1)
+        return
+    push(c, ch, h.seq, blob_copy(body, n))
+
+
+cdef void on_function(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
+    if h.seq > 10000000:
+        return
+    if ch.fns.size() <= h.seq:
+        ch.fns.resize(h.seq + 1)
+    if ch.fns[h.seq].defn == NULL:
+        ch.fns[h.seq].defn = blob_copy(body, n)
+
+
+cdef void give_back(Core *c, Channel *ch, uint64_t wanted) noexcept nogil:
+    """From the end of the queue: up to `wanted` calls of this caller that have not begun."""
+    cdef int64_t i = <int64_t>c.exec_queue.size() - 1
+    while i >= 0 and wanted:
+        if c.exec_queue[i].ch == ch:
+            exec_reply_status(c, ch, c.exec_queue[i].seq, REPLY_GIVEN_BACK, 0)
+            drop(&c.exec_queue[i])
+            c.exec_queue.erase(c.exec_queue.begin() + i)
+            wanted -= 1
+        i -= 1
+
+
+cdef void exec_give_back_all(Core *c) noexcept nogil:
+    """This process has to wait inside a plain task: nothing may wait behind it."""
+    cdef ExecTask t
+    cdef deque[ExecTask] keep
+    while not c.exec_queue.empty():
+        t = c.exec_queue.front()
+        c.exec_queue.pop_front()
+        if t.ch == NULL:
+            keep.push_back(t)
+            continue
+        exec_reply_status(c, t.ch, t.seq, REPLY_GIVEN_BACK, 1)
+        drop(&t)
+    c.exec_queue.swap(keep)
+
+
+cdef void on_cancel(Core *c, Channel *ch, uint64_t seq) noexcept nogil:
+    cdef size_t i
+    for i in range(c.exec_queue.size()):
+        if c.exec_queue[i].ch == ch and c.exec_queue[i].seq == seq:
+            exec_reply_status(c, ch, seq, REPLY_CANCELLED, 0)
+            drop(&c.exec_queue[i])
+            c.exec_queue.erase(c.exec_queue.begin() + i)
+            return
+    if c.running_ch == ch and c.running_seq == seq:
+        c.cancel_ch = ch
+        c.cancel_seq = seq
+        interrupt_thread(c.main_thread)
+    else:
+        c.cancels.push_back(seq)
+        c.changed = True
+
+
+cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
+    """Handle a frame of this module; False when it is none."""
+    if h.kind == F_TASK:
+        on_call(c, ch, h, body, n)
+    elif h.kind == F_FN_DEF:
+        on_function(c, ch, h, body, n)
+    elif h.kind == F_TAKE_BACK:
+        give_back(c, ch, h.seq)
+    elif h.kind == F_CANCEL:
+        on_cancel(c, ch, h.seq)
+    else:
+        return False
+    return True
+
+
+cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
+    if h.kind == N_ACTOR_START:
+        push(c, NULL, EXEC_ACTOR_START, blob_copy(body, h.size))
+    elif h.kind == N_ACTOR_TERMINATE:
+        push(c, NULL, EXEC_TERMINATE, NULL)
+    elif h.kind == N_EXIT:
+        c.exit_requested = True
+        c.changed = True
+    else:
+        return False
+    return True
+
+
+cdef void exec_channel_died(Core *c, Channel *ch) noexcept nogil:
+    """The caller is gone: what it asked for and has not begun is not wanted any more."""
+    cdef int64_t i = <int64_t>c.exec_queue.size() - 1
+    while i >= 0:
+        if c.exec_queue[i].ch == ch:
+            drop(&c.exec_queue[i])
+            c.exec_queue.erase(c.exec_queue.begin() + i)
+        i -= 1

@@ -1,0 +1,329 @@
+// The data of one process's runtime: what an object, a task, a lease, an actor and a channel are made of.
+//
+// Only layout lives here. Decisions about these structs are in refs.pyx, tasks.pyx, leases.pyx and actors.pyx (pure), I/O
+// in channel.pyx and nodelink.pyx. Every struct belongs to the core lock, except fields marked (atomic).
+#pragma once
+#include "sync.hpp"
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <new>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct Id28 {
+    uint8_t b[28];
+    bool operator==(const Id28 &o) const { return memcmp(b, o.b, 28) == 0; }
+};
+struct Id16 {
+    uint8_t b[16];
+    bool operator==(const Id16 &o) const { return memcmp(b, o.b, 16) == 0; }
+};
+struct IdHash {
+    size_t operator()(const Id28 &i) const { uint64_t a, c; memcpy(&a, i.b, 8); memcpy(&c, i.b + 20, 8); return mix64(a ^ (c * 31)); }
+    size_t operator()(const Id16 &i) const { uint64_t a, c; memcpy(&a, i.b, 8); memcpy(&c, i.b + 8, 8); return mix64(a ^ (c * 31)); }
+};
+
+static inline bool same_id(const Id28 *a, const Id28 *b) { return memcmp(a->b, b->b, 28) == 0; }
+
+struct Blob {  // immutable bytes with a count of holders
+    int32_t holders;  // (atomic)
+    uint32_t flags;
+    uint64_t size;
+    char data[1];
+};
+static inline Blob *blob_new(uint64_t size) {
+    Blob *b = (Blob *)malloc(sizeof(Blob) + size);
+    if (b) { b->holders = 1; b->flags = 0; b->size = size; }
+    return b;
+}
+static inline Blob *blob_copy(const char *p, uint64_t size) {
+    Blob *b = blob_new(size);
+    if (b) memcpy(b->data, p, size);
+    return b;
+}
+static inline Blob *blob_hold(Blob *b) { add32(&b->holders, 1); return b; }
+static inline void blob_drop(Blob *b) { if (b && add32(&b->holders, -1) == 0) free(b); }
+
+struct TaskRec;
+struct Channel;
+struct ActorClient;
+struct SchedClass;
+struct ObjEntry;
+struct Lease;
+
+enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_SHM = 3 };  // >= OBJ_INLINE: the value is here
+enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64 };
+
+struct Waiter {  // somebody other than a waiting thread wants to know when an object is ready
+    uint8_t kind;  // 0 a task that depends on it, 1 a borrower's fetch, 2 a Python callback token
+    TaskRec *task;
+    Channel *ch;
+    uint64_t token;
+    Waiter *next;
+};
+
+struct ObjExt {  // the rare half of an object's record
+    std::vector<ObjEntry *> contained;                  // refs pickled inside the value: held as long as the value
+    std::unordered_map<Id28, int32_t, IdHash> borrowers;  // registrations per borrowing process (may be < 0 in flight)
+    Id28 owner;                                         // borrowed objects: who owns it
+    uint32_t grants = 0;                                // borrowed objects: registrations made in our name
+};
+
+struct ObjEntry {
+    int32_t local;      // ObjectRefs and live buffer views in this process, dropped ones included until they are drained
+    int32_t drops;      // (atomic) of these, how many are gone; > 0 means that the entry is on the drop list
+    uint8_t state;      // (atomic) ObjState
+    uint8_t flags;
+    uint8_t lost;       // why there will never be a value: 0, 1 owner died, 2 value lost
+    int32_t holds;      // tasks in flight that need it, containing values, borrowers
+    uint32_t mark;      // last wait() that saw it
+    ObjEntry *next_drop;
+    Blob *blob;         // OBJ_INLINE
+    uint64_t seg, off, size;  // OBJ_SHM
+    TaskRec *task;      // makes it (pending) or can make it again (lineage)
+    Waiter *waiters;
+    ObjExt *ext;
+    Id28 id;
+};
+
+enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5 };
+enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8 };
+
+struct TaskRec {
+    uint8_t state, flags;
+    uint16_t nret;
+    int32_t retries_left;   // -1: without bound
+    uint32_t attempt;
+    uint32_t fn;            // index in the process's function table
+    uint32_t depth;
+    uint16_t ndeps, deps_pending;
+    uint64_t seq;           // on its channel, while pushed
+    uint64_t number;        // submission order within its queue
+    uint8_t id[24];
+    uint8_t call_id[16];
+    Blob *args;
+    ObjEntry **deps;        // top-level refs, then the refs nested in the arguments
+    uint16_t nnested;
+    uint8_t retry_exc_kind; // 0 none, 1 any, 2 list (decided by the executor)
+    ObjEntry *ret0;         // nret == 1
+    ObjEntry **rets;        // nret > 1
+    SchedClass *cls;        // plain tasks
+    ActorClient *actor;     // actor calls
+    Channel *ch;
+    TaskRec *next, *prev;   // queue links
+    uint64_t pushed_ns;
+};
+
+struct TaskList {
+    TaskRec *head = nullptr, *tail = nullptr;
+    uint64_t n = 0;
+};
+
+struct RingHdr {
+    alignas(64) uint64_t head;     // written by the producer
+    alignas(64) uint64_t tail;     // written by the consumer
+    alignas(64) uint64_t started;  // producer of replies: the last call that it has begun
+    uint32_t producer_waits;
+};
+struct Ring {
+    RingHdr *h = nullptr;
+    char *data = nullptr;   // mapped twice in a row: a span never wraps
+    uint64_t cap = 0;
+    uint64_t pos = 0;       // our own index (head for the producer, tail for the consumer)
+    uint64_t other = 0;     // last seen index of the other side
+};
+
+struct Slot {  // one process's place on the board
+    uint64_t heartbeat_ms;
+    uint32_t pid, state;
+    char pad0[48];
+    uint32_t asleep, pad1;
+    uint64_t summary;
+    char pad2[48];
+    uint64_t words[64];
+};
+
+struct FnDef {
+    Blob *def = nullptr;    // pickled function, or a method name
+    void *py = nullptr;     // the loaded object, once needed (owned reference)
+};
+
+enum ChanState : uint8_t { CH_CONNECTING = 0, CH_OPEN = 1, CH_BROKEN = 2 };
+struct Channel {
+    int fd = -1;
+    int mem_fd = -1;
+    uint8_t state = CH_CONNECTING;
+    uint8_t initiator = 0;
+    uint8_t dead = 0;        // its process is known to be dead
+    uint8_t dirty = 0;       // on the flush list
+    uint32_t bit = 0;        // its bit in our inbox
+    uint32_t peer_bit = 0;
+    Slot *peer = nullptr;
+    Id28 worker{};
+    Ring out, in;
+    void *map = nullptr;
+    uint64_t map_len = 0;
+    std::deque<std::string> outq;
+    uint64_t outq_bytes = 0;
+    uint64_t out_off = 0;    // of the first queued frame, when it goes out in pieces
+    std::string frag;        // a frame that arrives in pieces
+    uint64_t next_seq = 1, base_seq = 1;
+    std::deque<TaskRec *> inflight;
+    uint64_t ninflight = 0;
+    std::vector<uint8_t> fn_sent;
+    std::vector<FnDef> fns;
+    uint64_t last_reply_ns = 0;
+    uint64_t uid = 0;
+    uint64_t exec_pending = 0;  // calls of this channel that we hold and have not answered
+    Lease *lease = nullptr;       // the worker runs plain tasks for us
+    ActorClient *actor = nullptr; // the worker runs this actor
+};
+
+struct Lease {
+    uint64_t id = 0;
+    SchedClass *cls = nullptr;
+    Channel *ch = nullptr;
+    uint64_t idle_since_ns = 0;
+    uint64_t taking_back = 0;
+    uint8_t broken = 0;
+    uint8_t paused = 0;      // its worker waits in get(): nothing is pushed until the running call replies
+};
+
+struct SchedClass {
+    uint64_t key = 0;
+    std::string request;   // the part of LEASE_REQUEST that never changes
+    TaskList queue;
+    std::vector<Lease *> leases;
+    uint32_t asked = 0;
+    uint8_t reclaim = 0;
+    std::string fatal;     // never schedulable: why
+};
+
+enum ActorState : uint8_t { ACTOR_UNKNOWN = 0, ACTOR_PENDING = 1, ACTOR_ALIVE = 2, ACTOR_RESTARTING = 3, ACTOR_DEAD = 4 };
+struct ActorClient {
+    Id16 id;
+    uint8_t state = ACTOR_UNKNOWN;
+    uint8_t subscribed = 0;
+    uint8_t released = 0;
+    uint32_t incarnation = 0;
+    Channel *ch = nullptr;
+    TaskList queue;        // not pushed yet, in order
+    TaskList limbo;        // was in flight at a death whose meaning is not known yet, in order
+    Blob *cause = nullptr; // pickled dict
+    Id28 worker{};
+    ObjEntry *handle = nullptr;  // counts the handles
+    uint64_t npending = 0;
+    int64_t max_pending = -1;
+};
+
+struct ExecTask {          // a call that this process shall run
+    Channel *ch;
+    uint64_t seq;
+    Blob *frame;
+    uint64_t order;
+};
+
+enum CommandKind : uint8_t {
+    CMD_BORROW_REMOVE = 1,   // tell owner `peer` that our borrow of `obj` (with `a` registrations) ended
+    CMD_BORROW_ADD = 2,      // tell owner `peer` that process `third` borrows `obj`
+    CMD_FREE_BLOCK = 3,      // give block (a: segment, b: offset) back to its producer
+    CMD_ACTOR_RELEASED = 4,  // the last handle of actor `actor` went
+    CMD_FORGET = 5,          // the record itself may go
+};
+struct Command {
+    uint8_t kind;
+    uint64_t a, b;
+    Id28 obj, peer, third;
+    ObjEntry *entry;
+};
+
+struct Gated {               // a release that waits until our borrows are acknowledged
+    Channel *ch;
+    uint64_t ch_uid;
+    std::string frame;
+};
+
+struct Core {
+    CoreLock lock;
+    uint64_t session = 0;
+    int pid = 0;
+    bool is_driver = false, running = false, node_alive = false, stopping = false;
+    Id28 worker_id{}, node_id{};
+    uint32_t job = 0, slot = 0;
+    // board
+    char *board = nullptr;
+    uint64_t board_len = 0;
+    uint32_t nslots = 0;
+    uint64_t *spinners = nullptr;    // per place: when its spinner's turn ends (CLOCK_MONOTONIC ns); a dead one's runs out by itself
+    Slot *me = nullptr;
+    int max_spinners = 0;
+    int32_t spin_score = 8;
+    uint32_t spin_skip = 0;
+    uint64_t spin_ns = 0;
+    // descriptors
+    int epoll_fd = -1, listen_fd = -1, node_fd = -1, event_fd = -1, dir_fd = -1;
+    std::string node_out, node_in;
+    bool node_blocked = false;       // EPOLLOUT is armed
+    std::deque<int> node_fds;
+    uint64_t next_req = 1;
+    std::unordered_map<uint64_t, Blob *> rpc_replies;   // null while open
+    std::vector<Channel *> channels;  // index = bit in our inbox
+    std::vector<uint32_t> free_bits;
+    std::unordered_map<Id28, Channel *, IdHash> peers;
+    std::unordered_map<Id28, Blob *, IdHash> dead;      // death reports (WORKER_DIED payloads)
+    std::vector<Channel *> dirty, graveyard;
+    uint64_t next_uid = 1;
+    // leading
+    bool leading = false;
+    uint32_t gen = 0;                // (futex) something that followers may wait for happened
+    uint32_t followers = 0;
+    bool changed = false;
+    uint8_t bg_mode = 0;             // 0 in epoll, 1 parked with ticks, 2 asleep until the leader leaves
+    uint32_t bg_word = 0;            // (futex)
+    uint64_t activity = 0;
+    bool leader_blocked = false;
+    pthread_t bg{};
+    bool bg_started = false;
+    // objects
+    std::unordered_map<Id28, ObjEntry *, IdHash> objects;
+    void *drop_list = nullptr;       // (atomic)
+    std::vector<ObjEntry *> unregistered;
+    uint64_t pending_adds = 0;
+    std::unordered_map<Id28, uint32_t, IdHash> adds_open;   // per owner, BORROW_ADDs without an answer
+    std::deque<Gated> gated;
+    std::vector<Command> commands;
+    uint64_t put_index = 0;
+    // tasks
+    std::unordered_map<uint64_t, SchedClass *> classes;
+    std::unordered_map<uint64_t, Lease *> leases;
+    std::unordered_map<Id16, ActorClient *, IdHash> actors;
+    std::vector<Blob *> fns;
+    uint64_t task_number = 0;
+    uint64_t root = 0;               // seeds TaskIDs of this process's own flow
+    uint64_t child_index = 0;
+    std::vector<TaskRec *> ready;    // dependencies came while something else was being done
+    uint64_t timer_ns = 0;           // next time that timers want to be looked at, 0 none
+    // execution
+    std::deque<ExecTask> exec;
+    uint64_t exec_order = 0;
+    bool exit_requested = false, terminate_requested = false;
+    uint64_t running_seq = 0;        // plain worker: the call that the main thread is in
+    Channel *running_ch = nullptr;
+    uint64_t cancel_seq = 0;
+    Channel *cancel_ch = nullptr;
+    std::vector<uint64_t> cancels;   // of calls that do not run on the main thread
+    pthread_t main_thread{};
+    int64_t blocked_depth = 0;
+    bool blocked_sent = false;
+    uint64_t sem_exec = 0;
+    // Python side's inbox
+    std::deque<std::pair<uint32_t, Blob *>> py_inbox;
+    uint32_t py_gen = 0;             // (futex)
+    bool loop_armed = false;
+    // counters
+    uint64_t n_entries = 0, n_tasks = 0, n_pushed = 0, n_replies = 0, n_doorbells = 0, n_sleeps = 0, n_spin_hits = 0, n_spin_misses = 0;
+};
+
+static inline void renew_core(Core *c) { c->~Core(); new (c) Core(); }

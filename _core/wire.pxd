@@ -1,0 +1,69 @@
+"""Layout of the frames between processes (channel.pxd lists their types). Little-endian, packed, ids raw.
+
+TASK: TaskHead, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument format).
+REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s owner)), and at the end `nborrow` x 28s id.
+FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
+TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY with GIVEN_BACK.
+CANCEL: seq = the call. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
+BORROW_ADD: seq = token, 28s id, 28s borrower. BORROW_ACK: seq = token. BORROW_REMOVE: seq = registrations, 28s id.
+BLOCK_FREE: u64 segment, u64 offset.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    KIND_TASK = 0
+    KIND_METHOD = 1
+    VALUE_INLINE = 1
+    VALUE_SHM = 2
+    VALUE_LOST = 3
+    SYSTEM_ERROR = 200       # first byte of an error value that was made without Python: code byte, payload
+
+cdef enum SystemError:
+    ERR_CRASHED = 1          # payload: WORKER_DIED frame, or empty
+    ERR_CANCELLED = 2
+    ERR_ACTOR_DIED = 3       # payload: pickled cause
+    ERR_ACTOR_UNAVAILABLE = 4
+    ERR_OWNER_DIED = 5
+    ERR_LOST = 6
+    ERR_HEAD_DIED = 7
+    ERR_UNSCHEDULABLE = 8    # payload: text
+
+cdef packed struct TaskHead:
+    uint8_t id[24]
+    uint8_t call_id[16]
+    uint64_t epoch           # of the callee's state that the caller knows; 0 = none
+    uint32_t fn
+    uint32_t attempt
+    uint32_t ancestors       # attempts of the caller's ancestors, folded
+    uint32_t depth
+    uint16_t nret
+    uint16_t ndeps
+    uint8_t kind
+    uint8_t flags
+    uint16_t reserved
+    uint64_t args_size
+
+cdef packed struct DepHead:
+    uint8_t kind
+    uint8_t id[28]
+    uint8_t owner[28]
+    uint64_t seg
+    uint64_t off
+    uint64_t size
+
+cdef packed struct ReplyHead:
+    uint8_t status
+    uint8_t held             # 1: released later, by the frame that says it is durable
+    uint16_t nret
+    uint32_t nborrow
+    uint64_t epoch
+
+cdef packed struct RetHead:
+    uint8_t kind
+    uint8_t is_error
+    uint16_t reserved
+    uint32_t ncontained
+    uint64_t seg
+    uint64_t off
+    uint64_t size

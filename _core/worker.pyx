@@ -1,0 +1,586 @@
+"""The executing side: take a call from the queue, run it, answer (the queue itself is execqueue.pyx's).
+
+The main thread leads the I/O while it has nothing to run. A plain worker and a plain actor run calls on it one at a
+time. With `max_concurrency` > 1 the main thread hands calls to a pool of threads; an async actor's event loop runs on
+the main thread and watches our epoll descriptor itself.
+
+Before a call begins, its number is written to the `started` word of the channel's ring, where the caller can read it
+after our death: what had not begun then has had no effect.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from ftray._core.borrows cimport borrow_grant, borrow_register_all, borrow_send
+from ftray._core.buf cimport Buf, buf_clear, buf_extend, buf_free, buf_init, buf_put
+from ftray._core.callargs cimport decode_args
+from ftray._core.channel cimport F_REPLY, FRAME_HEADER, FrameHeader, chan_begin, chan_commit
+from ftray._core.context cimport Context, context_begin, context_end
+from ftray._core.execqueue cimport EXEC_ACTOR_START, EXEC_TERMINATE
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, place_shared, usable, value_of
+from ftray._core.refs cimport refs_borrowed, refs_drain, refs_expose, refs_register
+from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
+from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, poll_now, wait_python
+from ftray._core.segments cimport segments_drain
+from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, decode_value, encode_error, encode_into
+from ftray._core.tasks cimport entry_set_shm
+from ftray._core.types cimport (CH_OPEN, OBJ_INLINE, OBJ_OWNED, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_copy, blob_drop,
+                                full_fence, load64, mono_ns, same_id, store32, store64, swap32)
+from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, DepHead, ReplyHead, RetHead, TaskHead
+
+cdef enum:
+    MODE_SYNC = 0
+    MODE_THREADS = 1
+    MODE_ASYNC = 2
+
+
+cdef bint work_here(Core *c, void *arg) noexcept nogil:
+    return not c.exec_queue.empty() or c.exit_requested
+
+
+cdef class Call:
+    """A call on its way through this process."""
+
+    cdef ExecTask t
+    cdef object function        # what to call
+    cdef str name               # for errors and logs
+    cdef object retry           # None, True or a tuple of exception classes
+    cdef tuple args
+    cdef dict kwargs
+    cdef list keep              # refs of the top-level arguments
+    cdef uint16_t nret
+
+    def __dealloc__(self):
+        blob_drop(self.t.frame)
+
+
+cdef class Executor:
+    """Runs calls. One per worker process.
+
+    Attributes
+    ----------
+    current : str
+        Name of what runs on the main thread (for the log's prefix), "" when idle.
+    """
+
+    cdef dict loaded            # definition bytes -> (callable, name, retry)
+    cdef dict methods           # name -> (bound method, name, retry, mutating)
+    cdef readonly object instance
+    cdef str class_name
+    cdef readonly str current
+    cdef object after_call      # the checkpoint session's hook, or None
+    cdef object pool            # SimpleQueue of the thread pool
+    cdef object loop
+    cdef int mode
+    cdef uint64_t finished
+    cdef public object start_actor          # callback: (payload bytes) -> None
+    cdef public object on_terminate         # callback: graceful end
+    cdef dict running_async                 # seq -> task, for cancellation
+
+    def __init__(self):
+        self.loaded = {}
+        self.methods = {}
+        self.current = ""
+        self.running_async = {}
+
+    # --- what to call
+
+    cdef tuple lookup(self, Channel *ch, uint32_t fn):
+        cdef Blob *b
+        if fn >= ch.fns.size() or ch.fns[fn].defn == NULL:
+            raise RuntimeError(f"call of an unknown function (index {fn})")
+        if ch.fns[fn].py != NULL:
+            return <tuple>ch.fns[fn].py
+        b = ch.fns[fn].defn
+        definition = PyBytes_FromStringAndSize(b.data, b.size)
+        entry = self.loaded.get(definition)
+        if entry is None:
+            entry = self.load(definition)
+            self.loaded[definition] = entry
+        ch.fns[fn].py = <void *>entry       # kept alive by `loaded`
+        return entry
+
+    cdef tuple load(self, bytes definition):
+        import pickle
+        if definition[0] == 1:
+            name = definition[1:].decode()
+            if self.instance is None:
+                raise RuntimeError(f"method {name!r} was called, but no actor lives here")
+            return getattr(self.instance, name), f"{self.class_name}.{name}", None
+        from ftray._pickling import unpickle_function
+        size = int.from_bytes(definition[1:5], "little")
+        name, retry = pickle.loads(definition[5:5 + size])
+        return unpickle_function(definition[5 + size:]), name, retry
+
+    # --- arguments
+
+    cdef object dep_value(self, DepHead *d, char *inline_bytes, list keep):
+        cdef Core *c = core()
+        cdef ObjectRef r
+        cdef ObjEntry *e
+        if d.kind == VALUE_INLINE:
+            return decode_value(inline_bytes, d.size, None)
+        r = blank_ref()
+        with nogil:
+            core_enter(c)
+            e = refs_borrowed(c, <Id28 *>d.id, <Id28 *>d.owner)
+            fill_ref(c, r, e)
+            if e.state < OBJ_INLINE:
+                entry_set_shm(c, e, d.seg, d.off, d.size)
+            core_leave(c)
+        keep.append(r)
+        return value_of(r, -1)
+
+    cdef int decode(self, Call call) except -1:
+        """Fill function and arguments in."""
+        cdef char *p = call.t.frame.data
+        cdef char *end = p + call.t.frame.size
+        cdef TaskHead *h = <TaskHead *>p
+        cdef DepHead *d
+        cdef list values = None
+        cdef uint16_t i
+        call.nret = h.nret
+        call.function, call.name, call.retry = self.lookup(call.t.ch, h.fn)
+        p += sizeof(TaskHead)
+        if h.ndeps:
+            values = []
+            call.keep = []
+            for i in range(h.ndeps):
+                d = <DepHead *>p
+                p += sizeof(DepHead)
+                if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
+                    raise RuntimeError("the frame of a call is cut short")
+                values.append(self.dep_value(d, p, call.keep))
+                if d.kind == VALUE_INLINE:
+                    p += d.size
+        if h.args_size > <uint64_t>(end - p):
+            raise RuntimeError("the frame of a call is cut short")
+        call.args, call.kwargs = decode_args(p, h.args_size, values, None)
+        return 0
+
+    # --- answers
+
+    cdef int put_value(self, Buf *b, object value, list refs) except -1:
+        """Append one return value: RetHead, bytes, contained refs."""
+        cdef size_t at = b.len
+        cdef list inner = []
+        cdef EncodedValue big
+        cdef uint64_t seg = 0, off = 0
+        cdef RetHead *r
+        if buf_extend(b, sizeof(RetHead)) == NULL:
+            raise MemoryError()
+        try:
+            big = encode_into(b, value, INLINE_LIMIT, inner)
+            if big is not None:
+                inner = big.refs
+                place_shared(core(), big, &seg, &off)
+        except BaseException:
+            b.len = at
+            raise
+        r = <RetHead *>(b.data + at)
+        memset(r, 0, sizeof(RetHead))
+        if big is None:
+            r.kind = VALUE_INLINE
+            r.size = b.len - at - sizeof(RetHead)
+        else:
+            r.kind = VALUE_SHM
+            r.seg, r.off, r.size = seg, off, big.size
+        r.ncontained = <uint32_t>len(inner)
+        for ref in inner:
+            self.put_ref(b, ref)
+        refs.extend(inner)
+        return 0
+
+    cdef int put_ref(self, Buf *b, ObjectRef ref) except -1:
+        cdef ObjEntry *e = usable(ref)
+        buf_put(b, e.id.b, 28)
+        if e.flags & OBJ_OWNED:
+            buf_put(b, core().worker_id.b, 28)
+        else:
+            buf_put(b, e.ext.owner.b, 28)
+        return 0
+
+    cdef int put_error(self, Buf *b, bytes payload, uint16_t nret) except -1:
+        """The same error for every return."""
+        cdef size_t at
+        cdef RetHead *r
+        cdef uint16_t i
+        for i in range(nret):
+            at = b.len
+            if buf_extend(b, sizeof(RetHead)) == NULL:
+                raise MemoryError()
+            encode_error(b, payload)
+            r = <RetHead *>(b.data + at)
+            memset(r, 0, sizeof(RetHead))
+            r.kind = VALUE_INLINE
+            r.is_error = 1
+            r.size = b.len - at - sizeof(RetHead)
+        return 0
+
+    cdef int put_results(self, Buf *b, Call call, object result, list refs) except -1:
+        if call.nret == 1:
+            return self.put_value(b, result, refs)
+        if call.nret == 0:
+            return 0
+        values = list(result)
+        if len(values) != call.nret:
+            raise ValueError(f"{call.name} should return num_returns={call.nret} values, but returned {len(values)}")
+        for v in values:
+            self.put_value(b, v, refs)
+        return 0
+
+    cdef int answer(self, Call call, object result, object error) except -1:
+        """Encode the outcome and send it. Never raises for what the user's values are."""
+        cdef Buf b
+        cdef list refs = []
+        cdef uint8_t status = REPLY_OK
+        buf_init(&b)
+        try:
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL:
+                raise MemoryError()
+            if error is None:
+                try:
+                    self.put_results(&b, call, result, refs)
+                except Exception as e:
+                    error = e
+                    refs = []
+                    b.len = sizeof(ReplyHead)
+            result = None
+            if error is not None:
+                status = self.error_status(call, error)
+                from ftray._task_errors import make_task_error
+                import os
+                self.put_error(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.describe()), call.nret)
+                error = None
+            self.release(call)
+            self.send(call, status, &b, refs)
+        finally:
+            buf_free(&b)
+        return 0
+
+    cdef str describe(self):
+        if self.instance is None:
+            return ""
+        try:
+            return repr(self.instance)[:200]
+        except Exception:
+            return f"<{self.class_name} whose repr() failed>"
+
+    cdef uint8_t error_status(self, Call call, object error):
+        if isinstance(error, KeyboardInterrupt):
+            return REPLY_CANCELLED
+        if call.retry is True or (call.retry and isinstance(error, call.retry)):
+            return REPLY_RETRY
+        return REPLY_ERROR
+
+    cdef int release(self, Call call) except -1:
+        """Drop everything of the call, so that refs it does not keep are gone when the answer is made."""
+        call.args = None
+        call.kwargs = None
+        call.keep = None
+        call.function = None
+        return 0
+
+    cdef int send(self, Call call, uint8_t status, Buf *b, list refs) except -1:
+        cdef Core *c = core()
+        cdef Channel *ch = call.t.ch
+        cdef ReplyHead *r = <ReplyHead *>b.data
+        cdef vector[ObjEntry *] inner
+        memset(r, 0, sizeof(ReplyHead))
+        r.status = status
+        r.nret = call.nret if status != REPLY_CANCELLED else 0
+        for ref in refs:
+            inner.push_back(usable(<ObjectRef>ref))
+        if core_try(c):
+            send_reply(c, ch, call.t.seq, b, &inner)
+            core_leave(c)
+        else:
+            with nogil:
+                core_enter(c)
+                send_reply(c, ch, call.t.seq, b, &inner)
+                core_leave(c)
+        self.finished += 1
+        return 0
+
+    # --- running
+
+    cdef Call next_call(self):
+        """The next thing to run, waiting for it; None when this process shall end."""
+        cdef Core *c = core()
+        cdef Call call = Call.__new__(Call)
+        while True:
+            if core_try(c):
+                if not c.exec_queue.empty():
+                    begin(c, &call.t, self.mode)
+                    core_leave(c)
+                    return call
+                core_leave(c)
+            if c.exit_requested:
+                return None
+            wait_python(c, work_here, NULL, -1)
+
+    def run(self):
+        """Run calls until ftrayd says that it is enough (or is gone)."""
+        cdef Call call
+        cdef Core *c = core()
+        while True:
+            call = self.next_call()
+            if call is None:
+                return
+            if call.t.ch == NULL:
+                if call.t.seq == EXEC_TERMINATE:
+                    self.on_terminate(1)
+                    return
+                self.start_actor(call.t.frame.data[:call.t.frame.size])
+                if self.mode == MODE_ASYNC:
+                    return self.run_async()
+            elif self.mode == MODE_THREADS:
+                self.pool.put(call)
+            else:
+                self.execute(call)
+            call = None
+
+    cdef int execute(self, Call call) except -1:
+        """Run one call on this thread."""
+        cdef Core *c = core()
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef Context saved
+        cdef object result = None, error = None
+        context_begin(&saved, h.id, h.call_id, h.attempt, h.depth)
+        try:
+            self.decode(call)
+            self.current = call.name
+            if call.kwargs is None:
+                result = call.function(*call.args)
+            else:
+                result = call.function(*call.args, **call.kwargs)
+        except SystemExit as e:
+            self.leave(e)
+        except BaseException as e:
+            error = e
+        c.running_seq = 0
+        context_end(&saved)
+        if call.name is None:
+            call.name = "?"
+            call.nret = h.nret
+        if error is not None:
+            error.__traceback__ = clean(error.__traceback__)
+        elif self.after_call is not None:
+            try:
+                self.after_call(call.name)
+            except Exception as e:
+                error = e
+        self.answer(call, result, error)
+        c.running_ch = NULL
+        return 0
+
+    def leave(self, error):
+        """The user's code ends the process (sys.exit, exit_actor): as if it had died, but with its own code."""
+        import os
+        import sys
+        code = error.code
+        if not isinstance(code, int):
+            if code is not None:
+                print(code, file=sys.stderr)
+            code = 0 if code is None else 1
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        flush_all()
+        os._exit(code & 0xFF)
+
+    def become_actor(self, instance, str class_name, after_call, int max_concurrency, bint is_async):
+        """From now on this process is an actor."""
+        import threading
+        import queue
+        self.instance = instance
+        self.class_name = class_name
+        self.after_call = after_call
+        if is_async:
+            self.mode = MODE_ASYNC
+        elif max_concurrency > 1:
+            self.mode = MODE_THREADS
+            self.pool = queue.SimpleQueue()
+            for i in range(max_concurrency):
+                threading.Thread(target=self.serve, name=f"ftray-call-{i}", daemon=True).start()
+
+    def serve(self):
+        """One thread of a threaded actor."""
+        cdef Call call
+        while True:
+            call = self.pool.get()
+            self.execute(call)
+            call = None
+
+    def cancel_due(self):
+        """Is a cancellation under way for exactly the call that the main thread is in?"""
+        cdef Core *c = core()
+        return c.running_seq != 0 and c.cancel_seq == c.running_seq and c.cancel_ch == c.running_ch
+
+    # --- async actors
+
+    def run_async(self):
+        import asyncio
+        asyncio.run(self.async_main())
+
+    async def async_main(self):
+        import asyncio
+        cdef Core *c = core()
+        self.loop = asyncio.get_running_loop()
+        stop = self.loop.create_future()
+        self.loop.add_reader(c.epoll_fd, self.async_step, stop)
+        self.loop.call_soon(self.async_step, stop)
+        await stop
+        self.loop.remove_reader(c.epoll_fd)
+
+    def async_step(self, stop):
+        """Take what has come, start it, and let peers ring the bell while the loop is busy elsewhere."""
+        cdef Core *c = core()
+        cdef Call call
+        cdef bint more = True
+        while more:
+            with nogil:
+                core_enter(c)
+                poll_now(c)
+                core_leave(c)
+            while True:
+                call = Call.__new__(Call)
+                with nogil:
+                    core_enter(c)
+                    more = not c.exec_queue.empty()
+                    if more:
+                        begin(c, &call.t, MODE_ASYNC)
+                    core_leave(c)
+                if not more:
+                    break
+                if call.t.ch == NULL:
+                    self.on_terminate(1)
+                    stop.set_result(None)
+                    return
+                self.start_async(call)
+            if c.exit_requested:
+                if not stop.done():
+                    stop.set_result(None)
+                return
+            with nogil:
+                core_enter(c)
+                c.loop_armed = True
+                swap32(&c.me.asleep, 1)
+                full_fence()
+                more = load64(&c.me.summary) != 0 or not c.exec_queue.empty()
+                if more:
+                    store32(&c.me.asleep, 0)
+                    c.loop_armed = False
+                core_leave(c)
+
+    cdef int start_async(self, Call call) except -1:
+        cdef Context saved
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        try:
+            self.decode(call)
+        except Exception as e:
+            call.name = call.name or "?"
+            call.nret = h.nret
+            self.answer(call, None, e)
+            return 0
+        task = self.loop.create_task(self.run_coroutine(call))
+        self.running_async[call.t.seq] = task
+        return 0
+
+    async def run_coroutine(self, Call call):
+        cdef Core *c = core()
+        result = error = None
+        try:
+            result = call.function(*call.args, **(call.kwargs or {}))
+            if hasattr(result, "__await__"):
+                result = await result
+            if self.after_call is not None:
+                self.after_call(call.name)
+        except SystemExit as e:
+            self.leave(e)
+        except BaseException as e:
+            error = e
+        self.running_async.pop(call.t.seq, None)
+        self.answer(call, result, error)
+
+
+cdef object clean(object tb):
+    """A traceback without the executor's own frames."""
+    return tb
+
+
+cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
+    """Take the first call off the queue and mark it as begun. Needs the lock."""
+    out[0] = c.exec_queue.front()
+    c.exec_queue.pop_front()
+    if out.ch != NULL:
+        if out.ch.map != NULL:
+            store64(&out.ch.out.h.started, out.seq)
+        if mode == MODE_SYNC:
+            c.running_ch = out.ch
+            c.running_seq = out.seq
+
+
+cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:
+    """Register what the answer hands over or keeps, then send it (or hold it until that is acknowledged)."""
+    cdef vector[ObjEntry *] mine
+    cdef ReplyHead *r = <ReplyHead *>b.data
+    cdef FrameHeader *h
+    cdef uint64_t size
+    cdef string frame
+    cdef size_t i
+    cdef char *p
+    ch.exec_pending -= 1
+    if ch.state != CH_OPEN:
+        return
+    refs_drain(c)
+    segments_drain(c)
+    for i in range(inner.size()):
+        refs_expose(c, inner[0][i])
+        borrow_grant(c, inner[0][i], &ch.worker)
+    if not c.unregistered.empty():
+        for i in range(c.unregistered.size()):
+            if same_id(&c.unregistered[i].ext.owner, &ch.worker):
+                mine.push_back(c.unregistered[i])
+        for i in range(mine.size()):
+            refs_register(c, mine[i])
+        borrow_register_all(c, &ch.worker)
+    r.nborrow = <uint32_t>mine.size()
+    size = FRAME_HEADER + b.len + 28 * mine.size()
+    if c.pending_adds == 0:
+        p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
+    else:
+        frame.resize(size)
+        h = <FrameHeader *>frame.data()
+        h.size = <uint32_t>size
+        h.kind = F_REPLY
+        h.flags = 0
+        h.aux = 0
+        h.seq = seq
+        p = <char *>frame.data() + FRAME_HEADER
+    memcpy(p, b.data, b.len)
+    p += b.len
+    for i in range(mine.size()):
+        memcpy(p, mine[i].id.b, 28)
+        p += 28
+    if c.pending_adds == 0:
+        chan_commit(c, ch, size)
+    else:
+        borrow_send(c, ch, &frame)
+
+
+cdef void flush_all() noexcept:
+    """Everything written so far leaves this process."""
+    cdef Core *c = core()
+    with nogil:
+        core_enter(c)
+        core_poll(c)
+        core_leave(c)
+
+
+def flush():
+    """Send everything that this process has written so far."""
+    flush_all()

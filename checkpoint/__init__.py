@@ -1,0 +1,115 @@
+"""Checkpoints: actors whose state survives crashes.
+
+    class Counter(ftray.Checkpointable, store="/var/lib/app/ckpt", every=100): ...
+
+See docs/checkpoint-guide.md. The names below are the public interface; engines use
+`ftray.checkpoint.engine`, tests `ftray.checkpoint.testing`. Importing this package loads next to nothing:
+each name is loaded when first used.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # as in typing, which is not worth loading for it
+_HOME = {
+    "Checkpointable": "actor",
+    "readonly": "actor",
+    "CheckpointReader": "reader",
+    "SnapshotInfo": "reader",
+    "open": "reader",
+    "ActorIdentity": "host",
+    "Host": "host",
+    "Incident": "host",
+    "Store": "stores",
+    "CheckpointCaptureError": "errors",
+    "CheckpointCorruptedError": "errors",
+    "CheckpointError": "errors",
+    "CheckpointFormatError": "errors",
+    "CheckpointLoadError": "errors",
+    "CheckpointMismatchError": "errors",
+    "CheckpointNotFoundError": "errors",
+    "CheckpointOptionError": "errors",
+    "CheckpointSaveError": "errors",
+    "CheckpointStoreError": "errors",
+    "CheckpointTimeoutError": "errors",
+    "CheckpointVersionError": "errors",
+    "FencedError": "errors",
+    "NoSessionError": "errors",
+    "UnsupportedOptionError": "errors",
+    "UnsupportedStoreError": "errors",
+    "UntrustedStoreError": "errors",
+}
+_OTHER_NAME = {"open": "open_reader"}
+_SUBMODULES = frozenset({"engine", "errors", "faults", "host", "testing"})
+
+__all__ = [
+    "ActorIdentity",
+    "CheckpointCaptureError",
+    "CheckpointCorruptedError",
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointLoadError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "CheckpointOptionError",
+    "CheckpointReader",
+    "CheckpointSaveError",
+    "CheckpointStoreError",
+    "CheckpointTimeoutError",
+    "CheckpointVersionError",
+    "Checkpointable",
+    "FencedError",
+    "Host",
+    "Incident",
+    "NoSessionError",
+    "SnapshotInfo",
+    "Store",
+    "UnsupportedOptionError",
+    "UnsupportedStoreError",
+    "UntrustedStoreError",
+    "open",
+    "readonly",
+]
+
+if TYPE_CHECKING:
+    from .actor import Checkpointable as Checkpointable
+    from .actor import readonly as readonly
+    from .errors import CheckpointCaptureError as CheckpointCaptureError
+    from .errors import CheckpointCorruptedError as CheckpointCorruptedError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import CheckpointFormatError as CheckpointFormatError
+    from .errors import CheckpointLoadError as CheckpointLoadError
+    from .errors import CheckpointMismatchError as CheckpointMismatchError
+    from .errors import CheckpointNotFoundError as CheckpointNotFoundError
+    from .errors import CheckpointOptionError as CheckpointOptionError
+    from .errors import CheckpointSaveError as CheckpointSaveError
+    from .errors import CheckpointStoreError as CheckpointStoreError
+    from .errors import CheckpointTimeoutError as CheckpointTimeoutError
+    from .errors import CheckpointVersionError as CheckpointVersionError
+    from .errors import FencedError as FencedError
+    from .errors import NoSessionError as NoSessionError
+    from .errors import UnsupportedOptionError as UnsupportedOptionError
+    from .errors import UnsupportedStoreError as UnsupportedStoreError
+    from .errors import UntrustedStoreError as UntrustedStoreError
+    from .host import ActorIdentity as ActorIdentity
+    from .host import Host as Host
+    from .host import Incident as Incident
+    from .reader import CheckpointReader as CheckpointReader
+    from .reader import SnapshotInfo as SnapshotInfo
+    from .reader import open_reader as open
+    from .stores import Store as Store
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), _OTHER_NAME.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME, *_SUBMODULES])

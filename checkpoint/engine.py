@@ -1,0 +1,202 @@
+"""The engine's side of the toolkit: three functions and one object.
+
+* `spec_of(cls, overrides)` where the actor is created: what to put into the actor's record.
+* `open(instance, host, spec)` in the actor's process, after ``__init__``: restores, and returns the
+`ActorSession`. * `discard(spec, identity)` when an actor is gone for good: removes the snapshots of an
+unnamed one.
+
+Around each method the engine calls `ActorSession.before_call` (only if ``max_concurrency > 1``) and
+`ActorSession.after_call`; methods named in `ActorSession.entry_points` run from there; a planned end is
+`ActorSession.close`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from . import actor, capture, faults
+from .errors import (
+    CheckpointError,
+    CheckpointLoadError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    CheckpointOptionError,
+    UnsupportedStoreError,
+)
+from .host import ActorIdentity, Host, Incident
+from .keys import key_of
+from .options import Options, validate
+from .session import ActorSession
+from .snapshots import Loaded, Past, SnapshotLog
+from .state import attribute_names, drop_attributes
+from .stores import connect, resolve_url
+from .stores.protocol import Store
+
+__all__ = ["ActorSession", "discard", "open", "spec_of"]
+
+
+def spec_of(cls: type, overrides: Mapping[str, object] | None = None) -> dict[str, object] | None:
+    """Return what all incarnations of an actor must know, as a plain dict; None if `cls` is not
+    `Checkpointable`.
+
+    Parameters
+    ----------
+    cls : type
+    overrides : mapping, optional
+        Options given to this actor alone, such as ``{"checkpoint_key": "shard-3"}``.
+
+    Raises
+    ------
+    CheckpointOptionError
+        An option is wrong, or overrides are given for a class that is not `Checkpointable`.
+    """
+    if not issubclass(cls, actor.Checkpointable):
+        if overrides:
+            raise CheckpointOptionError(
+                f"{', '.join(sorted(overrides))} given for {cls.__name__}, which is not Checkpointable: "
+                "derive it from ftray.Checkpointable"
+            )
+        return None
+    given = {**actor.given_options(cls), **(overrides or {})}
+    options = validate(given)
+    return {**given, "store": resolve_url(options.store)}
+
+
+def open(
+    instance: actor.Checkpointable,
+    host: Host,
+    spec: Mapping[str, object] | None = None,
+    *,
+    store: Store | None = None,
+) -> ActorSession:
+    """Restore an actor's state and begin its session. Call after ``__init__`` and before the first method.
+
+    Parameters
+    ----------
+    instance : Checkpointable
+    host : Host
+    spec : mapping, optional
+        What `spec_of` returned; computed here if not given.
+    store : Store, optional
+        Use this store object in place of the one that the specification names.
+
+    Raises
+    ------
+    CheckpointCaptureError
+        The state as ``__init__`` left it cannot be saved; raised before anything is touched.
+    CheckpointCorruptedError, CheckpointLoadError, CheckpointNotFoundError, CheckpointMismatchError,
+    CheckpointVersionError
+        There is nothing fit to restore, or it does not fit the class.
+    """
+    options = validate(spec if spec is not None else spec_of(type(instance)) or {})
+    if store is None:
+        store = connect(options.store)
+    _check_durability(options, store)
+    key = key_of(host.identity, options.checkpoint_key)
+    session = ActorSession(instance, host, options, key, SnapshotLog(store, key.text, options.keep))
+    session.trial_capture()
+    names_after_init = attribute_names(instance)
+    log = session.log
+    log.claim(_holder(host))
+    past = _restore(instance, host, options, log)
+    log.seal(past.newest.name if past.newest else None, past.history)
+    session.start(names_after_init, past)
+    actor.sessions[id(instance)] = session
+    return session
+
+
+def discard(spec: Mapping[str, object], identity: ActorIdentity) -> bool:
+    """Remove the snapshots of an unnamed actor that is gone for good; False if its key outlives it."""
+    options = validate(spec)
+    key = key_of(identity, options.checkpoint_key)
+    if key.ephemeral:
+        connect(options.store).remove(key.text)
+    return key.ephemeral
+
+
+def _check_durability(options: Options, store: Store) -> None:
+    if options.durability is not None and options.durability not in store.survives:
+        raise UnsupportedStoreError(
+            f"durability={options.durability!r} was asked for, and {store.url} survives only: "
+            f"{', '.join(sorted(store.survives)) or 'nothing'}. Choose another store, or a lower durability"
+        )
+
+
+def _holder(host: Host) -> dict[str, Any]:
+    return {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "incarnation": host.incarnation,
+        "actor": host.identity.unique_id,
+        "class": host.identity.class_name,
+    }
+
+
+def _restore(instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog) -> Past:
+    if options.restore == "never":
+        return Past(None, [], [], [], "")
+    past = log.find_past()
+    for line in [*past.skipped, *past.notes]:
+        host.report_incident(
+            Incident("snapshot_skipped", f"checkpoint key {log.key!r} in {log.store.url}: {line}")
+        )
+    if past.newest is None:
+        if options.restore == "require":
+            raise CheckpointNotFoundError(
+                f"restore='require', and there is no snapshot under checkpoint key {log.key!r} "
+                f"in {log.store.url}; use restore='auto' for the first start"
+            )
+        if past.ignored:
+            ids = ", ".join(name.id for name in past.ignored)
+            host.report_incident(
+                Incident("history_ignored", f"checkpoint key {log.key!r}: {ids} belong to an earlier history")
+            )
+        return past
+    _load_into(instance, host, options, log, past.newest)
+    if faults.active:
+        faults.hit("restore.loaded")
+    return past
+
+
+def _load_into(
+    instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog, loaded: Loaded
+) -> None:
+    fields = loaded.header.fields
+    _check_class(instance, host, options, log, fields)
+    what = f"snapshot {loaded.name.id} of checkpoint key {log.key!r} (written by {fields['class']})"
+    try:
+        state = capture.load(loaded.segments)
+        if fields["state_version"] != options.checkpoint_version:
+            state = instance.migrate_checkpoint(state, fields["state_version"])
+        instance.load_checkpoint(state)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointLoadError(
+            f"{what} is whole, but loading it raised {type(error).__name__}: {error}. Fix the class "
+            "(load_checkpoint, migrate_checkpoint, imports) and start again; the snapshot is untouched"
+        ) from error
+    if fields["state_version"] == options.checkpoint_version:
+        drop_attributes(instance, fields["deleted"])
+    host.report_incident(
+        Incident(
+            "restored",
+            f"{host.identity.class_name} restored from {what}",
+            details={"snapshot": loaded.name.id},
+        )
+    )
+
+
+def _check_class(
+    instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog, fields: Mapping[str, Any]
+) -> None:
+    known = {c.__name__ for c in type(instance).__mro__ if issubclass(c, actor.Checkpointable)}
+    known |= {host.identity.class_name, *options.formerly}
+    if fields["class"] not in known:
+        raise CheckpointMismatchError(
+            f"checkpoint key {log.key!r} in {log.store.url} holds the state of class {fields['class']!r}, "
+            f"and this actor is a {host.identity.class_name!r}. Use another checkpoint_key or actor name or, "
+            f"if the class was renamed, formerly={fields['class']!r}"
+        )

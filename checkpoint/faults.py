@@ -1,0 +1,115 @@
+"""Named fault points: die, or fail, at one exact step of a save, a delete, a claim or a restore.
+
+Owns the list of points and what is armed. Invariants: when nothing is armed a point costs one test of a
+module global; arming an unknown name raises, so a renamed step cannot silently lose its test. Points are
+armed by ``FTRAY_CHECKPOINT_FAULT=name[:exit|raise[:nth]]`` (read once, at import) or by `armed`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_STATUS = 86
+"""Exit status of a process that died at a fault point."""
+
+POINTS: tuple[str, ...] = (
+    "file.mkdir.created",
+    "file.claim.created",
+    "file.claim.written",
+    "file.seal.begin",
+    "file.seal.written",
+    "file.seal.renamed",
+    "file.settle.begin",
+    "file.settle.synced",
+    "file.settle.dir_synced",
+    "file.settle.dropped",
+    "file.settle.swept",
+    "file.put.begin",
+    "file.put.temp_created",
+    "file.put.half_written",
+    "file.put.written",
+    "file.put.synced",
+    "file.put.fence_checked",
+    "file.put.renamed",
+    "file.put.dir_synced",
+    "file.put.fence_rechecked",
+    "file.delete.begin",
+    "file.delete.unlinked",
+    "save.announced",
+    "restore.claimed",
+    "restore.verified",
+    "restore.loaded",
+    "restore.sealed",
+)
+"""Every fault point, in the order of the steps."""
+
+
+class FaultError(OSError):
+    """Raised at a point armed with ``raise`` when no other exception was given."""
+
+
+class _Armed:
+    __slots__ = ("action", "nth", "point")
+
+    def __init__(self, point: str, action: str | BaseException, nth: int) -> None:
+        if point not in POINTS:
+            raise ValueError(f"unknown fault point {point!r}; known: {', '.join(POINTS)}")
+        if isinstance(action, str) and action not in ("exit", "raise"):
+            raise ValueError(f"unknown fault action {action!r}; allowed: 'exit', 'raise' or an exception")
+        if nth < 1:
+            raise ValueError(f"nth counts from 1, got {nth}")
+        self.point, self.action, self.nth = point, action, nth
+
+    def hit(self, point: str) -> None:
+        if point != self.point:
+            return
+        self.nth -= 1
+        if self.nth:
+            return
+        if isinstance(self.action, BaseException):
+            raise self.action
+        if self.action == "raise":
+            raise FaultError(5, f"fault point {point}")
+        os._exit(EXIT_STATUS)
+
+
+def _from_environment() -> _Armed | None:
+    text = os.environ.get("FTRAY_CHECKPOINT_FAULT", "")
+    if not text:
+        return None
+    point, _, rest = text.partition(":")
+    action, _, nth = rest.partition(":")
+    return _Armed(point, action or "exit", int(nth or 1))
+
+
+active: _Armed | None = _from_environment()
+
+
+def hit(point: str) -> None:
+    """Die or fail here if `point` is armed. Call as ``if faults.active: faults.hit(name)``."""
+    if active is not None:
+        active.hit(point)
+
+
+@contextmanager
+def armed(point: str, action: str | BaseException = "exit", nth: int = 1) -> Iterator[None]:
+    """Arm one point inside a ``with`` block.
+
+    Parameters
+    ----------
+    point : str
+        One of `POINTS`.
+    action : {"exit", "raise"} or BaseException
+        ``"exit"`` ends the process by `os._exit` with `EXIT_STATUS`, as a crash would; an exception is
+        raised as it is.
+    nth : int
+        Act at the n-th time the point is reached, counted from 1.
+    """
+    global active
+    before, active = active, _Armed(point, action, nth)
+    try:
+        yield
+    finally:
+        active = before

@@ -1,0 +1,202 @@
+"""The snapshot file, format version 1: encoding, reading, verification. Knows no store.
+
+Layout (little-endian; see docs/storage-format.md):
+
+    prefix   32 bytes   magic 8s, format version u16, zero u16, header length u32, payload length u64,
+                        CRC-32 of the header u32, CRC-32 of the 28 bytes before u32
+    header   JSON       who wrote what, segment lengths, SHA-256 of the payload; padded with blanks to 64
+    bytes payload             the pickle stream, then the out-of-band buffers, each padded with zeros to 64
+    bytes footer   24 bytes   length of the whole file u64, first 8 bytes of the payload's SHA-256, end
+    magic 8s
+
+Invariants: a file verifies only if every byte of it is as written; what a reader allocates is bounded by
+the file's own length; a format once released is read for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from .errors import CheckpointFormatError
+
+FORMAT_VERSION = 1
+MAGIC = b"\x89FTCKP\r\n"
+END_MAGIC = b"FTCKPEND"
+_PREFIX = struct.Struct("<8sHHIQII")
+_FOOTER = struct.Struct("<Q8s8s")
+_ALIGN = 64
+_CHUNK = 1 << 20
+_MAX_HEADER = 16 << 20
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Header(NamedTuple):
+    """What a snapshot says of itself.
+
+    ``fields`` are the JSON header: class, module, state_version, key, history, epoch, sequence, boot_id,
+    created_unix_s, calls, reason, deleted, python, digest, segments.
+    """
+
+    fields: Mapping[str, Any]
+    payload_offset: int
+    payload_length: int
+    file_length: int
+
+    @property
+    def segments(self) -> list[int]:
+        """Lengths in bytes of the pickle stream and of each buffer."""
+        return list(self.fields["segments"])
+
+
+def _padding(length: int) -> int:
+    return -length % _ALIGN
+
+
+def encode(fields: Mapping[str, Any], segments: Sequence[Buffer]) -> list[Buffer]:
+    """Return the parts of a snapshot file, in order, without copying `segments`.
+
+    Parameters
+    ----------
+    fields : mapping
+        JSON values; ``digest`` and ``segments`` are added.
+    segments : sequence of bytes-like
+        The pickle stream and its out-of-band buffers.
+    """
+    digest = hashlib.sha256()
+    payload: list[Buffer] = []
+    payload_length = 0
+    for segment in segments:
+        padding = bytes(_padding(len(segment)))
+        digest.update(segment)
+        digest.update(padding)
+        payload += [segment, padding] if padding else [segment]
+        payload_length += len(segment) + len(padding)
+    text = json.dumps(
+        {**fields, "digest": f"sha256:{digest.hexdigest()}", "segments": [len(s) for s in segments]},
+        ensure_ascii=True,
+        sort_keys=True,
+    ).encode()
+    text += b" " * _padding(_PREFIX.size + len(text))
+    start = _PREFIX.pack(MAGIC, FORMAT_VERSION, 0, len(text), payload_length, zlib.crc32(text), 0)[:-4]
+    head = start + struct.pack("<I", zlib.crc32(start)) + text
+    length = len(head) + payload_length + _FOOTER.size
+    return [head, *payload, _FOOTER.pack(length, digest.digest()[:8], END_MAGIC)]
+
+
+def _read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise CheckpointFormatError(f"truncated: {len(data)} of {size} bytes of the {what}")
+    return data
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read and check prefix and header from the start of `file`; the payload is not looked at.
+
+    Raises
+    ------
+    CheckpointFormatError
+        Saying which part is wrong.
+    """
+    file_length = file.seek(0, 2)
+    file.seek(0)
+    start = _read_exactly(file, _PREFIX.size, "prefix")
+    magic, version, _, header_length, payload_length, header_crc, prefix_crc = _PREFIX.unpack(start)
+    if magic != MAGIC:
+        raise CheckpointFormatError(f"not a snapshot: begins with {magic!r}")
+    if zlib.crc32(start[:-4]) != prefix_crc:
+        raise CheckpointFormatError("the prefix does not match its checksum")
+    if version != FORMAT_VERSION:
+        raise CheckpointFormatError(f"format version {version}; this release reads version {FORMAT_VERSION}")
+    expected = _PREFIX.size + header_length + payload_length + _FOOTER.size
+    if expected != file_length:
+        raise CheckpointFormatError(f"{file_length} bytes long where {expected} were written")
+    if header_length > _MAX_HEADER:
+        raise CheckpointFormatError(f"a header of {header_length} bytes; allowed: {_MAX_HEADER}")
+    text = _read_exactly(file, header_length, "header")
+    if zlib.crc32(text) != header_crc:
+        raise CheckpointFormatError("the header does not match its checksum")
+    header = Header(json.loads(text), _PREFIX.size + header_length, payload_length, file_length)
+    if sum(n + _padding(n) for n in header.segments) != payload_length:
+        raise CheckpointFormatError("the segment lengths do not add up to the payload")
+    return header
+
+
+def _check_footer(file: BinaryIO, header: Header, digest: bytes) -> None:
+    length, start, end = _FOOTER.unpack(_read_exactly(file, _FOOTER.size, "footer"))
+    if (length, start, end) != (header.file_length, digest[:8], END_MAGIC):
+        raise CheckpointFormatError("the footer does not match the file")
+
+
+def _check_digest(header: Header, digest: bytes) -> None:
+    name, _, hexadecimal = str(header.fields["digest"]).partition(":")
+    if name != "sha256":
+        raise CheckpointFormatError(f"unknown digest {name!r}; known: sha256")
+    if digest.hex() != hexadecimal:
+        raise CheckpointFormatError("the payload does not match its SHA-256")
+
+
+def read(file: BinaryIO) -> tuple[Header, list[bytearray]]:
+    """Read a whole snapshot and verify every byte.
+
+    Returns
+    -------
+    header : Header
+    segments : list of bytearray
+        The pickle stream and its buffers, each in memory of its own, so that a restored array keeps only
+        itself alive.
+    """
+    header = read_header(file)
+    digest = hashlib.sha256()
+    segments = []
+    for size in header.segments:
+        segment = bytearray(size)
+        view, done = memoryview(segment), 0
+        while done < size:
+            got = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not got:
+                raise CheckpointFormatError(f"truncated: {done} of {size} bytes of a segment")
+            done += got
+        digest.update(segment)
+        digest.update(_read_exactly(file, _padding(size), "padding"))
+        segments.append(segment)
+    _check_digest(header, digest.digest())
+    _check_footer(file, header, digest.digest())
+    return header, segments
+
+
+def verify(file: BinaryIO) -> Header:
+    """Verify every byte of a snapshot in constant memory."""
+    header = read_header(file)
+    digest = hashlib.sha256()
+    left = header.payload_length
+    while left:
+        chunk = _read_exactly(file, min(left, _CHUNK), "payload")
+        digest.update(chunk)
+        left -= len(chunk)
+    _check_digest(header, digest.digest())
+    _check_footer(file, header, digest.digest())
+    return header
+
+
+def encode_record(fields: Mapping[str, Any]) -> bytes:
+    """Encode a small record (claim, seal): its CRC-32 in hexadecimal, a blank, one line of JSON."""
+    text = json.dumps(fields, ensure_ascii=True, sort_keys=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def decode_record(raw: bytes) -> dict[str, Any]:
+    """Undo `encode_record`; raises `CheckpointFormatError` if a byte has changed."""
+    crc, _, text = raw.rstrip(b"\n").partition(b" ")
+    if crc != b"%08x" % zlib.crc32(text):
+        raise CheckpointFormatError(f"the record does not match its checksum: {raw[:60]!r}")
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise CheckpointFormatError(f"the record is not a JSON object: {raw[:60]!r}")
+    return fields

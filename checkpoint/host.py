@@ -1,0 +1,91 @@
+"""The Host protocol: all that the toolkit asks of the engine that runs an actor.
+
+An engine implements `Host` and drives one `ActorSession` per actor process (see `engine`). Nothing else
+passes between the two, so that any engine can run the same `Checkpointable` classes.
+
+What the engine promises
+    * One session per actor process; an old incarnation is dead, or about to be killed, when a new one
+      opens its own.
+    * `ActorSession.after_call` after each method, on its thread, before the next one starts there.
+    * Actions given to `run_between_calls` run while no method of a serial actor runs, also when it is idle.
+What the toolkit promises
+    * No call into the host from `after_call` in the usual case; none of its calls expects the host to block.
+    * `report_incident` and `fenced` may come from the toolkit's background thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+
+class ActorIdentity(NamedTuple):
+    """Who an actor is, as far as its snapshots care.
+
+    Attributes
+    ----------
+    namespace : str
+    name : str
+        Empty for an unnamed actor.
+    unique_id : str
+        Never used by another actor on any store: contains the session's random nonce, never only a job
+        number.
+    class_name : str
+        The user's class, as people know it.
+    """
+
+    namespace: str
+    name: str
+    unique_id: str
+    class_name: str
+
+
+class Incident(NamedTuple):
+    """Something that people should see, as one line.
+
+    ``kind`` is one of ``restored``, ``snapshot_skipped``, ``history_ignored``, ``save_failed``,
+    ``save_starved``, ``final_save_failed``, ``hook_failed``, ``fenced``; ``fatal`` says that saving has
+    ended.
+    """
+
+    kind: str
+    message: str
+    error: BaseException | None = None
+    fatal: bool = False
+    details: Mapping[str, object] = {}
+
+
+class Host(Protocol):
+    """What an engine tells the toolkit about one actor process, and does for it."""
+
+    @property
+    def identity(self) -> ActorIdentity:
+        """Who the actor is. The same for all its incarnations."""
+
+    @property
+    def incarnation(self) -> int:
+        """1 for the first process of the actor, then 2, 3, ... For people; what fences is the epoch."""
+
+    @property
+    def is_reconstructed(self) -> bool:
+        """Whether an earlier incarnation of this very actor ended without intent."""
+
+    @property
+    def max_concurrency(self) -> int:
+        """How many methods may run at once. Above 1 the engine also calls `ActorSession.before_call`."""
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the methods run on an asyncio loop."""
+
+    def run_between_calls(self, action: Callable[[], None]) -> None:
+        """Run `action` soon on the actor's thread (its loop), between two methods, also when no call comes.
+
+        Callable from any thread. Actions run in the order given, before the next method starts.
+        """
+
+    def report_incident(self, incident: Incident) -> None:
+        """Make `incident` visible to people. Callable from any thread; does not raise."""
+
+    def fenced(self, error: BaseException) -> None:
+        """A newer incarnation holds the key: end this process because of `error`, do not restart it."""

@@ -1,0 +1,163 @@
+"""What a `Checkpointable` class may be told: names, defaults, validation.
+
+Pure. Owns the meaning of the class keywords; leaves where they are kept to `actor` and what they do to
+`session`. A *specification* is the validated options of one actor as a plain dict: it is computed where the
+actor is created, travels with the actor's record, and is the same for all its incarnations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .errors import CheckpointOptionError, UnsupportedOptionError
+
+STORE_VARIABLE = "FTRAY_CHECKPOINT_STORE"
+
+DEFAULTS: dict[str, object] = {
+    "store": None,
+    "every": 100,
+    "interval_s": None,
+    "keep": 2,
+    "checkpoint_key": None,
+    "restore": "auto",
+    "checkpoint_version": 1,
+    "durability": None,
+    "formerly": (),
+    "exactly_once": False,
+}
+
+RESTORE_MODES = ("auto", "never", "require")
+DURABILITIES = ("process", "power")
+
+
+class Options(NamedTuple):
+    """The validated options of one actor; see `Checkpointable` for what each means."""
+
+    store: str
+    every: int | None
+    interval_s: float | None
+    keep: int
+    checkpoint_key: str | None
+    restore: str
+    checkpoint_version: int
+    durability: str | None
+    formerly: tuple[str, ...]
+
+
+def default_store() -> str:
+    """Return the store used when a class names none.
+
+    ``$FTRAY_CHECKPOINT_STORE`` if set, else ``$XDG_STATE_HOME/ftray/checkpoints``, where ``XDG_STATE_HOME``
+    is ``~/.local/state`` unless set.
+    """
+    named = os.environ.get(STORE_VARIABLE, "")
+    if named:
+        return named
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.local/state")
+    return os.path.join(base, "ftray", "checkpoints")
+
+
+def _wrong(name: str, value: object, allowed: str) -> CheckpointOptionError:
+    return CheckpointOptionError(f"{name}={value!r} is not allowed; {name} is {allowed}")
+
+
+def _integer(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _wrong(name, value, f"an integer of at least {least}")
+    return value
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise _wrong("interval_s", value, "a positive number of seconds, or None for no saving by time")
+    return float(value)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise _wrong(name, value, "one of " + ", ".join(repr(a) for a in allowed))
+    return str(value)
+
+
+def _key(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise _wrong("checkpoint_key", value, "a non-empty string, or None for namespace/name")
+    return value
+
+
+def _names(value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) and n for n in names):
+        raise _wrong("formerly", value, "a class name or a tuple of class names")
+    return tuple(names)
+
+
+def _store(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise _wrong("store", value, "a path or a URL such as file:///path")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text:
+        raise _wrong("store", value, "a non-empty path or URL")
+    return text
+
+
+def plain(given: Mapping[str, object]) -> dict[str, object]:
+    """Return `given` with paths as text and sequences as tuples, refusing names that are not options."""
+    for name in given:
+        if name not in DEFAULTS:
+            raise CheckpointOptionError(
+                f"{name!r} is not an option of Checkpointable; allowed: {', '.join(sorted(DEFAULTS))}"
+            )
+    out = dict(given)
+    if "store" in out:
+        out["store"] = _store(out["store"])
+    if "formerly" in out:
+        out["formerly"] = _names(out["formerly"])
+    return out
+
+
+def validate(given: Mapping[str, object]) -> Options:
+    """Check options and fill in the defaults.
+
+    Parameters
+    ----------
+    given : mapping
+        Names as in `DEFAULTS`. ``every`` defaults to 100 calls unless ``interval_s`` is given alone.
+
+    Returns
+    -------
+    Options
+
+    Raises
+    ------
+    CheckpointOptionError
+        Naming the first option that is wrong.
+    """
+    merged = {**DEFAULTS, **plain(given)}
+    if merged["interval_s"] is not None and "every" not in given:
+        merged["every"] = None
+    if merged["exactly_once"] is not False:
+        raise UnsupportedOptionError(
+            f"exactly_once={merged['exactly_once']!r} is not available in this version; allowed: False "
+            "(snapshots). Leave it out, and make calls that may run twice idempotent"
+        )
+    every, durability = merged["every"], merged["durability"]
+    return Options(
+        store=_store(merged["store"]) or default_store(),
+        every=None if every is None else _integer("every", every, 1),
+        interval_s=_seconds(merged["interval_s"]),
+        keep=_integer("keep", merged["keep"], 2),
+        checkpoint_key=_key(merged["checkpoint_key"]),
+        restore=_one_of("restore", merged["restore"], RESTORE_MODES),
+        checkpoint_version=_integer("checkpoint_version", merged["checkpoint_version"], 1),
+        durability=None if durability is None else _one_of("durability", durability, DURABILITIES),
+        formerly=_names(merged["formerly"]),
+    )

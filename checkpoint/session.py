@@ -1,0 +1,495 @@
+"""`ActorSession`: the life of one actor process as the toolkit sees it, from its first call to its planned
+end.
+
+Owns: counting calls, taking the capture in a gap between calls, handing it to the background thread, what
+people are told. Decides nothing about when (`scheduler`) and nothing about files (`snapshots`).
+
+Threads: `after_call`, `close` and the gap action run on the actor's thread (for ``max_concurrency > 1``: on
+any of its threads, serialised by ``_gate``); saves run on the background thread; `request` and `status`
+anywhere. ``_lock`` guards the numbers and is never held while user code or I/O runs. ``_gate`` is held
+during a capture.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import actor, faults
+from .background import Background
+from .capture import Captured, StateCapturer, capture_error
+from .errors import (
+    CheckpointCaptureError,
+    CheckpointError,
+    CheckpointSaveError,
+    CheckpointTimeoutError,
+    FencedError,
+    NoSessionError,
+)
+from .host import Host, Incident
+from .keys import ActorKey
+from .lineage import SnapshotName
+from .options import Options
+from .scheduler import CAPTURE, STARVED, SaveScheduler
+from .snapshots import Past, SnapshotLog
+from .state import attribute_names
+
+OUT_OF_SCOPE = "out_of_scope"
+"""Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
+FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
+_NEVER = sys.maxsize
+_OUTCOMES_KEPT = 64
+
+
+def final_timeout_s() -> float:
+    """Return how long a planned exit waits for its last save: 30 s unless the environment says otherwise."""
+    return float(os.environ.get(FINAL_TIMEOUT_VARIABLE, "") or 30.0)
+
+
+def _lighten(error: BaseException | None) -> None:
+    """Drop tracebacks: an error is kept for those who ask, the state that its frames refer to is not."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+class ActorSession:
+    """Drives the snapshots of one actor process. Made by `engine.open`."""
+
+    def __init__(
+        self, instance: actor.Checkpointable, host: Host, options: Options, key: ActorKey, log: SnapshotLog
+    ) -> None:
+        self._instance, self._host, self._options, self._key = instance, host, options, key
+        self.log = log
+        self._cls = type(instance)
+        self._uncounted = actor.readonly_names(self._cls) | {"checkpoint"}
+        self._every = options.every or _NEVER
+        self._left = self._every
+        self._calls_before = 0  # calls counted before `_left` was last reset
+        self._calls_captured = 0
+        self._calls_saved = 0
+        self._capturer = StateCapturer()
+        self._gate = threading.RLock()
+        self._running = 0  # methods that change state and run now; only kept when concurrent
+        self._concurrent = host.max_concurrency > 1
+        self._lock = threading.Lock()
+        self._saved = threading.Condition(self._lock)
+        self._outcomes: dict[int, Exception | None] = {}
+        self._scheduler = SaveScheduler(time.monotonic(), options.interval_s)
+        self._background = Background(f"checkpoint {key.text}", self._timer, self._unexpected)
+        self._owner_pid = os.getpid()
+        self._end: str | None = None  # why nothing is saved any more
+        self._names_after_init: frozenset[str] = frozenset()
+        self._status: dict[str, Any] = {
+            "restored_from": None,
+            "skipped": [],
+            "last_snapshot": None,
+            "last_saved_unix_s": None,
+            "size_bytes": None,
+            "saves": 0,
+            "failures": 0,
+            "last_error": None,
+            "first_pause_s": None,
+            "last_pause_s": None,
+            "max_pause_s": 0.0,
+        }
+        if self._concurrent:
+            self.after_call = self._after_concurrent_call  # type: ignore[method-assign]
+
+    @property
+    def instance(self) -> actor.Checkpointable:
+        """The actor object."""
+        return self._instance
+
+    # -- start
+    # ------------------------------------------------------------------------------------------------
+
+    def trial_capture(self) -> None:
+        """Capture once without saving, so that a state that cannot be saved fails at creation."""
+        started = time.perf_counter()
+        self._capture_state()
+        self._paused(time.perf_counter() - started)
+
+    def start(self, names_after_init: frozenset[str], past: Past) -> None:
+        """Begin to save; the state has been restored and the past sealed."""
+        self._names_after_init = names_after_init
+        restored = past.newest.name.id if past.newest else None
+        self._status.update(restored_from=restored, last_snapshot=restored, skipped=past.skipped)
+        if past.newest:
+            self._calls_before = self._calls_captured = self._calls_saved = past.newest.header.fields["calls"]
+        self._background.submit(self._settle)
+        self._background.set_timer(self._scheduler.deadline_s)
+
+    def _settle(self) -> None:
+        try:
+            self.log.settle()
+        except Exception as error:  # the next save tries again, and fails if this does
+            self._tell_failure(error, "the claim and the seal of this incarnation could not be made durable")
+
+    @property
+    def entry_points(self) -> Mapping[str, Callable[..., Any]]:
+        """Actor methods that the engine runs from here in place of the instance's, by name."""
+        if self._cls.checkpoint is not actor.Checkpointable.checkpoint:
+            return {}
+        return {"checkpoint": self.save_now_async if self._host.is_async else self.save_now}
+
+    # -- calls
+    # ------------------------------------------------------------------------------------------------
+
+    def before_call(self, method_name: str) -> None:
+        """A method begins. Needed only when ``max_concurrency > 1``; waits while a capture is being taken."""
+        if self._concurrent and method_name not in self._uncounted:
+            with self._gate:
+                self._running += 1
+
+    def after_call(self, method_name: str) -> None:
+        """A method has ended, by return or by exception. On the thread that ran it."""
+        if method_name in self._uncounted:
+            return
+        self._left -= 1
+        if self._left <= 0:
+            self._count_due()
+
+    def _after_concurrent_call(self, method_name: str) -> None:
+        if method_name in self._uncounted:
+            return
+        with self._gate:
+            self._running -= 1
+            self._left -= 1
+            if self._left <= 0:
+                self._count_due()
+            elif self._scheduler.wanted is not None:
+                self._gap()
+
+    def _count_due(self) -> None:
+        with self._lock:
+            self._calls_before = self._calls()
+            self._left = self._every
+            self._scheduler.want("every", time.monotonic())
+        self._gap()
+        if (
+            self._scheduler.wanted is not None
+        ):  # a save is in flight, or methods run: watch that it does not starve
+            self._background.set_timer(self._scheduler.deadline_s)
+
+    def _calls(self) -> int:
+        return self._calls_before + self._every - self._left
+
+    # -- capture
+    # ----------------------------------------------------------------------------------------------
+
+    def request(self) -> str:
+        """Want a snapshot at the next gap; returns the id that it will have. From any thread."""
+        self._check_usable()
+        with self._lock:
+            name = SnapshotName(self.log.epoch, self.log.last_sequence + 1)
+            commands = self._scheduler.want("request", time.monotonic())
+        self._obey(commands)
+        return name.id
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._owner_pid:
+            raise NoSessionError(
+                "this process was forked from the actor's: only the actor itself saves checkpoints"
+            )
+        if self._end is not None:
+            raise NoSessionError(f"checkpoints of key {self._key.text!r} have ended: {self._end}")
+
+    def _obey(self, commands: tuple[str, ...]) -> None:
+        """Carry out the scheduler's commands outside of `_lock`."""
+        for command in commands:
+            if command == CAPTURE:
+                self._host.run_between_calls(self._gap)
+            elif command == STARVED:
+                self._report("save_starved", "a snapshot is due and no gap between calls has come for 60 s")
+        self._background.set_timer(self._scheduler.deadline_s)
+
+    def _gap(self) -> None:
+        """No method of a serial actor runs now: capture if one is wanted and no save is in flight."""
+        with self._gate:
+            if self._running:
+                return  # the last of them to end comes here
+            with self._lock:
+                if self._end is not None or not self._scheduler.may_capture:
+                    return
+                reason = self._scheduler.started()
+                name = self.log.next_name()
+                self._calls_before, self._left = self._calls(), self._every
+                self._calls_captured = self._calls_before
+            self._capture(name, reason)
+
+    def _capture(self, name: SnapshotName, reason: str) -> None:
+        started = time.perf_counter()
+        try:
+            captured = self._capture_state()
+            fields = self._header_fields(reason)
+            self._paused(time.perf_counter() - started)
+            self._background.submit(lambda: self._save(name, fields, captured))
+        except Exception as error:
+            self._save_ended(name, error)
+        except (
+            BaseException
+        ) as error:  # a cancelled call: the interrupt goes on, the save will be tried again
+            self._save_ended(
+                name, CheckpointCaptureError(f"the capture was interrupted by {type(error).__name__}")
+            )
+            raise
+
+    def _header_fields(self, reason: str) -> dict[str, Any]:
+        return {
+            "class": self._host.identity.class_name,
+            "module": self._cls.__module__,
+            "state_version": self._options.checkpoint_version,
+            "created_unix_s": time.time(),
+            "calls": self._calls_captured,
+            "reason": reason,
+            "deleted": self._deleted_attributes(),
+            "python": ".".join(map(str, sys.version_info[:3])),
+        }
+
+    def _capture_state(self) -> Captured:
+        name = self._cls.__name__
+        try:
+            state = self._instance.save_checkpoint()
+        except Exception as error:
+            raise CheckpointCaptureError(
+                f"{name}.save_checkpoint (or __getstate__) raised {type(error).__name__}: {error}"
+            ) from error
+        try:
+            return self._capturer.capture(state)
+        except Exception as error:
+            raise capture_error(self._capturer, state, name, error) from error
+
+    def _deleted_attributes(self) -> list[str]:
+        base = actor.Checkpointable
+        if (
+            self._cls.save_checkpoint is not base.save_checkpoint
+            or self._cls.load_checkpoint is not base.load_checkpoint
+        ):
+            return []
+        return sorted(self._names_after_init - attribute_names(self._instance))
+
+    def _paused(self, pause_s: float) -> None:
+        status = self._status
+        if status["first_pause_s"] is None:
+            status["first_pause_s"] = pause_s
+        status["last_pause_s"] = pause_s
+        status["max_pause_s"] = max(status["max_pause_s"], pause_s)
+
+    # -- background thread
+    # ------------------------------------------------------------------------------------
+
+    def _save(self, name: SnapshotName, fields: Mapping[str, Any], captured: Captured) -> None:
+        try:
+            size_bytes = self.log.save(name, fields, captured)
+        except Exception as error:
+            self._save_ended(name, error)
+            return
+        with self._lock:
+            self._calls_saved = fields["calls"]
+            self._status.update(
+                last_snapshot=name.id, last_saved_unix_s=time.time(), size_bytes=size_bytes, last_error=None
+            )
+            self._status["saves"] += 1
+        leftover: Exception | None = None
+        try:
+            if faults.active:
+                faults.hit("save.announced")
+            self.log.retire()
+        except Exception as error:
+            leftover = error
+        self._save_ended(name, None)
+        if leftover is not None:
+            self._tell_failure(leftover, f"snapshot {name.id} is saved, but older ones could not be deleted")
+
+    def _save_ended(self, name: SnapshotName, error: Exception | None) -> None:
+        if error is not None:
+            _lighten(error)
+        with self._saved:
+            self._outcomes[name.sequence] = error
+            while len(self._outcomes) > _OUTCOMES_KEPT:
+                self._outcomes.pop(next(iter(self._outcomes)))
+            commands = self._scheduler.ended(error is None, time.monotonic())
+            if isinstance(error, FencedError):
+                self._end = str(error)
+            self._saved.notify_all()
+        if error is not None:
+            self._tell_failure(error, f"snapshot {name.id} was not saved")
+        if self._end is None:
+            self._obey(commands)
+
+    def _tell_failure(self, error: Exception, what: str) -> None:
+        with self._lock:
+            self._status["failures"] += 1
+            self._status["last_error"] = f"{type(error).__name__}: {error}"
+        if isinstance(error, FencedError):
+            self._end = str(error)
+            self._report("fenced", what, error, fatal=True)
+            self._host.fenced(error)
+        else:
+            self._report("save_failed", what, error)
+        if self._cls.on_checkpoint_error is not actor.Checkpointable.on_checkpoint_error:
+            self._host.run_between_calls(lambda: self._call_hook(error))
+
+    def _call_hook(self, error: Exception) -> None:
+        try:
+            self._instance.on_checkpoint_error(error)
+        except Exception as raised:
+            self._report("hook_failed", "on_checkpoint_error raised", raised)
+
+    def _timer(self, now_s: float) -> None:
+        with self._lock:
+            if self._end is not None:
+                return
+            commands = self._scheduler.timer(now_s, dirty=self._calls() != self._calls_captured)
+        self._obey(commands)
+
+    def _unexpected(self, error: BaseException) -> None:
+        self._report("save_failed", "the background thread met an unexpected error", error)
+
+    def _report(self, kind: str, what: str, error: BaseException | None = None, fatal: bool = False) -> None:
+        message = f"checkpoint key {self._key.text!r} in {self.log.store.url}: {what}"
+        if error is not None:
+            message += f": {type(error).__name__}: {error}"
+        self._host.report_incident(Incident(kind, message, error, fatal))
+
+    # -- waiting
+    # ----------------------------------------------------------------------------------------------
+
+    def save_now(self, timeout_s: float = 300.0) -> str:
+        """Capture now and wait until the snapshot is durable. On the actor's thread, between two methods.
+
+        With ``max_concurrency > 1`` it may be any thread that runs no other method; the capture waits for a
+        gap.
+
+        Returns
+        -------
+        str
+            Id of the snapshot, which is durable.
+
+        Raises
+        ------
+        CheckpointTimeoutError
+            It was not durable within `timeout_s`; the save goes on.
+        CheckpointError
+            What capturing or saving raised.
+        """
+        return self._save_and_wait(timeout_s, in_gap=not self._concurrent)
+
+    def _save_and_wait(self, timeout_s: float, in_gap: bool) -> str:
+        """Request a save and wait for it; `in_gap`: no method runs while the present thread waits."""
+        name = self.request()
+        sequence = int(name.partition("-")[2])
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if in_gap:
+                self._gap()
+            with self._saved:
+                if sequence in self._outcomes:
+                    break
+                if self._end is not None:
+                    raise NoSessionError(f"checkpoints of key {self._key.text!r} have ended: {self._end}")
+                if not self._saved.wait(max(0.0, deadline - time.monotonic())):
+                    raise CheckpointTimeoutError(
+                        f"snapshot {name} of checkpoint key {self._key.text!r} was not durable within "
+                        f"{timeout_s} s; it may still become so. Look at the store, or allow more time"
+                    )
+        error = self._outcomes[sequence]
+        if error is not None:
+            raise error
+        return name
+
+    async def save_now_async(self, timeout_s: float = 300.0) -> str:
+        """`save_now` for an actor on an asyncio loop: the loop goes on while the save is under way."""
+        import asyncio
+
+        return await asyncio.get_running_loop().run_in_executor(None, self.save_now, timeout_s)
+
+    def close(self, final: bool, reason: str, timeout_s: float | None = None) -> str | None:
+        """End the session. On the actor's thread, no method running. Never raises for a failed save: it
+        reports.
+
+        Parameters
+        ----------
+        final : bool
+            Save once more if anything has changed since the last snapshot, and wait for it.
+        reason : str
+            For people; `OUT_OF_SCOPE` also removes the snapshots of an unnamed actor.
+        timeout_s : float, optional
+            Bound on all waiting. Default: `final_timeout_s`.
+
+        Returns
+        -------
+        str or None
+            Id of the newest durable snapshot.
+        """
+        bound_s = final_timeout_s() if timeout_s is None else timeout_s
+        deadline = time.monotonic() + bound_s
+        gone = reason == OUT_OF_SCOPE and self._key.ephemeral
+        if self._end is None and final and not gone:
+            self._final_save(bound_s)
+        with self._lock:
+            self._end = self._end or f"closed ({reason})"
+            self._saved.notify_all()
+        stopped = self._background.stop(max(0.0, deadline - time.monotonic()) if final or gone else 0.0)
+        if final and not stopped:
+            self._report(
+                "final_save_failed",
+                f"a save was still being written {bound_s} s after the end began ({reason})",
+            )
+        if gone:
+            self.log.store.remove(self._key.text)
+        actor.sessions.pop(id(self._instance), None)
+        return None if gone else self._status["last_snapshot"]
+
+    def _final_save(self, bound_s: float) -> None:
+        with self._lock:
+            unsaved = self._calls() - self._calls_saved
+            due = unsaved or self._scheduler.wanted is not None or self._scheduler.failures
+        if not due:
+            return
+        try:
+            if self._running:
+                raise CheckpointSaveError(
+                    f"{self._running} methods were still running, and a capture needs a gap"
+                )
+            self._save_final_state(bound_s)
+        except CheckpointError as error:
+            self._report("final_save_failed", f"the effects of {unsaved} calls were not saved", error)
+
+    def _save_final_state(self, bound_s: float) -> None:
+        deadline = time.monotonic() + bound_s
+        with self._saved:
+            while self._scheduler.in_flight:
+                if not self._saved.wait(max(0.0, deadline - time.monotonic())):
+                    raise CheckpointTimeoutError(f"the save in flight did not end within {bound_s} s")
+            if self._calls() == self._calls_saved and self._scheduler.wanted is None:
+                return
+        self._save_and_wait(max(0.0, deadline - time.monotonic()), in_gap=True)
+
+    def status(self) -> dict[str, Any]:
+        """Return what people want to know, as plain values."""
+        with self._lock:
+            scheduler = self._scheduler
+            state = "ended" if self._end else "failing" if scheduler.failures else "ok"
+            return {
+                **self._status,
+                "state": state,
+                "ended": self._end,
+                "store": self.log.store.url,
+                "key": self._key.text,
+                "class": self._host.identity.class_name,
+                "incarnation": self._host.incarnation,
+                "epoch": self.log.epoch,
+                "history": self.log.history,
+                "calls": self._calls(),
+                "calls_since_saved": self._calls() - self._calls_saved,
+                "in_flight": scheduler.in_flight,
+                "wanted": scheduler.wanted,
+                "every": self._options.every,
+                "interval_s": self._options.interval_s,
+            }

@@ -1,0 +1,65 @@
+"""What the state of a `Checkpointable` object is when the class does not say otherwise.
+
+Owns the defaults of `save_checkpoint` and `load_checkpoint`. Invariant: the default pair restores exactly the
+attributes that were there: attributes added by a newer ``__init__`` stay, attributes that a method had
+deleted go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .errors import CheckpointLoadError
+
+
+def _overrides(cls: type, name: str) -> bool:
+    found = getattr(cls, name, None)
+    return found is not None and found is not getattr(object, name, None)
+
+
+def _slot_names(cls: type) -> Iterator[str]:
+    for base in cls.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name in ("__dict__", "__weakref__"):
+                continue
+            private = name.startswith("__") and not name.endswith("__")
+            yield f"_{base.__name__.lstrip('_')}{name}" if private else name
+
+
+def default_save(instance: object) -> object:
+    """Return ``__getstate__()`` if the class defines it, else a new dict of all attributes."""
+    cls = type(instance)
+    if _overrides(cls, "__getstate__"):
+        return instance.__getstate__()  # type: ignore[attr-defined,unused-ignore]
+    state = dict(vars(instance))
+    for name in _slot_names(cls):
+        if hasattr(instance, name):
+            state[name] = getattr(instance, name)
+    return state
+
+
+def default_load(instance: object, state: object) -> None:
+    """Give `state` to ``__setstate__`` if the class defines it, else set the attributes in it."""
+    cls = type(instance)
+    if _overrides(cls, "__setstate__"):
+        instance.__setstate__(state)  # type: ignore[attr-defined]
+        return
+    if not isinstance(state, dict):
+        raise CheckpointLoadError(
+            f"the state of {cls.__name__} is a {type(state).__name__}, not a dict of attributes: "
+            "define load_checkpoint(state) or __setstate__(state)"
+        )
+    for name, value in state.items():
+        setattr(instance, name, value)
+
+
+def attribute_names(instance: object) -> frozenset[str]:
+    """Return the names of the attributes in ``__dict__``."""
+    return frozenset(vars(instance))
+
+
+def drop_attributes(instance: object, names: list[str]) -> None:
+    """Remove attributes that ``__init__`` made and the saved object no longer had."""
+    for name in names:
+        vars(instance).pop(name, None)

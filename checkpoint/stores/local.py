@@ -1,0 +1,422 @@
+"""``file://``: snapshots as immutable files on a local disk.
+
+One directory per key (mode 0700), in it (mode 0600):
+
+    epoch-EEEEEEEEEE.claim               exclusive creation: this epoch is taken; the highest one holds the
+    key epoch-EEEEEEEEEE.seal                which older snapshots are this epoch's past
+    snap-EEEEEEEEEE-SSSSSSSSSSSS.ckpt    a whole snapshot, never changed .tmp-EEEEEEEEEE-...
+    unfinished; swept by the next epoch
+
+Invariants: a final name appears by rename of a file that has been fsynced, and the directory is fsynced
+after it; a file whose fsync failed is removed and never retried; an epoch that is not the highest claimed
+one publishes nothing that counts and deletes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
+
+from .. import faults
+from ..errors import CheckpointSaveError, CheckpointStoreError, FencedError, UntrustedStoreError
+from ..keys import from_file_name, to_file_name
+from ..lineage import SnapshotName
+from .protocol import Listing
+
+Bytes = bytes | bytearray | memoryview
+_WRITEV_PARTS = 512
+_VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
+_TRASH = ".trash-"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def _fsync(path: str, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fsync_directory(path: str) -> None:
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _make_directories(path: str) -> None:
+    """Create `path` with its parents, mode 0700, each durable in its own parent before the next."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    _make_directories(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    if faults.active:
+        faults.hit("file.mkdir.created")
+    _fsync_directory(parent)
+
+
+def _write_all(fd: int, parts: Sequence[Bytes]) -> None:
+    """Write all of `parts` with few system calls: each one gives up the GIL and has to get it back."""
+    left = [memoryview(part) for part in parts if len(part)]
+    while left:
+        written = os.writev(fd, left[:_WRITEV_PARTS])
+        done = 0
+        while done < len(left) and written >= len(left[done]):
+            written -= len(left[done])
+            done += 1
+        del left[:done]
+        if written:
+            left[0] = left[0][written:]
+
+
+def _write_file(path: str, parts: Sequence[Bytes], durable: bool) -> None:
+    hit: Callable[[str], None] = faults.hit if faults.active and durable else lambda _: None
+    fd = os.open(path, _CREATE, 0o600)
+    try:
+        hit("file.put.temp_created")
+        _write_all(fd, parts[:1])
+        hit("file.put.half_written")
+        _write_all(fd, parts[1:])
+        hit("file.put.written")
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    if faults.active:
+        faults.hit("file.put.synced" if durable else "file.seal.written")
+
+
+def _remove_file(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _empty(directory: str) -> None:
+    """Delete a flat directory; others may be deleting the same one."""
+    try:
+        for name in os.listdir(directory):
+            _remove_file(os.path.join(directory, name))
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+
+
+def _parse(name: str, prefix: str, suffix: str, fields: int) -> tuple[int, ...] | None:
+    if not (name.startswith(prefix) and name.endswith(suffix)):
+        return None
+    parts = name[len(prefix) : len(name) - len(suffix)].split("-")
+    if len(parts) < fields or not all(p.isascii() and p.isdigit() for p in parts[:fields]):
+        return None
+    return tuple(int(p) for p in parts[:fields])
+
+
+def snapshot_file(name: SnapshotName) -> str:
+    """Return the file name of a snapshot."""
+    return f"snap-{name.epoch:010}-{name.sequence:012}.ckpt"
+
+
+def _epoch_file(epoch: int, kind: str) -> str:
+    return f"epoch-{epoch:010}.{kind}"
+
+
+def _file_system(path: str) -> str:
+    """Return the type of the file system of `path` (or its nearest parent), "" if it cannot be told."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as lines:
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                if left.split()[2] == wanted:
+                    return right.split()[0]
+    except OSError:
+        return ""
+    return ""
+
+
+class LocalStore:
+    """Snapshots under a directory of the local disk."""
+
+    def __init__(self, root: str) -> None:
+        self._root = os.path.abspath(root)
+
+    @property
+    def url(self) -> str:
+        """``file://`` URL of the directory."""
+        from . import _file_url
+
+        return _file_url(self._root)
+
+    @property
+    def survives(self) -> frozenset[str]:
+        """Process deaths and, unless the directory lies in memory, loss of power."""
+        volatile = _file_system(self._root) in _VOLATILE
+        return frozenset({"process"}) if volatile else frozenset({"process", "power"})
+
+    def _directory(self, key: str) -> str:
+        return os.path.join(self._root, to_file_name(key))
+
+    def _path(self, key: str, file_name: str) -> str:
+        return os.path.join(self._directory(key), file_name)
+
+    def keys(self) -> list[str]:
+        """Return all keys, sorted."""
+        try:
+            names = os.listdir(self._root)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._unlisted(error) from error
+        return sorted(key for name in names if (key := from_file_name(name)) is not None)
+
+    def scan(self, key: str) -> Listing:
+        """List one key."""
+        self._check_trust(key)
+        claims, seals, snapshots = [], [], []
+        try:
+            names = os.listdir(self._directory(key))
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise self._unlisted(error) from error
+        for name in names:
+            if found := _parse(name, "epoch-", ".claim", 1):
+                claims.append(found[0])
+            elif found := _parse(name, "epoch-", ".seal", 1):
+                seals.append(found[0])
+            elif found := _parse(name, "snap-", ".ckpt", 2):
+                snapshots.append(SnapshotName(*found))
+        return Listing(sorted(claims), sorted(seals), sorted(snapshots))
+
+    def _check_trust(self, key: str) -> None:
+        """Refuse a directory into which somebody else could have put a pickle of their own."""
+        path = self._directory(key)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unlisted(error) from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise UntrustedStoreError(
+                f"{path} is not a directory; checkpoint keys are directories made by ftray"
+            )
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise UntrustedStoreError(
+                f"{path} belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}: "
+                f"snapshots are unpickled only from a directory that uid {os.geteuid()} owns "
+                "and nobody else may write to (chown it, chmod 700)"
+            )
+
+    def _unlisted(self, error: OSError) -> CheckpointStoreError:
+        return CheckpointStoreError(
+            f"checkpoint store {self.url} cannot be listed: {error.strerror} ({error.filename}). "
+            "Give a directory that this user may read and write, or one that can be created"
+        )
+
+    def _check_fence(self, key: str, epoch: int) -> None:
+        """Raise `FencedError` unless `epoch` is the highest claimed one, as the directory lists them."""
+        claims = self.scan(key).claims
+        if claims[-1:] != [epoch]:
+            raise self._fenced(key, epoch, claims)
+
+    def _look_at_fence(self, key: str, epoch: int) -> None:
+        """Like `_check_fence`, in two system calls. May miss a successor while several claim at once."""
+        if os.path.lexists(self._path(key, _epoch_file(epoch + 1, "claim"))) or not os.path.lexists(
+            self._path(key, _epoch_file(epoch, "claim"))
+        ):
+            raise self._fenced(key, epoch, self.scan(key).claims)
+
+    def _fenced(self, key: str, epoch: int, claims: list[int]) -> FencedError:
+        if claims and claims[-1] > epoch:
+            return FencedError(
+                f"epoch {epoch} of checkpoint key {key!r} in {self.url} was superseded by epoch "
+                f"{claims[-1]}: another incarnation holds the key, and what this one saves no longer counts"
+            )
+        return FencedError(
+            f"the claim of epoch {epoch} on checkpoint key {key!r} in {self.url} is gone: the key was removed"
+        )
+
+    def claim(self, key: str, epoch: int, record: bytes) -> bool:
+        """Publish `epoch` by exclusive creation."""
+        directory = self._directory(key)
+        try:
+            _make_directories(directory)
+            self._check_trust(key)
+            fd = os.open(self._path(key, _epoch_file(epoch, "claim")), _CREATE, 0o600)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise self._failed("claim", key, error) from error
+        try:
+            if faults.active:
+                faults.hit("file.claim.created")
+            try:
+                _write_all(fd, [record])
+            finally:
+                os.close(fd)
+        except OSError as error:  # the number stays taken
+            raise self._failed("claim", key, error) from error
+        if faults.active:
+            faults.hit("file.claim.written")
+        return self.scan(key).claims[-1:] == [epoch]
+
+    def seal(self, key: str, epoch: int, record: bytes) -> None:
+        """Publish which snapshots are this epoch's past."""
+        if faults.active:
+            faults.hit("file.seal.begin")
+        self._publish(key, epoch, f"{epoch:010}-seal", _epoch_file(epoch, "seal"), [record], durable=False)
+
+    def settle(self, key: str, epoch: int) -> None:
+        """Make claim and seal durable, then remove what is older.
+
+        A restart does not wait for this: without it a loss of power takes back the claim and the seal, but
+        neither the older ones nor any snapshot, and all that held epochs is gone as well.
+        """
+        if faults.active:
+            faults.hit("file.settle.begin")
+        try:
+            for kind in ("claim", "seal"):
+                _fsync(self._path(key, _epoch_file(epoch, kind)), os.O_RDONLY)
+            if faults.active:
+                faults.hit("file.settle.synced")
+            _fsync_directory(self._directory(key))
+            _fsync_directory(self._root)  # whoever made the key's directory may have died before this
+            if faults.active:
+                faults.hit("file.settle.dir_synced")
+            self._drop_epochs(key, epoch)
+            self._sweep(key, epoch)
+        except OSError as error:
+            self._check_fence(key, epoch)
+            raise self._failed("settle", key, error) from error
+
+    def _drop_epochs(self, key: str, below: int) -> None:
+        listing = self.scan(key)
+        # Lowest first, so that no claim goes before a lower one: `_look_at_fence` relies on it.
+        stale = [_epoch_file(e, "seal") for e in listing.seals if e < below]
+        stale += [_epoch_file(e, "claim") for e in listing.claims if e < below]
+        for name in stale:
+            _remove_file(self._path(key, name))
+            if faults.active:
+                faults.hit("file.settle.dropped")
+
+    def _sweep(self, key: str, below: int) -> None:
+        for name in os.listdir(self._directory(key)):
+            found = _parse(name, ".tmp-", "", 1)
+            if found and found[0] < below:
+                _remove_file(self._path(key, name))
+                if faults.active:
+                    faults.hit("file.settle.swept")
+        for name in os.listdir(self._root):
+            if name.startswith(_TRASH):
+                _empty(os.path.join(self._root, name))
+
+    def read_claim(self, key: str, epoch: int) -> bytes:
+        """Return the record of a claim."""
+        with self._open(key, _epoch_file(epoch, "claim")) as file:
+            return file.read()
+
+    def read_seal(self, key: str, epoch: int) -> bytes:
+        """Return the record of a seal."""
+        with self._open(key, _epoch_file(epoch, "seal")) as file:
+            return file.read()
+
+    def _open(self, key: str, file_name: str) -> BinaryIO:
+        fd = os.open(self._path(key, file_name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return open(fd, "rb", buffering=0)
+
+    def put(self, key: str, name: SnapshotName, parts: Sequence[Bytes]) -> None:
+        """Make a snapshot durable."""
+        if faults.active:
+            faults.hit("file.put.begin")
+        tag = f"{name.epoch:010}-{name.sequence:012}"
+        self._publish(key, name.epoch, tag, snapshot_file(name), parts, durable=True)
+        if faults.active:
+            faults.hit("file.put.fence_rechecked")
+
+    def _publish(
+        self, key: str, epoch: int, tag: str, final_name: str, parts: Sequence[Bytes], *, durable: bool
+    ) -> None:
+        """Temporary file, fsync, look at the fence, rename, fsync of the directory, check the fence."""
+        directory = self._directory(key)
+        temp = os.path.join(directory, f".tmp-{tag}-{os.getpid()}-{os.urandom(6).hex()}")
+        final = os.path.join(directory, final_name)
+        renamed = False
+        try:
+            _write_file(temp, parts, durable)
+            self._look_at_fence(key, epoch)
+            if faults.active and durable:
+                faults.hit("file.put.fence_checked")
+            if os.path.lexists(final):
+                raise CheckpointSaveError(f"{final} exists already; snapshots are never overwritten")
+            os.rename(temp, final)
+            renamed = True
+            if faults.active:
+                faults.hit("file.put.renamed" if durable else "file.seal.renamed")
+            if durable:
+                _fsync_directory(directory)
+        except FencedError:
+            _remove_file(temp)
+            raise
+        except (OSError, CheckpointSaveError, CheckpointStoreError) as error:
+            # Not after the rename by a stale epoch: its successor may have taken the file as its own past.
+            self._give_up(key, epoch, final if renamed else temp)
+            self._check_fence(key, epoch)
+            if isinstance(error, OSError):
+                raise self._failed("save", key, error) from error
+            raise
+        if faults.active and durable:
+            faults.hit("file.put.dir_synced")
+        self._check_fence(key, epoch)
+
+    def _give_up(self, key: str, epoch: int, path: str) -> None:
+        if os.path.basename(path).startswith(".tmp-") or self.scan(key).claims[-1:] == [epoch]:
+            try:
+                _remove_file(path)
+            except OSError:  # the medium refuses everything: the error that led here is the one to report
+                pass
+
+    def _failed(self, what: str, key: str, error: OSError) -> CheckpointSaveError:
+        return CheckpointSaveError(
+            f"cannot {what} under checkpoint key {key!r} in {self.url}: {error.strerror or error} "
+            f"({type(error).__name__}, errno {error.errno}). What was saved before is untouched"
+        )
+
+    def read(self, key: str, name: SnapshotName) -> BinaryIO:
+        """Open a snapshot for reading."""
+        self._check_trust(key)
+        return self._open(key, snapshot_file(name))
+
+    def delete(self, key: str, names: Sequence[SnapshotName], epoch: int) -> None:
+        """Delete snapshots, oldest first. One that a loss of power brings back is only older."""
+        if not names:
+            return
+        if faults.active:
+            faults.hit("file.delete.begin")
+        self._look_at_fence(key, epoch)
+        try:
+            for name in sorted(names):
+                _remove_file(self._path(key, snapshot_file(name)))
+                if faults.active:
+                    faults.hit("file.delete.unlinked")
+        except OSError as error:
+            raise self._failed("delete", key, error) from error
+
+    def remove(self, key: str) -> None:
+        """Remove a key with all that it holds: renamed out of sight at once, then deleted."""
+        trash = os.path.join(self._root, f"{_TRASH}{os.getpid()}-{os.urandom(6).hex()}")
+        try:
+            os.rename(self._directory(key), trash)
+        except FileNotFoundError:
+            return
+        _fsync_directory(self._root)
+        _empty(trash)

@@ -1,0 +1,210 @@
+"""For tests: a store in memory, and a host that runs an actor object in the present thread.
+
+`LocalHost` lets the tests of a `Checkpointable` class crash and restore it without an engine:
+
+>>> host = LocalHost("counter")
+>>> session = engine.open(counter, host)
+>>> host.call(session, "incr", 2)
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+from .errors import CheckpointSaveError, FencedError
+from .host import ActorIdentity, Incident
+from .keys import to_file_name
+from .lineage import SnapshotName
+from .session import ActorSession
+from .stores.protocol import Listing
+
+
+class _Key:
+    def __init__(self) -> None:
+        self.claims: dict[int, bytes] = {}
+        self.seals: dict[int, bytes] = {}
+        self.snapshots: dict[SnapshotName, bytes] = {}
+
+
+class MemoryStore:
+    """A store that lives and dies with the object. Behaves as any other; survives nothing."""
+
+    def __init__(self, name: str = "test") -> None:
+        self._name = name
+        self._keys: dict[str, _Key] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """``memory://name``, for messages only."""
+        return f"memory://{self._name}"
+
+    @property
+    def survives(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
+
+    def keys(self) -> list[str]:
+        """Return all keys, sorted."""
+        with self._lock:
+            return sorted(self._keys)
+
+    def scan(self, key: str) -> Listing:
+        """List one key."""
+        to_file_name(key)
+        with self._lock:
+            held = self._keys.get(key) or _Key()
+            return Listing(sorted(held.claims), sorted(held.seals), sorted(held.snapshots))
+
+    def claim(self, key: str, epoch: int, record: bytes) -> bool:
+        """Publish `epoch` if it is the highest."""
+        with self._lock:
+            held = self._keys.setdefault(key, _Key())
+            if epoch <= max(held.claims, default=0):
+                return False
+            held.claims[epoch] = record
+            return True
+
+    def _held(self, key: str, epoch: int) -> _Key:
+        held = self._keys.get(key)
+        if held is None or max(held.claims, default=0) != epoch:
+            raise FencedError(f"epoch {epoch} does not hold checkpoint key {key!r} in {self.url} any more")
+        return held
+
+    def seal(self, key: str, epoch: int, record: bytes) -> None:
+        """Publish the past of an epoch."""
+        with self._lock:
+            held = self._held(key, epoch)
+            if epoch in held.seals:
+                raise CheckpointSaveError(f"epoch {epoch} of {key!r} is sealed already")
+            held.seals[epoch] = record
+
+    def _read(self, key: str, kind: str, name: object) -> bytes:
+        with self._lock:
+            held = self._keys.get(key) or _Key()
+            try:
+                return bytes(getattr(held, kind)[name])
+            except KeyError:
+                raise FileNotFoundError(2, f"no {name} in {kind} of {key!r}") from None
+
+    def read_claim(self, key: str, epoch: int) -> bytes:
+        """Return the record of a claim."""
+        return self._read(key, "claims", epoch)
+
+    def read_seal(self, key: str, epoch: int) -> bytes:
+        """Return the record of a seal."""
+        return self._read(key, "seals", epoch)
+
+    def put(self, key: str, name: SnapshotName, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Keep a snapshot."""
+        data = b"".join(parts)
+        with self._lock:
+            held = self._held(key, name.epoch)
+            if name in held.snapshots:
+                raise CheckpointSaveError(f"snapshot {name.id} of {key!r} exists already")
+            held.snapshots[name] = data
+
+    def read(self, key: str, name: SnapshotName) -> BinaryIO:
+        """Open a snapshot."""
+        return io.BytesIO(self._read(key, "snapshots", name))
+
+    def delete(self, key: str, names: Sequence[SnapshotName], epoch: int) -> None:
+        """Delete snapshots."""
+        with self._lock:
+            if names:
+                held = self._held(key, epoch)
+                for name in names:
+                    held.snapshots.pop(name, None)
+
+    def settle(self, key: str, epoch: int) -> None:
+        """Forget claims and seals of earlier epochs; nothing is ever unfinished here."""
+        with self._lock:
+            held = self._keys.get(key) or _Key()
+            for records in (held.seals, held.claims):
+                for old in [e for e in records if e < epoch]:
+                    del records[old]
+
+    def remove(self, key: str) -> None:
+        """Remove a key."""
+        with self._lock:
+            self._keys.pop(key, None)
+
+
+class LocalHost:
+    """Runs an actor object in the present thread, as an engine would in a process.
+
+    Attributes
+    ----------
+    incidents : list of Incident
+        All that was reported.
+    fenced_by : list of BaseException
+        Arguments of `fenced`.
+    """
+
+    max_concurrency = 1
+    is_async = False
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        namespace: str = "test",
+        unique_id: str = "id",
+        class_name: str = "Counter",
+        incarnation: int = 1,
+    ) -> None:
+        self.identity = ActorIdentity(namespace, name, unique_id, class_name)
+        self.incarnation = incarnation
+        self.is_reconstructed = incarnation > 1
+        self.incidents: list[Incident] = []
+        self.fenced_by: list[BaseException] = []
+        self._actions: deque[Callable[[], None]] = deque()
+        self._arrived = threading.Condition()
+
+    def run_between_calls(self, action: Callable[[], None]) -> None:
+        """Queue `action` for the next `run_actions`."""
+        with self._arrived:
+            self._actions.append(action)
+            self._arrived.notify_all()
+
+    def report_incident(self, incident: Incident) -> None:
+        """Keep `incident`."""
+        with self._arrived:
+            self.incidents.append(incident)
+            self._arrived.notify_all()
+
+    def fenced(self, error: BaseException) -> None:
+        """Keep `error`."""
+        with self._arrived:
+            self.fenced_by.append(error)
+            self._arrived.notify_all()
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+        """Wait until `condition` holds; it is asked again after each event that reaches this host."""
+        with self._arrived:
+            if not self._arrived.wait_for(condition, timeout_s):
+                raise TimeoutError(f"not within {timeout_s} s; incidents: {self.incidents}")
+
+    def wait_for_action(self, timeout_s: float = 10.0) -> None:
+        """Wait until the toolkit asks for a gap, then give it."""
+        self.wait_for(lambda: self._actions, timeout_s)
+        self.run_actions()
+
+    def run_actions(self) -> None:
+        """Give the toolkit its gap between two calls."""
+        while self._actions:
+            self._actions.popleft()()
+
+    def call(self, session: ActorSession, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Run one method as an engine does."""
+        self.run_actions()
+        function = session.entry_points.get(method) or getattr(session.instance, method)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            session.after_call(method)
+            self.run_actions()

@@ -1,0 +1,65 @@
+"""ftray: Python functions as tasks and classes as actors, whose state survives any crash.
+
+``import ftray as ray`` runs programs written against Ray's public API on one machine. See ``docs/quickstart.md``.
+"""
+
+from __future__ import annotations
+
+import sys as _sys
+
+if not _sys.platform.startswith("linux"):
+    raise ImportError(f"ftray runs on Linux only (this is {_sys.platform}): it needs memfd, pidfd and futexes")
+
+from ftray import exceptions
+from ftray._api import (
+    available_resources,
+    cluster_resources,
+    get_actor,
+    get_runtime_context,
+    kill,
+    nodes,
+    remote,
+)
+from ftray._core import ObjectRef, cancel, get, put, wait
+from ftray._lifecycle import init, is_initialized, shutdown
+from ftray.actor import ActorHandle, exit_actor, method
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActorHandle",
+    "Checkpointable",
+    "ObjectRef",
+    "__version__",
+    "available_resources",
+    "cancel",
+    "checkpoint",
+    "cluster_resources",
+    "exceptions",
+    "exit_actor",
+    "get",
+    "get_actor",
+    "get_runtime_context",
+    "init",
+    "is_initialized",
+    "kill",
+    "method",
+    "nodes",
+    "put",
+    "remote",
+    "shutdown",
+    "wait",
+]
+
+_LAZY = {"checkpoint", "util", "runtime_context"}
+
+
+def __getattr__(name: str) -> object:
+    """Import the toolkits when they are first used, so that ``import ftray`` stays quick."""
+    import importlib
+
+    if name == "Checkpointable":
+        return importlib.import_module("ftray.checkpoint").Checkpointable
+    if name in _LAZY:
+        return importlib.import_module(f"ftray.{name}")
+    raise AttributeError(f"module 'ftray' has no attribute {name!r}")

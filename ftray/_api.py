@@ -1,0 +1,116 @@
+"""Functions of the public API that are neither tasks nor objects."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import TYPE_CHECKING
+
+from ftray import _core, _lifecycle, _options
+from ftray._functions import RemoteFunction
+from ftray.actor import ActorClass, find, kill
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ftray.actor import ActorHandle
+    from ftray.runtime_context import RuntimeContext
+
+__all__ = [
+    "available_resources",
+    "cluster_resources",
+    "get_actor",
+    "get_runtime_context",
+    "kill",
+    "node_rpc",
+    "nodes",
+    "remote",
+]
+
+_RPC = 100
+
+
+def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass:
+    if isinstance(target, type):
+        return ActorClass(target, _options.check("actor", options))
+    if isinstance(target, RemoteFunction | ActorClass):
+        raise TypeError(f"{target!r} is remote already; use .options(...) to change its options")
+    if callable(target) and hasattr(target, "__code__"):
+        if target.__code__.co_flags & 0x280:
+            raise TypeError(
+                f"{target.__qualname__} is an async function: tasks run plain functions; async def works for methods of actors"
+            )
+        return RemoteFunction(target, _options.check("task", options))
+    raise TypeError(f"@remote takes a function or a class, not {type(target).__name__}: {target!r:.100}")
+
+
+def remote(*args: Any, **options: Any) -> Any:
+    """Make a function a remote function, or a class an actor class.
+
+    Used as ``@remote`` or ``@remote(num_cpus=2, ...)``; see ``docs/api.md`` for the options.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An unknown option, a value that is not allowed, or something that is neither function nor class.
+    """
+    if len(args) == 1 and not options:
+        return _make_remote(args[0], {})
+    if args or not options:
+        raise TypeError("use @ftray.remote without parentheses, or with keyword options: @ftray.remote(num_cpus=2)")
+    return lambda target: _make_remote(target, options)
+
+
+def node_rpc(method: str, **arguments: Any) -> Any:
+    """Call a method of ftrayd and return its result."""
+    _lifecycle.current()
+    call = pickle.dumps((method, arguments), 5)
+    answer = _core.ask_node(_RPC, struct.pack("<I", len(call)) + call)
+    result = pickle.loads(answer[5:])
+    if not answer[0]:
+        raise result
+    return result
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
+    """Return a handle of a named actor.
+
+    Parameters
+    ----------
+    name : str
+        The name given with ``.options(name=...)``.
+    namespace : str, optional
+        Where to look; the job's own by default.
+
+    Raises
+    ------
+    ValueError
+        There is no living actor of that name.
+    """
+    _lifecycle.ensure()
+    return find(name, namespace)
+
+
+def cluster_resources() -> dict[str, float]:
+    """Return the total of every resource."""
+    found: dict[str, float] = node_rpc("cluster_resources")
+    return found
+
+
+def available_resources() -> dict[str, float]:
+    """Return what of every resource is free now."""
+    found: dict[str, float] = node_rpc("available_resources")
+    return found
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Return one dict for each node: ``NodeID``, ``Alive``, ``Resources`` and more."""
+    found: list[dict[str, Any]] = node_rpc("nodes")
+    return found
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Return facts about where the current code runs."""
+    from ftray.runtime_context import RuntimeContext
+
+    return RuntimeContext()

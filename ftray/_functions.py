@@ -1,0 +1,108 @@
+"""Remote functions: what ``@remote`` makes of a function."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import struct
+from typing import TYPE_CHECKING
+
+from ftray import _core, _lifecycle, _options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+_class_keys: dict[tuple[Any, ...], int] = {}
+
+
+def lease_request(resources: Mapping[str, float], strategy: Any, name: str) -> tuple[int, bytes]:
+    """Return key and LEASE_REQUEST payload of a scheduling class: tasks that can share a worker."""
+    text = "" if strategy in (None, "DEFAULT") else json.dumps(strategy)
+    identity = (tuple(sorted(resources.items())), text)
+    key = _class_keys.setdefault(identity, len(_class_keys) + 1)
+    parts = [struct.pack("<QHH", key, 0, len(resources))]
+    for resource, amount in sorted(resources.items()):
+        raw = resource.encode()
+        parts.append(struct.pack("<H", len(raw)) + raw + struct.pack("<d", amount))
+    for word in (text.encode(), name.encode()[:200]):
+        parts.append(struct.pack("<H", len(word)) + word)
+    return key, b"".join(parts)
+
+
+class RemoteFunction(_core.FunctionCaller):
+    """A function that runs as a task: call it with ``.remote(...)``.
+
+    Made by ``@ftray.remote``.
+    """
+
+    def __init__(self, function: Callable[..., Any], explicit: dict[str, Any]) -> None:
+        self._function = function
+        self._explicit = explicit
+        self._options = _options.task_options(explicit)
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"remote function {self._name()} cannot be called directly: call {self._name()}.remote(...), or the function "
+            f"itself as {self._name()}._function(...)"
+        )
+
+    def _name(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
+
+    def options(self, **options: Any) -> RemoteFunction:
+        """Return the same function with other options.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An unknown option, or a value that is not allowed (the message says what is).
+        """
+        made = RemoteFunction(self._function, _options.merge(self._explicit, _options.check("task", options)))
+        made._definition_of = self._definition_of
+        return made
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        from ftray.exceptions import NotSupportedError
+
+        raise NotSupportedError("RemoteFunction.bind (lazy task graphs) is not supported")
+
+    @functools.cached_property
+    def _definition_of(self) -> dict[str, bytes]:
+        """The pickled function, made at the first call: shared by all `.options()` variants."""
+        return {}
+
+    def _bind(self) -> tuple[bytes, int, bytes, int, int]:
+        _lifecycle.ensure()
+        shared = self._definition_of
+        if "function" not in shared:
+            from ftray._pickling import pickle_function
+
+            shared["function"] = pickle_function(self._function)
+        options = self._options
+        name = options.name or self._name()
+        meta = pickle.dumps((name, options.retry_exceptions or None), 5)
+        key, request = lease_request(options.resources, options.scheduling_strategy, name)
+        if not isinstance(options.num_returns, int):
+            from ftray.exceptions import NotSupportedError
+
+            raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
+        return (
+            _core.function_definition(meta, shared["function"]),
+            key,
+            request,
+            options.num_returns,
+            options.max_retries,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._function, self._explicit)
+
+    def __repr__(self) -> str:
+        return f"RemoteFunction({self._name()})"
+
+
+def _rebuild(function: Callable[..., Any], explicit: dict[str, Any]) -> RemoteFunction:
+    return RemoteFunction(function, explicit)

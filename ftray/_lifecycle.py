@@ -1,0 +1,299 @@
+"""Starting, attaching and stopping the runtime of a driver.
+
+Owns: the one session of this process. ``init()`` starts ``ftrayd`` (or finds a running one), registers, and hands the
+connection to the core; ``shutdown()`` undoes it. Workers use `connect` only.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ftray import _core
+
+if TYPE_CHECKING:
+    import threading
+    from typing import Any
+
+    from ftray._node.client import NodeConnection
+    from ftray._node.launch import NodeHandle
+
+_DEFAULT_SPIN_US = 40
+
+
+class Session:
+    """What this process knows of the session that it is connected to."""
+
+    def __init__(self, connection: NodeConnection, worker_id: bytes, namespace: str) -> None:
+        self.session_dir = connection.session_dir
+        self.node_id = connection.node_id
+        self.job_id = connection.job_id
+        self.info = connection.info
+        self.worker_id = worker_id
+        self.namespace = namespace
+        self.node: NodeHandle | None = None
+        self.printer: threading.Thread | None = None
+
+
+_session: Session | None = None
+
+
+class RayContext:
+    """What ``init()`` returns; also a context manager that shuts down at its end.
+
+    Attributes
+    ----------
+    address_info : dict
+        ``address`` and ``session_dir`` (what a second driver attaches by), ``node_id``.
+    """
+
+    dashboard_url = ""
+
+    def __init__(self, session: Session) -> None:
+        self.address_info = {
+            "address": session.session_dir,
+            "session_dir": session.session_dir,
+            "node_id": session.node_id.hex(),
+        }
+
+    def __getitem__(self, key: str) -> str:
+        return self.address_info[key]
+
+    def __enter__(self) -> RayContext:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        shutdown()
+
+    def disconnect(self) -> None:
+        """Shut the runtime down."""
+        shutdown()
+
+    def __repr__(self) -> str:
+        return f"RayContext({self.address_info!r})"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: dict[str, float] | None = None,
+    object_store_memory: int | None = None,
+    namespace: str | None = None,
+    ignore_reinit_error: bool = False,
+    log_to_driver: bool = True,
+    **unsupported: Any,
+) -> RayContext:
+    """Start ftray in this process, or attach to a running one.
+
+    Parameters
+    ----------
+    address : str, optional
+        None or "local": start a node of one's own, which ends with this process. "auto": attach to the newest session of
+        this user. Otherwise the directory of a session (``ctx.address_info["address"]`` of its first driver).
+    num_cpus, num_gpus : float, optional
+        What tasks and actors can ask for; by default the CPUs that this process may use (affinity, cgroup quota).
+    resources : dict, optional
+        Custom resources.
+    object_store_memory : int, optional
+        Bytes for large objects; 30 % of the memory by default.
+    namespace : str, optional
+        Where named actors are found; one of this job's own by default.
+    ignore_reinit_error : bool, default False
+        Return instead of raising when ftray runs already.
+    log_to_driver : bool, default True
+        Print what workers print.
+
+    Returns
+    -------
+    RayContext
+
+    Raises
+    ------
+    RuntimeError
+        ftray runs already in this process.
+    TypeError
+        An unknown argument, or one of the wrong type.
+    """
+    global _session
+    _reject(unsupported)
+    if _core.attached() and _session is not None:
+        if ignore_reinit_error:
+            return RayContext(_session)
+        raise RuntimeError(
+            "ftray.init() was called before in this process; call ftray.shutdown() first, or give ignore_reinit_error=True"
+        )
+    if address in (None, "local"):
+        _session = _start(num_cpus, num_gpus, resources, object_store_memory, namespace)
+    else:
+        given = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "object_store_memory": object_store_memory,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be given when attaching to a running session (address={address!r})")
+        from ftray._node.launch import find_node
+
+        assert address is not None
+        _session = _register(find_node(address), None, namespace)
+    _start_printer(_session, log_to_driver)
+    atexit.register(shutdown)
+    return RayContext(_session)
+
+
+def _reject(unsupported: dict[str, Any]) -> None:
+    if unsupported:
+        known = "address, num_cpus, num_gpus, resources, object_store_memory, namespace, ignore_reinit_error, log_to_driver"
+        raise TypeError(f"init() does not take {', '.join(map(repr, unsupported))}; it takes {known}")
+
+
+def _start(
+    num_cpus: float | None,
+    num_gpus: float | None,
+    resources: dict[str, float] | None,
+    object_store_memory: int | None,
+    namespace: str | None,
+) -> Session:
+    from ftray._node.launch import NodeOptions, start_node
+
+    node = start_node(
+        NodeOptions(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            resources=dict(resources or {}),
+            object_store_memory=object_store_memory,
+            preload=("numpy",) if "numpy" in sys.modules else (),
+        )
+    )
+    try:
+        session = _register(node.session_dir, node.token, namespace)
+    except BaseException:
+        node.shutdown()
+        raise
+    session.node = node
+    return session
+
+
+def _register(session_dir: str, token: bytes | None, namespace: str | None) -> Session:
+    from ftray._node.frames import KIND_DRIVER
+
+    return connect(session_dir, token, KIND_DRIVER, namespace or "")
+
+
+def connect(session_dir: str, token: bytes | None, kind: int, namespace: str) -> Session:
+    """Register this process with a session and hand the connection to the core."""
+    from ftray._node import client, protocol, session
+    from ftray._node.frames import KIND_DRIVER
+
+    worker_id = os.urandom(28)
+    name = f"{worker_id.hex()[:16]}.sock"
+    listener = session.listen_in(session_dir, name)
+    listener.setblocking(False)
+    connection = client.connect(session_dir, worker_id=worker_id, token=token, kind=kind, sock_name=name, namespace=namespace)
+    found = Session(connection, worker_id, namespace)
+    node_fd, messages = connection.detach()
+    pending = b"".join(protocol.encode(m.frame, m.req) for m in messages)
+    os.set_blocking(node_fd, False)
+    _core.attach(
+        node_fd,
+        connection.board_fd,
+        os.open(session_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
+        listener.detach(),
+        worker_id,
+        connection.node_id,
+        connection.slot,
+        connection.job_id,
+        kind == KIND_DRIVER,
+        len(os.sched_getaffinity(0)),
+        int(os.environ.get("FTRAY_SPIN_US", _DEFAULT_SPIN_US)) * 1000,
+        int.from_bytes(os.urandom(8), "little"),
+        pending,
+    )
+    return found
+
+
+def _start_printer(session: Session, log_to_driver: bool) -> None:
+    import threading
+
+    from ftray._printer import run
+
+    session.printer = threading.Thread(target=run, args=(log_to_driver,), name="ftray-printer", daemon=True)
+    session.printer.start()
+
+
+def ensure() -> None:
+    """Start ftray when nothing did yet (the first ``.remote()`` or ``put`` of a program)."""
+    if not _core.attached():
+        if _session is not None and _forked(_session):
+            from ftray.exceptions import ForkedProcessError
+
+            raise ForkedProcessError(_owner_pid, os.getpid())
+        init()
+
+
+_owner_pid = os.getpid()
+
+
+def _forked(session: Session) -> bool:
+    return os.getpid() != _owner_pid
+
+
+def is_initialized() -> bool:
+    """Whether ftray runs in this process."""
+    return _core.attached()
+
+
+def current() -> Session:
+    """Return the running session.
+
+    Raises
+    ------
+    NotInitializedError
+        There is none.
+    """
+    if _session is None or not _core.attached():
+        from ftray.exceptions import NotInitializedError
+
+        raise NotInitializedError()
+    return _session
+
+
+def adopt(session: Session) -> None:
+    """Make `session` the process's (a worker's, which does not go through ``init``)."""
+    global _session, _owner_pid
+    _session = session
+    _owner_pid = os.getpid()
+
+
+def shutdown() -> None:
+    """Stop ftray in this process: tasks end, actors that are not detached end, objects are gone.
+
+    Does nothing when ftray does not run here.
+    """
+    global _session
+    session = _session
+    if session is None or os.getpid() != _owner_pid:
+        return
+    _session = None
+    atexit.unregister(shutdown)
+    _core.detach()
+    _core.inbox_close()
+    if session.printer is not None:
+        session.printer.join(timeout=5)
+    if session.node is not None:
+        session.node.shutdown()
+    else:
+        _remove_socket(session)
+
+
+def _remove_socket(session: Session) -> None:
+    try:
+        os.unlink(os.path.join(session.session_dir, f"{session.worker_id.hex()[:16]}.sock"))
+    except FileNotFoundError:
+        return  # the session has ended and took it along

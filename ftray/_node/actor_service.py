@@ -1,0 +1,252 @@
+"""Actors: carries the decisions of ``actors`` out.
+
+Owns: the pickled spec of each living actor, the amounts that it needs and holds.
+Invariants: an incarnation starts only in the process that the pool gave it; every change reaches every subscriber.
+Leaves to others: the decisions; resources and processes (``lease_service``, ``workers``).
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+from ftray._node import actors as machine
+from ftray._node.frames import (
+    DEATH_INTENDED,
+    KILL_OUT_OF_SCOPE,
+    ActorCreate,
+    ActorExit,
+    ActorKill,
+    ActorReady,
+    ActorStart,
+    ActorState,
+    ActorSubscribe,
+    ActorTerminate,
+    RpcReply,
+)
+from ftray._node.protocol import ProtocolError
+from ftray._node.resources import CPU, UNIT, ResourceError, fixed_point
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ftray._node.clients import Client
+    from ftray._node.daemon import Node
+    from ftray._node.resources import Amounts
+    from ftray._node.workers import Death, WorkerProcess
+
+
+class _Kept:
+    """What is kept to start an actor."""
+
+    def __init__(self, blob: bytes, fields: dict[str, Any]) -> None:
+        self.blob = blob
+        self.fields = fields
+        self.held: Amounts = fixed_point(fields["resources"].items())
+        # An actor that does not name a CPU needs one free to be placed and holds none, as in Ray.
+        self.needed = self.held if CPU in fields["resources"] else {**self.held, CPU: UNIT}
+
+
+class ActorService:
+    """The actor frames of clients and workers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.table = machine.ActorTable()
+        self._kept: dict[bytes, _Kept] = {}
+        self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
+
+    # Frames ---------------------------------------------------------------------------------------
+
+    def on_create(self, client: Client, frame: ActorCreate, req: int) -> None:
+        """ACTOR_CREATE."""
+        try:
+            fields = pickle.loads(frame.spec)
+            kept = _Kept(frame.spec, fields)
+            spec = machine.Spec(
+                frame.actor_id,
+                b"" if fields["lifetime"] == "detached" else fields["owner"],
+                fields["job_id"],
+                fields["class_name"],
+                fields["name"] or "",
+                fields["namespace"] or client.namespace,
+                bool(fields["get_if_exists"]),
+                fields["max_restarts"],
+            )
+        except ResourceError as error:
+            self.apply([machine.Refused(client.number, req, frame.actor_id, str(error))])
+            return
+        except Exception as error:
+            raise ProtocolError(f"ACTOR_CREATE with an unusable spec: {error!r}") from error
+        if self.table.info(spec.actor_id) is None:
+            self._kept[spec.actor_id] = kept
+        self.apply(self.table.created(spec, client.number, req))
+        if self.table.info(spec.actor_id) is None:
+            self._kept.pop(spec.actor_id, None)
+
+    def on_subscribe(self, client: Client, frame: ActorSubscribe) -> None:
+        """ACTOR_SUBSCRIBE."""
+        self.apply(self.table.subscribed(frame.actor_id, client.number))
+
+    def on_kill(self, frame: ActorKill) -> None:
+        """ACTOR_KILL."""
+        if frame.reason == KILL_OUT_OF_SCOPE:
+            self.apply(self.table.out_of_scope(frame.actor_id))
+        else:
+            self.apply(self.table.killed(frame.actor_id, bool(frame.no_restart)))
+
+    def on_ready(self, worker: WorkerProcess, frame: ActorReady) -> None:
+        """ACTOR_READY."""
+        error = None if frame.ok else frame.error
+        self.apply(
+            self.table.constructed(frame.actor_id, frame.incarnation, worker.number, error, time.monotonic())
+        )
+
+    def on_exit(self, worker: WorkerProcess, frame: ActorExit) -> None:
+        """ACTOR_EXIT."""
+        if self.table.actor_of(worker.number) == frame.actor_id and worker.verdict is None:
+            worker.verdict = (DEATH_INTENDED, "ended on purpose")
+        self.apply(self.table.exit_announced(frame.actor_id, worker.number, frame.kind))
+
+    # Events of the node ---------------------------------------------------------------------------
+
+    def worker_found(self, key: object, worker: WorkerProcess) -> None:
+        """The pool has a process for a placement."""
+        actor_id, incarnation = _placement(key)
+        self._clients.pop((actor_id, incarnation), None)
+        worker.actor_id = actor_id
+        self.apply(self.table.worker_found(actor_id, incarnation, worker.number))
+
+    def placement_failed(self, key: object, text: str) -> None:
+        """The pool cannot make a process."""
+        self.apply(self.table.placement_failed(*_placement(key), text))
+
+    def placement_infeasible(self, key: object, text: str) -> None:
+        """The node as a whole is too small; the actor waits."""
+        info = self.table.info(_placement(key)[0])
+        if info is not None:
+            self._node.warn_job(info["job_id"], text)
+
+    def process_ended(self, worker: WorkerProcess | None, death: Death) -> None:
+        """A worker (None: a driver) died: its actor, and the actors that it owns, follow."""
+        cause = {name: getattr(death, name) for name in death._fields}
+        if worker is not None:
+            self.apply(self.table.worker_died(worker.number, cause, time.monotonic()))
+        self.apply(self.table.owner_died(death.worker_id, death.text))
+
+    def client_gone(self, client: Client) -> None:
+        """A subscriber left."""
+        self.table.client_gone(client.number)
+
+    # Queries --------------------------------------------------------------------------------------
+
+    def job_of(self, key: object) -> int:
+        """Return the job of a placement's actor."""
+        info = self.table.info(_placement(key)[0])
+        return 0 if info is None else int(info["job_id"])
+
+    def fields_of(self, actor_id: bytes) -> dict[str, Any] | None:
+        """Return the spec of a living actor."""
+        kept = self._kept.get(actor_id)
+        return None if kept is None else kept.fields
+
+    def saves_state(self, actor_id: bytes | None) -> bool:
+        """Whether the actor saves a checkpoint before a planned exit."""
+        kept = self._kept.get(actor_id) if actor_id is not None else None
+        return kept is not None and kept.fields.get("checkpoint") is not None
+
+    # Carrying out ---------------------------------------------------------------------------------
+
+    def apply(self, commands: Sequence[machine.Command]) -> None:
+        """Carry out the table's commands."""
+        for command in commands:
+            if isinstance(command, machine.Publish):
+                self._publish(command)
+            elif isinstance(command, machine.Place):
+                self._place(command)
+            elif isinstance(command, machine.CancelPlace):
+                key = (command.actor_id, command.incarnation)
+                client = self._clients.pop(key, 0)
+                self._node.leases.apply(self._node.leases.scheduler.placement_cancelled(client, key))
+            elif isinstance(command, (machine.Start, machine.Terminate, machine.Kill, machine.ReleaseWorker)):
+                self._tell_worker(command)
+            elif isinstance(command, (machine.Created, machine.Refused)):
+                self._answer(command)
+            elif isinstance(command, machine.SetTimer):
+                self._set_timer(command.actor_id, command.incarnation, command.when_s)
+            elif isinstance(command, machine.Forget):
+                self._kept.pop(command.actor_id, None)
+
+    def _set_timer(self, actor_id: bytes, incarnation: int, when_s: float) -> None:
+        self._node.loop.set_timer(
+            ("backoff", actor_id), when_s, lambda: self.apply(self.table.backoff_over(actor_id, incarnation))
+        )
+
+    def _place(self, command: machine.Place) -> None:
+        kept = self._kept[command.actor_id]
+        key = (command.actor_id, command.incarnation)
+        owner = self._node.clients.by_worker_id(kept.fields["owner"])
+        client = owner.number if owner is not None else 0
+        self._clients[key] = client
+        needed = kept.held if command.restart else kept.needed
+        name = f"actor {kept.fields['class_name']}"
+        scheduler = self._node.leases.scheduler
+        self._node.leases.apply(scheduler.placement_requested(client, key, needed, kept.held, name))
+
+    def _tell_worker(
+        self, command: machine.Start | machine.Terminate | machine.Kill | machine.ReleaseWorker
+    ) -> None:
+        worker = self._node.workers.get(command.worker)
+        if worker is None or worker.client is None:
+            return  # it has just died: the table hears of that in its turn
+        if isinstance(command, machine.Start):
+            blob = self._kept[command.actor_id].blob
+            self._node.clients.send(worker.client, ActorStart(command.actor_id, command.incarnation, blob))
+        elif isinstance(command, machine.Terminate):
+            self._node.clients.send(worker.client, ActorTerminate(command.actor_id))
+        elif isinstance(command, machine.Kill):
+            self._node.workers.kill(worker, DEATH_INTENDED, command.text)
+        else:
+            self._node.leases.release_actor_worker(worker)
+
+    def _publish(self, command: machine.Publish) -> None:
+        worker = self._node.workers.get(command.worker) if command.worker is not None else None
+        target = worker.client if worker is not None else None
+        cause = b"" if command.cause is None else pickle.dumps(command.cause)
+        frame = ActorState(
+            command.actor_id,
+            int(command.state),
+            command.incarnation,
+            target.worker_id if target is not None else bytes(28),
+            target.slot if target is not None else 0,
+            target.pid if target is not None else 0,
+            target.sock_name if target is not None else "",
+            cause,
+        )
+        for number in command.clients:
+            client = self._node.clients.get(number)
+            if client is not None:
+                self._node.clients.send(client, frame)
+
+    def _answer(self, command: machine.Created | machine.Refused) -> None:
+        client = self._node.clients.get(command.client)
+        if client is None:
+            return
+        if isinstance(command, machine.Created):
+            if command.req:
+                result = {"actor_id": command.actor_id, "existing": command.existing}
+                self._node.clients.send(client, RpcReply(1, pickle.dumps(result)), command.req)
+        elif command.req:
+            self._node.clients.send(client, RpcReply(0, pickle.dumps(ValueError(command.text))), command.req)
+        else:
+            cause = {"kind": "refused", "actor_id": command.actor_id, "text": command.text}
+            self._publish(
+                machine.Publish((client.number,), command.actor_id, machine.State.DEAD, 0, None, cause)
+            )
+
+
+def _placement(key: object) -> tuple[bytes, int]:
+    assert isinstance(key, tuple)
+    return key[0], key[1]

@@ -1,0 +1,95 @@
+"""The script that starts ``ftrayd`` and replaces a dead zygote; run by path, not imported.
+
+``boot.py node <fd>``: read the configuration from the lifeline, fork the zygote before anything else
+exists, become ``ftrayd``.  ``boot.py zygote <fd> <ftrayd pid>``: become a zygote.
+
+The package ``ftray`` is entered into ``sys.modules`` without running its ``__init__``: ``ftrayd`` needs only
+``ftray._node``, and the public API would cost it most of its start-up time and memory.  The zygote, whose
+children run user code, completes the same module object.
+"""
+
+import sys
+
+del sys.path[0]  # this script's directory: its modules are no top-level modules
+
+import marshal  # noqa: E402
+import os  # noqa: E402
+import socket  # noqa: E402
+import time  # noqa: E402
+from importlib.machinery import PathFinder  # noqa: E402
+from types import ModuleType  # noqa: E402
+
+_CONFIG_BYTES = 1 << 20
+
+
+def _package() -> ModuleType:
+    """Enter ``ftray`` into ``sys.modules``, not executed."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    spec = PathFinder.find_spec("ftray", [os.path.dirname(root)])
+    if spec is None or spec.submodule_search_locations is None:
+        raise SystemExit(f"no package ftray at {root}")
+    package = ModuleType("ftray")
+    package.__spec__ = spec
+    package.__loader__ = spec.loader
+    package.__file__ = spec.origin
+    package.__path__ = spec.submodule_search_locations
+    package.__package__ = "ftray"
+    sys.modules["ftray"] = package
+    return package
+
+
+def _complete(package: ModuleType) -> None:
+    """Run the package's ``__init__``."""
+    spec = package.__spec__
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(package)
+
+
+def _be_zygote(sock: socket.socket, ftrayd_pid: int, package: ModuleType, worker_module: str) -> None:
+    from ftray._node.zygote import Zygote
+
+    zygote = Zygote(sock, ftrayd_pid, worker_module)
+    zygote.prepare(lambda: _complete(package))
+    job = zygote.serve()
+    del zygote
+    job()
+
+
+def _be_node(fd: int, started_s: float) -> None:
+    lifeline = socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    data = lifeline.recv(_CONFIG_BYTES)
+    if not data:
+        return  # the driver is gone already
+    config = marshal.loads(data)
+    sys.path[:] = config["sys_path"]
+    package = _package()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ftrayd_pid = os.getpid()
+    zygote_pid = os.fork()
+    if zygote_pid == 0:
+        lifeline.close()
+        ours.close()
+        _be_zygote(theirs, ftrayd_pid, package, config["worker_module"])
+        return
+    theirs.close()
+    from ftray._node import daemon
+
+    daemon.run(lifeline, config, ours, zygote_pid, started_s)
+
+
+def main() -> None:
+    """Take the role that the command line names."""
+    started_s = time.monotonic()
+    role, fd = sys.argv[1], int(sys.argv[2])
+    if role == "node":
+        _be_node(fd, started_s)
+        return
+    sock = socket.socket(fileno=fd)
+    config = marshal.loads(sock.recv(_CONFIG_BYTES))
+    sys.path[:] = config["sys_path"]
+    _be_zygote(sock, int(sys.argv[3]), _package(), config["worker_module"])
+
+
+if __name__ == "__main__":
+    main()

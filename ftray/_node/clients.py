@@ -1,0 +1,301 @@
+"""The processes that are connected to the node.
+
+Owns: accepting, authenticating and registering them; their slots; sending to them; finding out that one left.
+Invariants: nothing but REGISTER is accepted from a connection before it is registered; a client that breaks
+the protocol or does not read is dropped with a report; every registered client is told of every death.
+Leaves to others: what a registered client's frames mean (``daemon`` routes them), workers' processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+
+# What hmac.compare_digest is, without loading OpenSSL.
+from _operator import _compare_digest as compare_digest
+
+from ftray._node.board import BoardFull
+from ftray._node.connection import Closed, Connection, Overflow
+from ftray._node.frames import KIND_DRIVER, KIND_WORKER, Register, Registered
+from ftray._node.loop import READ, WRITE
+from ftray._node.protocol import PROTOCOL_VERSION, Frame, ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ftray._node.daemon import Node
+    from ftray._node.protocol import Message
+    from ftray._node.workers import WorkerProcess
+
+_UCRED = struct.Struct("iii")
+_REGISTER_LIMIT_BYTES = 1 << 16
+_REGISTER_TIMEOUT_S = 30.0
+_MAX_UNREGISTERED = 256
+
+
+class Client:
+    """One connection and, once registered, the process behind it."""
+
+    def __init__(self, number: int, connection: Connection, pid: int) -> None:
+        self.number = number
+        self.connection = connection
+        self.pid = pid
+        self.registered = False
+        self.kind = KIND_DRIVER
+        self.worker_id = b""
+        self.slot = 0
+        self.job_id = 0
+        self.sock_name = ""
+        self.namespace = ""
+        self.pidfd = -1
+        self.worker: WorkerProcess | None = None
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether this is a driver (a worker otherwise)."""
+        return self.kind == KIND_DRIVER
+
+    def __repr__(self) -> str:
+        role = ("driver" if self.is_driver else "worker") if self.registered else "unregistered process"
+        return f"{role} {self.pid}"
+
+
+class Clients:
+    """Every connected process."""
+
+    def __init__(self, node: Node, listener: socket.socket) -> None:
+        self._node = node
+        self._listener = listener
+        self._all: dict[int, Client] = {}
+        self._by_worker_id: dict[bytes, Client] = {}
+        self._next_number = 1
+        self._next_job = 1
+        listener.setblocking(False)
+        node.loop.register(listener.fileno(), self._accept)
+
+    # Looking up -----------------------------------------------------------------------------------
+
+    def get(self, number: int) -> Client | None:
+        """Return the registered client of this number."""
+        client = self._all.get(number)
+        return client if client is not None and client.registered else None
+
+    def by_worker_id(self, worker_id: bytes) -> Client | None:
+        """Return the registered client of this WorkerID."""
+        return self._by_worker_id.get(worker_id)
+
+    def registered(self) -> Iterator[Client]:
+        """All registered clients, the oldest first."""
+        return (client for client in list(self._all.values()) if client.registered)
+
+    def driver_of(self, job_id: int) -> Client | None:
+        """Return the driver of a job; the first driver for job 0 (workers that have none yet)."""
+        for client in self.registered():
+            if client.is_driver and job_id in (0, client.job_id):
+                return client
+        return None
+
+    # Sending --------------------------------------------------------------------------------------
+
+    def send(
+        self, client: Client, frame: Frame, req: int = 0, fds: Sequence[int] = (), flags: int = 0
+    ) -> None:
+        """Send without waiting; a client that cannot take it is dropped (never inside this call)."""
+        if client.number not in self._all:
+            return  # its connection is gone, its end is under way
+        connection = client.connection
+        had_queue = connection.wants_write
+        try:
+            connection.send(frame, req, fds, flags)
+        except (Overflow, Closed) as error:
+            self._doom(client, str(error), report=isinstance(error, Overflow))
+            return
+        if connection.wants_write and not had_queue:
+            self._node.loop.modify(connection.fd, READ | WRITE)
+
+    def broadcast(self, frame: Frame) -> None:
+        """Send to every registered client."""
+        for client in self.registered():
+            self.send(client, frame)
+
+    def _doom(self, client: Client, why: str, report: bool) -> None:
+        """Drop the client in the next round: the caller may be iterating over clients or in a decision."""
+        self._node.loop.set_timer(
+            ("drop", client.number), time.monotonic(), lambda: self.drop(client, why, report)
+        )
+
+    # Arriving -------------------------------------------------------------------------------------
+
+    def _accept(self, _events: int) -> None:
+        while True:
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # no descriptors left: the others must go on
+                self._node.report(f"a process cannot connect: {error}")
+                return
+            pid, uid, _gid = _UCRED.unpack(
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            )
+            waiting = sum(not client.registered for client in self._all.values())
+            if uid != os.getuid() or waiting >= _MAX_UNREGISTERED:
+                self._node.report(f"refused a connection of process {pid} of uid {uid}")
+                sock.close()
+                continue
+            self._add(sock, pid)
+
+    def _add(self, sock: socket.socket, pid: int) -> None:
+        client = Client(self._next_number, Connection(sock), pid)
+        client.connection.limit_frames(_REGISTER_LIMIT_BYTES)
+        self._next_number += 1
+        self._all[client.number] = client
+        self._node.loop.register(client.connection.fd, lambda events: self._ready(client, events))
+        deadline_s = time.monotonic() + _REGISTER_TIMEOUT_S
+        why = f"did not register within {_REGISTER_TIMEOUT_S:g} s"
+        self._node.loop.set_timer(
+            ("register", client.number), deadline_s, lambda: self.drop(client, why, report=True)
+        )
+
+    def _ready(self, client: Client, events: int) -> None:
+        try:
+            if events & WRITE:
+                client.connection.flush()
+                if not client.connection.wants_write:
+                    self._node.loop.modify(client.connection.fd, READ)
+            if events & ~WRITE:
+                for message in client.connection.receive():
+                    self._handle(client, message)
+        except Closed:
+            self.drop(client, "closed its connection", report=False)
+        except ProtocolError as error:
+            self.drop(client, f"broke the protocol: {error}", report=True)
+
+    def drain(self, client: Client) -> None:
+        """Handle everything that the client sent before it died."""
+        try:
+            while client.number in self._all:
+                messages = client.connection.receive()
+                if not messages:
+                    return
+                for message in messages:
+                    self._handle(client, message)
+        except Closed:
+            return
+        except ProtocolError as error:
+            self._node.report(f"{client!r} died in the middle of a message: {error}")
+
+    def _handle(self, client: Client, message: Message) -> None:
+        if client.number not in self._all:  # dropped by an earlier message of the same batch
+            for fd in message.fds:
+                os.close(fd)
+        elif client.registered:
+            self._node.handle(client, message)
+        elif isinstance(message.frame, Register):
+            self._register(client, message.frame, message.req)
+        else:
+            raise ProtocolError(f"{type(message.frame).__name__} before REGISTER")
+
+    def _register(self, client: Client, frame: Register, req: int) -> None:
+        self._node.loop.set_timer(("register", client.number), None, lambda: None)
+        error = self._refusal(client, frame)
+        if not error:
+            try:
+                client.slot = self._node.board.acquire(client.pid)
+            except BoardFull as full:
+                error = str(full)
+        if error:
+            info = json.dumps({"error": error}).encode()
+            self.send(client, Registered(0, 0, bytes(28), 0, self._node.session.path, info), req)
+            self.drop(client, f"was refused: {error}", report=True)
+            return
+        client.kind = frame.kind
+        client.worker_id = frame.worker_id
+        client.sock_name = frame.sock_name
+        client.namespace = frame.namespace
+        client.registered = True
+        client.connection.limit_frames(1 << 30)
+        self._by_worker_id[client.worker_id] = client
+        if client.is_driver:
+            client.job_id = self._next_job
+            self._next_job += 1
+            self._watch_driver(client)
+        answer = Registered(
+            1, client.slot, self._node.node_id, client.job_id, self._node.session.path, self._node.info_json
+        )
+        self.send(client, answer, req, [self._node.board.fd])
+        self._node.on_registered(client, frame)
+
+    def _refusal(self, client: Client, frame: Register) -> str:
+        """Return why the process may not register, "" when it may."""
+        if frame.version != PROTOCOL_VERSION:
+            return f"this node speaks protocol {PROTOCOL_VERSION!r}, the process {frame.version!r}"
+        if frame.worker_id in self._by_worker_id:
+            return f"a process with the id {frame.worker_id.hex()} is registered already"
+        if "/" in frame.sock_name or not frame.sock_name:
+            return f"{frame.sock_name!r} is no name of a socket in the session directory"
+        if frame.kind == KIND_DRIVER:
+            if not compare_digest(frame.token, self._node.session.token):
+                return "wrong session token"
+            return self._node.refusal_of_driver(client)
+        if frame.kind == KIND_WORKER:
+            return self._node.workers.claim(client, frame.token)
+        return f"kind {frame.kind} is neither a driver (0) nor a worker (1)"
+
+    def _watch_driver(self, client: Client) -> None:
+        """A driver's children may keep its connection open: its process id tells reliably."""
+        try:
+            client.pidfd = os.pidfd_open(client.pid)
+        except ProcessLookupError:
+            self._doom(client, "ended", report=False)
+            return
+        self._node.loop.register(client.pidfd, lambda _events: self.drop(client, "ended", report=False))
+
+    # Leaving --------------------------------------------------------------------------------------
+
+    def drop(self, client: Client, why: str, report: bool) -> None:
+        """Close the client's connection; what follows depends on who it is."""
+        if client.number not in self._all:
+            return
+        if report:
+            self._node.report(f"{client!r} {why}")
+        self._close(client)
+        if client.registered:
+            self._node.on_connection_lost(client, why)
+
+    def _close(self, client: Client) -> None:
+        del self._all[client.number]
+        for name in ("drop", "register"):
+            self._node.loop.set_timer((name, client.number), None, lambda: None)
+        self._node.loop.unregister(client.connection.fd)
+        client.connection.close()
+        if client.pidfd >= 0:
+            self._node.loop.unregister(client.pidfd)
+            os.close(client.pidfd)
+            client.pidfd = -1
+
+    def forget(self, client: Client) -> None:
+        """The process behind a registered client is dead: close what is left of it."""
+        if client.number in self._all:
+            self._close(client)
+        self._by_worker_id.pop(client.worker_id, None)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket."""
+        if self._listener.fileno() >= 0:
+            self._node.loop.unregister(self._listener.fileno())
+            self._listener.close()
+
+    def close(self) -> None:
+        """Close every connection, last messages first as far as sockets take them."""
+        self.stop_accepting()
+        for client in list(self._all.values()):
+            try:
+                client.connection.flush()
+            except Closed:
+                pass
+            self._close(client)

@@ -1,0 +1,327 @@
+"""Starting a node from a driver, and ending it.
+
+Owns: the options of a node, spawning ``ftrayd``, the driver's end of the lifeline, finding a running session.
+Invariants: a failed start leaves no process and raises with what ``ftrayd`` said; after ``shutdown`` the process
+is reaped and its session directory is gone.
+Leaves to others: registering (``client``), everything that happens in ``ftrayd``.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from ftray._node import session
+from ftray._node.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LIFELINE_FD = 3
+_MESSAGE_BYTES = 1 << 18
+_ERROR_TAIL_BYTES = 8192
+
+
+class NodeStartError(RuntimeError):
+    """``ftrayd`` did not come up; the text has its last output."""
+
+
+class NodeOptions(Record):
+    """What a node offers and how it behaves; None means "as this machine has it".
+
+    ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``: what tasks and actors can ask for.
+    ``object_store_memory``: bytes for large objects, 30 % of memory when None.  ``preload``: modules that workers
+    share (the driver has loaded them).  ``prestart_workers``: workers kept at hand, one a CPU when None.
+    ``idle_timeout_s``: an idle worker beyond those leaves after so long.  ``startup_timeout_s``: bound of one
+    worker's start.  ``hang_timeout_s``: a worker without heartbeat for so long is killed, 0 turns that off,
+    ``FTRAY_HANG_TIMEOUT_S`` or 10 when None.  ``shutdown_grace_s``: time that actors with checkpoints get to save at
+    shutdown.  ``tmpdir``: where session directories go, ``FTRAY_TMPDIR`` or the system's when None.
+    ``worker_module``: the module whose ``main(session_dir, startup_token)`` is a worker.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    memory: int | None = None
+    resources: dict[str, float] = {}
+    object_store_memory: int | None = None
+    preload: tuple[str, ...] = ()
+    prestart_workers: int | None = None
+    idle_timeout_s: float = 5.0
+    startup_timeout_s: float = 60.0
+    hang_timeout_s: float | None = None
+    shutdown_grace_s: float = 5.0
+    tmpdir: str | None = None
+    worker_module: str = "ftray._worker"
+
+    def checked(self) -> dict[str, Any]:
+        """Return the options as a dict.
+
+        Raises
+        ------
+        ValueError
+            Naming the option, what was given and what is allowed.
+        """
+        values: dict[str, Any] = {name: getattr(self, name) for name in self._fields}
+        if values["hang_timeout_s"] is None:
+            values["hang_timeout_s"] = _env_seconds("FTRAY_HANG_TIMEOUT_S", 10.0)
+        for name in ("num_cpus", "num_gpus", "memory", "object_store_memory", "prestart_workers"):
+            _check_amount(name, values[name])
+        for name in ("idle_timeout_s", "startup_timeout_s", "hang_timeout_s", "shutdown_grace_s"):
+            _check_amount(name, values[name])
+        for name, amount in self.resources.items():
+            _check_amount(f"resources[{name!r}]", amount)
+            if name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(
+                    f"resources cannot name {name!r}; use num_cpus, num_gpus, memory or object_store_memory"
+                )
+        values["resources"] = dict(self.resources)
+        values["preload"] = list(self.preload)
+        values["base_dir"] = session.base_directory(values.pop("tmpdir"))
+        return values
+
+
+def _check_amount(name: str, value: Any) -> None:
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
+    ):
+        raise ValueError(f"{name}={value!r}; allowed is a number of at least 0")
+
+
+def _env_seconds(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r} in the environment; allowed is a number of seconds") from None
+
+
+class NodeHandle:
+    """A node that this process started.
+
+    Attributes
+    ----------
+    session_dir, token, pid, info
+        Where it is, the secret to register with, its process, what it offers.
+    spans_ms
+        How long the parts of the start took.
+    lifeline_fd
+        Descriptor that reads end-of-file when ``ftrayd`` dies; it belongs to this handle.
+    """
+
+    def __init__(
+        self, pid: int, lifeline: socket.socket, ready: dict[str, Any], spans_ms: dict[str, float]
+    ) -> None:
+        self.pid = pid
+        self.session_dir: str = ready["session_dir"]
+        self.token: bytes = ready["token"]
+        self.info: dict[str, Any] = json.loads(ready["info"])
+        self.spans_ms = spans_ms
+        self._pidfd = os.pidfd_open(pid)
+        self._lifeline = lifeline
+        self._owner_pid = os.getpid()
+        self._warm: dict[str, Any] | None = None
+
+    @property
+    def lifeline_fd(self) -> int:
+        """The lifeline's descriptor, -1 after ``shutdown``."""
+        return self._lifeline.fileno()
+
+    def wait_warm(self, timeout_s: float = 30.0) -> None:
+        """Wait until the first worker is there, so that the first task finds it.
+
+        Raises
+        ------
+        NodeStartError
+            Workers cannot be started, or none came up in time.
+        """
+        if self._warm is None:
+            self._warm = _receive(self._lifeline, timeout_s)
+        if self._warm is None:
+            raise NodeStartError(f"no worker process came up within {timeout_s:g} s")
+        if not self._warm.get("warm"):
+            raise NodeStartError(str(self._warm.get("error") or self._warm.get("crashed")))
+
+    def last_words(self) -> str:
+        """Return why ``ftrayd`` ended if an error in it was the reason, else ""."""
+        while (message := _receive(self._lifeline, 0.0)) is not None:
+            if "crashed" in message:
+                return str(message["crashed"])
+        return ""
+
+    def is_alive(self) -> bool:
+        """Whether ``ftrayd`` runs."""
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    def shutdown(self, timeout_s: float = 15.0) -> None:
+        """End the node with all its processes and wait for it; harmless when it is dead already.
+
+        Parameters
+        ----------
+        timeout_s
+            Then it is killed; its workers die with it, its directory is removed here.
+        """
+        if self._pidfd < 0 or os.getpid() != self._owner_pid:
+            return
+        self._lifeline.close()
+        if not select.select([self._pidfd], [], [], timeout_s)[0]:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        try:
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        except ChildProcessError:
+            pass  # somebody in this process has waited for every child
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if os.path.exists(self.session_dir):
+            session.sweep_stale(os.path.dirname(os.path.dirname(self.session_dir)))
+
+
+def _receive(lifeline: socket.socket, timeout_s: float) -> dict[str, Any] | None:
+    """Return the next message; None after ``timeout_s`` or when ``ftrayd`` is gone."""
+    if not select.select([lifeline], [], [], timeout_s)[0]:
+        return None
+    try:
+        data = lifeline.recv(_MESSAGE_BYTES)
+    except ConnectionResetError:
+        return None
+    return marshal.loads(data) if data else None
+
+
+def _interpreter_flags() -> list[str]:
+    """Return the flags that make another interpreter behave like this one."""
+    flags = sys.flags
+    found = ["-" + "O" * flags.optimize] if flags.optimize else []
+    if flags.isolated:
+        found.append("-I")
+    else:
+        found += ["-E"] if flags.ignore_environment else []
+        found += ["-s"] if flags.no_user_site else []
+    found += ["-B"] if flags.dont_write_bytecode else []
+    found += ["-X", "utf8"] if flags.utf8_mode else []
+    return found
+
+
+def _spawn(theirs: socket.socket, output_fd: int) -> int:
+    boot = os.path.join(os.path.dirname(os.path.abspath(__file__)), "boot.py")
+    command = [sys.executable, *_interpreter_flags(), boot, "node", str(_LIFELINE_FD)]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output_fd, 1),
+        (os.POSIX_SPAWN_DUP2, output_fd, 2),
+        (os.POSIX_SPAWN_DUP2, theirs.fileno(), _LIFELINE_FD),
+    ]
+    # A session of its own: Ctrl-C in the terminal is the driver's to handle.
+    return os.posix_spawn(
+        sys.executable,
+        command,
+        os.environ,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGPIPE,),
+    )
+
+
+def start_node(options: NodeOptions | None = None, timeout_s: float = 30.0) -> NodeHandle:
+    """Start ``ftrayd`` as a child of this process and wait until it accepts registrations.
+
+    Parameters
+    ----------
+    options
+        See ``NodeOptions``.
+    timeout_s
+        For ``ftrayd`` to say that it is ready.
+
+    Returns
+    -------
+    NodeHandle
+        The node lives until its ``shutdown``, or the end of this process however it comes.
+
+    Raises
+    ------
+    ValueError
+        An option is wrong.
+    NodeStartError
+        It died or did not answer; its last output is in the text.
+    """
+    if not sys.executable:
+        raise NodeStartError("sys.executable is not set, so that no second Python can be started")
+    config = (options or NodeOptions()).checked()
+    config["driver_pid"] = os.getpid()
+    config["flags"] = _interpreter_flags()
+    config["sys_path"] = [os.path.abspath(path) for path in sys.path]
+    begun_s = time.monotonic()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    output_fd = os.memfd_create("ftrayd-output", os.MFD_CLOEXEC)
+    try:
+        try:
+            ours.send(marshal.dumps(config))
+            pid = _spawn(theirs, output_fd)
+        finally:
+            theirs.close()
+        spawned_s = time.monotonic()
+        ready = _receive(ours, timeout_s)
+        if ready is None:
+            raise NodeStartError(_failure(pid, output_fd, timeout_s))
+        spans_ms = {
+            "spawn": (spawned_s - begun_s) * 1000,
+            **ready["spans_ms"],
+            "total": (time.monotonic() - begun_s) * 1000,
+        }
+        return NodeHandle(pid, ours, ready, spans_ms)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        os.close(output_fd)
+
+
+def _failure(pid: int, output_fd: int, timeout_s: float) -> str:
+    """End the process that did not come up; return what there is to say."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        ended = bool(select.select([pidfd], [], [], 0.5)[0])
+        if not ended:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    finally:
+        os.close(pidfd)
+    how = (
+        f"it ended with status {result.si_status}"
+        if ended and result
+        else f"it said nothing for {timeout_s:g} s"
+    )
+    size = os.fstat(output_fd).st_size
+    tail = os.pread(output_fd, _ERROR_TAIL_BYTES, max(0, size - _ERROR_TAIL_BYTES)).decode(errors="replace")
+    return f"the node process (ftrayd) did not start: {how}; its output:\n{tail.strip() or '(none)'}"
+
+
+def find_node(address: str = "auto") -> str:
+    """Return the session directory of a running node to attach to.
+
+    Parameters
+    ----------
+    address
+        "auto" for the newest live session of this user, or the path of a session directory.
+
+    Raises
+    ------
+    SessionError
+        When there is none.
+    """
+    if address == "auto":
+        return session.find_session(session.base_directory())
+    path = os.path.abspath(address)
+    if not os.path.exists(os.path.join(path, session.NODE_SOCKET)):
+        raise session.SessionError(
+            f'{address!r} is no running session; give "auto" or the path of a session directory'
+        )
+    return path

@@ -1,0 +1,233 @@
+"""Leases and worker assignment: carries the decisions of ``scheduler`` and ``pool`` out.
+
+Owns: the link between an allocation, its demand and its worker process.
+Invariants: commands are carried out in the order in which they were decided; an allocation whose worker
+cannot be started is reported to whoever wants it.
+Leaves to others: the decisions; actors' life cycle (``actor_service``).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from ftray._node import pool as pool_machine
+from ftray._node import scheduler as scheduler_machine
+from ftray._node.frames import (
+    DEATH_DRIVER_LEFT,
+    DEATH_INTENDED,
+    DEATH_SIGNAL,
+    LeaseGrant,
+    LeaseInfeasible,
+    LeaseReclaim,
+    LeaseRequest,
+    LeaseReturn,
+    clip,
+)
+from ftray._node.resources import ResourceError, fixed_point
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ftray._node.clients import Client
+    from ftray._node.daemon import Node
+    from ftray._node.pool import Pool, PoolSettings
+    from ftray._node.resources import Amounts
+    from ftray._node.workers import WorkerProcess
+
+
+class StrategyError(ValueError):
+    """A scheduling strategy that this node cannot follow."""
+
+
+class LeaseService:
+    """Scheduler, pool and the clients' lease frames."""
+
+    def __init__(self, node: Node, total: Amounts, settings: PoolSettings) -> None:
+        self._node = node
+        # Spares and starting workers need processes too.
+        room = settings.max_workers - settings.spare_max - settings.prestart - settings.max_starting
+        self.scheduler = scheduler_machine.Scheduler(total, max_allocations=max(1, room))
+        self.pool = pool_machine.Pool(settings)
+        self._wanted_by: dict[int, tuple[int, object, bool]] = {}
+
+    # Frames ---------------------------------------------------------------------------------------
+
+    def on_request(self, client: Client, frame: LeaseRequest) -> None:
+        """LEASE_REQUEST."""
+        try:
+            needed = fixed_point(frame.resources)
+            check_strategy(frame.strategy, self._node.node_id)
+        except (ResourceError, StrategyError) as error:
+            text = f"{frame.name or 'a task'} cannot be scheduled: {error}"
+            self._node.clients.send(client, LeaseInfeasible(frame.class_key, 1, clip(text)))
+            return
+        self.apply(
+            self.scheduler.lease_requested(client.number, frame.class_key, frame.wanted, needed, frame.name)
+        )
+
+    def on_return(self, client: Client, frame: LeaseReturn) -> None:
+        """LEASE_RETURN; one of a lease that ended meanwhile means nothing."""
+        worker, commands = self.scheduler.lease_returned(client.number, frame.lease_id)
+        if worker is not None:
+            self._released(worker, bool(frame.worker_reusable))
+        self.apply(commands)
+
+    def _released(self, number: object, reusable: bool) -> None:
+        assert isinstance(number, int)
+        process = self._node.workers.get(number)
+        if process is not None:
+            process.alloc_id = None
+            if not reusable:
+                process.verdict = (DEATH_INTENDED, "was not to be used again")
+            self.pool_event(lambda pool, now_s: pool.released(number, reusable, now_s))
+
+    def release_actor_worker(self, worker: WorkerProcess) -> None:
+        """A process was found for an actor that is dead by now: it can serve others."""
+        commands = self.scheduler.worker_gone(worker.number)
+        worker.actor_id = None
+        self._released(worker.number, reusable=True)
+        self.apply(commands)
+
+    def on_blocked(self, client: Client, blocked: bool) -> None:
+        """BLOCKED and UNBLOCKED; a driver holds no CPU."""
+        if client.worker is None:
+            return
+        if blocked:
+            self.apply(self.scheduler.worker_blocked(client.worker.number))
+        else:
+            self.scheduler.worker_unblocked(client.worker.number)
+
+    # Deaths ---------------------------------------------------------------------------------------
+
+    def client_gone(self, client: Client, why: str) -> None:
+        """The client died: the workers that ran its tasks end, its demands go."""
+        workers, commands = self.scheduler.client_gone(client.number)
+        kind = DEATH_DRIVER_LEFT if client.is_driver else DEATH_SIGNAL
+        for number in workers:
+            process = self._node.workers.get(number) if isinstance(number, int) else None
+            if process is not None:
+                self._node.workers.kill(process, kind, f"was ended because the owner of its tasks {why}")
+        self.apply(commands)
+
+    def worker_unusable(self, worker: WorkerProcess) -> None:
+        """A worker lost its connection: nobody gets it any more, its end follows."""
+        self.pool_event(lambda pool, now_s: pool.gone(worker.number, now_s))
+
+    def worker_ended(self, worker: WorkerProcess) -> None:
+        """A registered worker died."""
+        self.apply(self.scheduler.worker_gone(worker.number))
+        self.pool_event(lambda pool, now_s: pool.gone(worker.number, now_s))
+
+    # Carrying out ---------------------------------------------------------------------------------
+
+    def apply(self, commands: Sequence[scheduler_machine.Command]) -> None:
+        """Carry out the scheduler's commands."""
+        for command in commands:
+            if isinstance(command, scheduler_machine.NeedWorker):
+                self._need_worker(command)
+            elif isinstance(command, scheduler_machine.DropWorkerRequest):
+                self._wanted_by.pop(command.alloc_id, None)
+                self.pool.cancelled(command.alloc_id)
+            elif isinstance(command, scheduler_machine.Reclaim):
+                client = self._node.clients.get(command.client)
+                if client is not None:
+                    self._node.clients.send(client, LeaseReclaim(command.alloc_id))
+            elif isinstance(command, scheduler_machine.Infeasible):
+                self._infeasible(command)
+
+    def _need_worker(self, command: scheduler_machine.NeedWorker) -> None:
+        alloc_id = command.alloc_id
+        self._wanted_by[alloc_id] = (command.client, command.key, command.is_actor)
+        if command.is_actor:
+            job_id = self._node.actors.job_of(command.key)
+        else:
+            client = self._node.clients.get(command.client)
+            job_id = self._node.job_of(client) if client is not None else 0
+        self.pool_event(lambda pool, now_s: pool.requested(alloc_id, job_id, command.is_actor, now_s))
+
+    def _infeasible(self, command: scheduler_machine.Infeasible) -> None:
+        if command.is_actor:
+            self._node.actors.placement_infeasible(command.key, command.text)
+            return
+        client = self._node.clients.get(command.client)
+        if client is not None and isinstance(command.key, int):
+            self._node.clients.send(client, LeaseInfeasible(command.key, 0, clip(command.text)))
+
+    def pool_event(self, event: Callable[[Pool, float], Sequence[pool_machine.Command]]) -> None:
+        """Give the pool an event and carry out what it decides."""
+        for command in event(self.pool, time.monotonic()):
+            if isinstance(command, pool_machine.Bind):
+                self._bind(command.alloc_id, command.number)
+            elif isinstance(command, pool_machine.Fork):
+                self._node.workers.start(command.number)
+            elif isinstance(command, pool_machine.Fail):
+                self._fail(command)
+            else:
+                self._end(command)
+        self._node.on_pool_trouble(self.pool.trouble)
+        due_s = self.pool.next_tick_s()
+        self._node.loop.set_timer(
+            "pool", due_s, lambda: self.pool_event(lambda pool, now_s: pool.ticked(now_s))
+        )
+
+    def _end(self, command: pool_machine.Command) -> None:
+        if isinstance(command, (pool_machine.Retire, pool_machine.Abort)):
+            process = self._node.workers.get(command.number)
+            if process is None:
+                return
+            if isinstance(command, pool_machine.Retire):
+                self._node.workers.retire(process, command.may_decline)
+            else:
+                self._node.workers.kill(
+                    process, DEATH_SIGNAL, "did not register, or exit, in time and was killed"
+                )
+
+    def _bind(self, alloc_id: int, number: int) -> None:
+        """Give the worker to whoever the allocation is for."""
+        client_number, key, is_actor = self._wanted_by.pop(alloc_id)
+        process = self._node.workers.get(number)
+        assert process is not None and process.client is not None
+        self.scheduler.worker_bound(alloc_id, number)
+        process.alloc_id = alloc_id
+        if is_actor:
+            process.job_id = self._node.actors.job_of(key)
+            self._node.actors.worker_found(key, process)
+            return
+        client = self._node.clients.get(client_number)
+        assert client is not None and isinstance(key, int), "a gone client's allocations were withdrawn"
+        process.job_id = self._node.job_of(client)
+        target = process.client
+        self._node.clients.send(
+            client, LeaseGrant(key, alloc_id, target.worker_id, target.slot, target.pid, target.sock_name)
+        )
+
+    def _fail(self, command: pool_machine.Fail) -> None:
+        client_number, key, is_actor = self._wanted_by.pop(command.alloc_id)
+        commands = self.scheduler.worker_failed(command.alloc_id)
+        if is_actor:
+            self._node.actors.placement_failed(key, command.text)
+        else:
+            client = self._node.clients.get(client_number)
+            if client is not None and isinstance(key, int):
+                self._node.clients.send(client, LeaseInfeasible(key, 1, clip(command.text)))
+        self.apply(commands)
+
+
+def check_strategy(strategy: str, node_id: bytes) -> None:
+    """Raise StrategyError unless this node can follow ``strategy`` ("" or JSON; see the protocol)."""
+    if strategy in ("", "DEFAULT", "SPREAD"):  # one node: spreading and packing are the same
+        return
+    try:
+        parsed = json.loads(strategy)
+        kind = parsed["type"]
+    except (ValueError, TypeError, KeyError):
+        raise StrategyError(f"{strategy!r} is no scheduling strategy that this node understands") from None
+    if kind != "node_affinity":
+        raise StrategyError(f"the scheduling strategy {kind!r} is not supported by a single node")
+    if parsed.get("node_id") != node_id.hex() and not parsed.get("soft"):
+        raise StrategyError(
+            f"node {parsed.get('node_id')!r} is not part of this session (its node is {node_id.hex()}); "
+            "use soft=True to let it run elsewhere"
+        )

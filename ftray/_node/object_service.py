@@ -1,0 +1,151 @@
+"""The object store's frames and the acknowledgements of deaths: carries ``segments`` and ``deaths`` out.
+
+Owns: the descriptor of every registered segment.
+Invariants: a descriptor is closed exactly when its segment leaves the accounts; a slot of the board is given back
+only when its user's death is settled.
+Leaves to others: the decisions; memory itself (producers and readers map it).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ftray._node import segments as machine
+from ftray._node.deaths import Deaths
+from ftray._node.frames import (
+    FLAG_GIVE_BACK,
+    DeathAck,
+    SegFd,
+    SegGone,
+    SegOpen,
+    SegRegister,
+    SegRelease,
+    SegReserve,
+    SegReserved,
+    SegShrink,
+    SegUnhold,
+)
+from ftray._node.protocol import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ftray._node.clients import Client
+    from ftray._node.daemon import Node
+
+
+class ObjectService:
+    """Segments and deaths of one node."""
+
+    def __init__(self, node: Node, capacity_bytes: int) -> None:
+        self._node = node
+        self.segments = machine.Segments(capacity_bytes)
+        self.deaths = Deaths()
+        self._fds: dict[int, int] = {}
+        self._slots: dict[bytes, int] = {}  # of processes whose death is not settled
+
+    # Frames ---------------------------------------------------------------------------------------
+
+    def on_reserve(self, client: Client, frame: SegReserve, req: int, flags: int) -> None:
+        """SEG_RESERVE."""
+        if flags & FLAG_GIVE_BACK:
+            self._checked(lambda: self._apply(self.segments.given_back(client.number, frame.size_bytes)))
+        else:
+            self._apply(self.segments.reserved(client.number, req, frame.size_bytes, time.monotonic()))
+
+    def on_register(self, client: Client, frame: SegRegister, fd: int) -> None:
+        """SEG_REGISTER; ``fd`` is ours from now on."""
+        try:
+            self._checked(
+                lambda: self.segments.registered(
+                    client.number, client.worker_id, frame.seg_id, frame.size_bytes
+                )
+            )
+        except ProtocolError:
+            os.close(fd)
+            raise
+        self._fds[frame.seg_id] = fd
+
+    def on_release(self, client: Client, frame: SegRelease) -> None:
+        """SEG_RELEASE."""
+        self._checked(lambda: self._apply(self.segments.released(client.worker_id, frame.seg_id)))
+
+    def on_open(self, client: Client, frame: SegOpen, req: int) -> None:
+        """SEG_OPEN."""
+        size_bytes = self.segments.opened(client.number, frame.seg_id)
+        if size_bytes is None:
+            self._node.clients.send(client, SegFd(0, frame.seg_id, 0), req)
+        else:
+            self._node.clients.send(
+                client, SegFd(1, frame.seg_id, size_bytes), req, [self._fds[frame.seg_id]]
+            )
+
+    def on_unhold(self, client: Client, frame: SegUnhold) -> None:
+        """SEG_UNHOLD."""
+        self._apply(self.segments.unheld(client.number, frame.seg_id))
+
+    def on_death_ack(self, client: Client, frame: DeathAck) -> None:
+        """DEATH_ACK."""
+        self.segments.held(client.number, frame.worker_id, frame.held)
+        try:
+            settled = self.deaths.acknowledged(frame.worker_id, client.number)
+        except KeyError:
+            raise ProtocolError(
+                f"DEATH_ACK for {frame.worker_id.hex()}, which was not awaited from this process"
+            ) from None
+        if settled:
+            self._settle(frame.worker_id)
+
+    def _checked(self, act: object) -> None:
+        assert callable(act)
+        try:
+            act()
+        except machine.SegmentError as error:
+            raise ProtocolError(str(error)) from None
+
+    # Events of the node ---------------------------------------------------------------------------
+
+    def process_died(self, client: Client) -> None:
+        """A registered process is dead; it has left the list of clients."""
+        self._slots[client.worker_id] = client.slot
+        self._apply(self.segments.producer_died(client.number, client.worker_id))
+        survivors = [other.number for other in self._node.clients.registered()]
+        if self.deaths.died(client.worker_id, survivors):
+            self._settle(client.worker_id)
+        for dead in self.deaths.client_gone(client.number):
+            self._settle(dead)
+
+    def _settle(self, dead: bytes) -> None:
+        self._node.board.release(self._slots.pop(dead))
+        self._apply(self.segments.settled(dead))
+
+    # Carrying out ---------------------------------------------------------------------------------
+
+    def _apply(self, commands: Sequence[machine.Command]) -> None:
+        for command in commands:
+            if isinstance(command, machine.Reserved):
+                client = self._node.clients.get(command.client)
+                if client is not None:
+                    used, capacity = self.segments.used_bytes, self.segments.capacity_bytes
+                    self._node.clients.send(client, SegReserved(int(command.ok), used, capacity), command.req)
+            elif isinstance(command, machine.AskShrink):
+                self._node.clients.broadcast(SegShrink())
+            elif isinstance(command, machine.Drop):
+                os.close(self._fds.pop(command.seg_id))
+                for number in command.readers:
+                    client = self._node.clients.get(number)
+                    if client is not None:
+                        self._node.clients.send(client, SegGone(command.seg_id))
+        self._node.loop.set_timer(
+            "segments",
+            self.segments.next_tick_s(),
+            lambda: self._apply(self.segments.ticked(time.monotonic())),
+        )
+
+    def close(self) -> None:
+        """Close every segment."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()

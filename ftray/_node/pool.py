@@ -1,0 +1,360 @@
+"""How many workers a node keeps, and which one serves an allocation.
+
+A pure state machine: methods are events, their results are commands; time is an argument.
+
+Owns: every worker's stage (starting, idle, busy, leaving), the requests that wait for a worker, the
+number of spare workers, backoff of start-ups that fail.
+Invariants: a worker serves one allocation at a time; a worker that served one job serves no other; an actor
+gets a worker that was never used; a waiting request is served, cancelled or failed, never forgotten.
+Leaves to others: making processes (``zygote``), their resources (``scheduler``), their deaths (the daemon).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from ftray._node.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Commands = list["Command"]
+
+
+class PoolSettings(Record):
+    """Sizes and times of a pool.
+
+    ``prestart``: task workers kept at hand; ``spare_min``/``spare_max``: bounds of the unused idle workers
+    kept beyond what is asked for; ``max_starting``: start-ups at a time; ``max_workers``: processes at a time;
+    ``idle_timeout_s``: an idle worker beyond the target leaves after so long; ``startup_timeout_s``: a
+    worker that has not registered by then failed; ``leave_timeout_s``: one that was asked to exit and neither
+    did nor declined is killed; ``max_failures``: start-ups that may fail in a row before
+    waiting requests get the error; ``backoff_s``: pause after the first failure, doubled by each further one.
+    """
+
+    prestart: int
+    spare_min: int = 1
+    spare_max: int = 4
+    max_starting: int = 4
+    max_workers: int = 4000
+    idle_timeout_s: float = 5.0
+    startup_timeout_s: float = 60.0
+    leave_timeout_s: float = 10.0
+    max_failures: int = 5
+    backoff_s: float = 0.05
+
+
+class Command(Record):
+    """What the daemon is to do."""
+
+
+class Fork(Command):
+    """Start a worker under this number."""
+
+    number: int
+
+
+class Bind(Command):
+    """The worker serves the allocation from now on."""
+
+    alloc_id: int
+    number: int
+
+
+class Retire(Command):
+    """Ask the worker to exit; one that owns objects may decline."""
+
+    number: int
+    may_decline: bool
+
+
+class Abort(Command):
+    """Kill a worker that did not register, or exit, in time."""
+
+    number: int
+
+
+class Fail(Command):
+    """No worker can be started for the allocation."""
+
+    alloc_id: int
+    text: str
+
+
+class Stage(Enum):
+    """Where a worker is."""
+
+    STARTING = 1
+    IDLE = 2
+    BUSY = 3
+    LEAVING = 4
+
+
+class _Worker:
+    __slots__ = ("dedicated", "generation", "job_id", "number", "since_s", "stage", "used")
+
+    def __init__(self, number: int, generation: int, now_s: float) -> None:
+        self.number = number
+        self.generation = generation
+        self.stage = Stage.STARTING
+        self.since_s = now_s
+        self.job_id: int | None = None
+        self.used = False
+        self.dedicated = False
+
+
+class _Request(Record):
+    alloc_id: int
+    job_id: int
+    fresh: bool
+
+
+class Pool:
+    """The workers of one node."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
+        self._workers: dict[int, _Worker] = {}
+        self._requests: dict[int, _Request] = {}  # in order of arrival
+        self._next_number = 1
+        self._generation = 0
+        self._spare = settings.spare_min
+        self._demand_at_s = float("-inf")
+        self._failures = 0
+        self.trouble = ""  # why no worker can be started at present
+        self._fork_after_s = float("-inf")
+        self._stopped = False
+
+    # Events ---------------------------------------------------------------------------------------
+
+    def opened(self, now_s: float) -> Commands:
+        """Workers can be started from now on."""
+        return self._refill(now_s)
+
+    def requested(self, alloc_id: int, job_id: int, fresh: bool, now_s: float) -> Commands:
+        """An allocation needs a worker; ``fresh``: one that was never used."""
+        request = _Request(alloc_id, job_id, fresh)
+        worker = self._best_idle(request)
+        if worker is not None:
+            return [self._bind(worker, request, now_s), *self._refill(now_s)]
+        if self._requests or self._count(Stage.STARTING) == 0:
+            self._spare = min(self.settings.spare_max, self._spare + 1)
+        self._demand_at_s = now_s
+        self._requests[alloc_id] = request
+        return self._refill(now_s)
+
+    def cancelled(self, alloc_id: int) -> None:
+        """The allocation needs no worker any more."""
+        self._requests.pop(alloc_id, None)
+
+    def started(self, number: int, now_s: float) -> Commands:
+        """A worker registered."""
+        worker = self._workers[number]
+        if worker.stage is not Stage.STARTING:
+            raise RuntimeError(f"worker {number} registered in stage {worker.stage.name}")
+        self._failures = 0
+        self.trouble = ""
+        return self._idle(worker, now_s) + self._retire_outdated(now_s) + self._refill(now_s)
+
+    def start_failed(self, number: int, text: str, now_s: float) -> Commands:
+        """A worker died, or could not be made, before it registered."""
+        if self._workers.pop(number, None) is None:
+            return []
+        self._failures += 1
+        self._fork_after_s = now_s + self.settings.backoff_s * 2 ** min(self._failures - 1, 8)
+        if self._failures < self.settings.max_failures:
+            return []
+        self.trouble = self._failure(text)
+        failed = [Fail(alloc_id, self.trouble) for alloc_id in self._requests]
+        self._requests.clear()
+        return [*failed]
+
+    def released(self, number: int, reusable: bool, now_s: float) -> Commands:
+        """The allocation that the worker served is over."""
+        worker = self._workers.get(number)
+        if worker is None or worker.stage is not Stage.BUSY:
+            return []  # it died, or is leaving
+        worker.dedicated = False
+        if not reusable:
+            return [self._retire(worker, now_s, may_decline=False), *self._refill(now_s)]
+        return self._idle(worker, now_s) + self._refill(now_s)
+
+    def declined(self, number: int, now_s: float) -> Commands:
+        """A worker that was asked to exit stays."""
+        worker = self._workers.get(number)
+        if worker is None or worker.stage is not Stage.LEAVING:
+            return []
+        return self._idle(worker, now_s)
+
+    def gone(self, number: int, now_s: float) -> Commands:
+        """A registered worker died."""
+        if self._workers.pop(number, None) is None:
+            return []
+        return self._refill(now_s)
+
+    def job_ended(self, job_id: int, now_s: float) -> Commands:
+        """A driver left: idle workers that served its job serve no other."""
+        idle = [w for w in self._workers.values() if w.stage is Stage.IDLE and w.job_id == job_id]
+        return [self._retire(w, now_s, may_decline=False) for w in idle] + self._refill(now_s)
+
+    def preloaded(self, now_s: float) -> Commands:
+        """Workers made from now on share more modules: unused older ones are replaced."""
+        self._generation += 1
+        return self._refill(now_s)
+
+    def stopped(self) -> None:
+        """No worker is started any more."""
+        self._stopped = True
+
+    def ticked(self, now_s: float) -> Commands:
+        """Time has passed."""
+        commands: Commands = []
+        for worker in self._workers.values():
+            limit_s = self._patience_s(worker)
+            if limit_s is not None and now_s - worker.since_s >= limit_s:
+                worker.since_s = now_s
+                commands.append(Abort(worker.number))
+        if (
+            now_s - self._demand_at_s >= self.settings.idle_timeout_s
+            and self._spare > self.settings.spare_min
+        ):
+            self._spare -= 1
+            self._demand_at_s = now_s
+        return commands + self._reap(now_s) + self._refill(now_s)
+
+    # Queries --------------------------------------------------------------------------------------
+
+    def next_tick_s(self) -> float | None:
+        """Return when ``ticked`` is due, None when nothing depends on time."""
+        times = []
+        for worker in self._workers.values():
+            limit_s = self._patience_s(worker)
+            if limit_s is not None:
+                times.append(worker.since_s + limit_s)
+        excess = self._excess()
+        if excess:
+            times.append(min(w.since_s for w in excess) + self.settings.idle_timeout_s)
+        if self._failures and self._missing() > 0:
+            times.append(self._fork_after_s)
+        if self._spare > self.settings.spare_min:
+            times.append(self._demand_at_s + self.settings.idle_timeout_s)
+        return min(times, default=None)
+
+    def stage_of(self, number: int) -> Stage | None:
+        """Return where the worker is, None when it is unknown."""
+        worker = self._workers.get(number)
+        return None if worker is None else worker.stage
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of workers in each stage."""
+        return {stage.name.lower(): self._count(stage) for stage in Stage}
+
+    def check(self) -> None:
+        """Raise AssertionError when the state contradicts itself (for tests)."""
+        assert not (self._requests and any(self._best_idle(r) for r in self._requests.values()))
+        assert len(self._workers) <= self.settings.max_workers
+        assert self._count(Stage.STARTING) <= self.settings.max_starting
+        assert self.settings.spare_min <= self._spare <= self.settings.spare_max
+
+    # Mechanics ------------------------------------------------------------------------------------
+
+    def _count(self, stage: Stage) -> int:
+        return sum(worker.stage is stage for worker in self._workers.values())
+
+    def _patience_s(self, worker: _Worker) -> float | None:
+        """How long the worker may stay in its stage before it is killed."""
+        if worker.stage is Stage.STARTING:
+            return self.settings.startup_timeout_s
+        return self.settings.leave_timeout_s if worker.stage is Stage.LEAVING else None
+
+    def _failure(self, text: str) -> str:
+        return f"no worker process could be started, {self._failures} tries failed in a row; the last one: {text}"
+
+    def _best_idle(self, request: _Request) -> _Worker | None:
+        """Return the warmest fitting worker: one used by this job last, else the newest kind of unused one."""
+        best = None
+        for worker in self._workers.values():
+            if worker.stage is not Stage.IDLE or worker.job_id not in (None, request.job_id):
+                continue
+            if request.fresh and worker.used:
+                continue
+            rank = (worker.used, worker.generation, worker.since_s if worker.used else -worker.since_s)
+            if best is None or rank > best[0]:
+                best = (rank, worker)
+        return None if best is None else best[1]
+
+    def _bind(self, worker: _Worker, request: _Request, now_s: float) -> Command:
+        worker.stage = Stage.BUSY
+        worker.since_s = now_s
+        worker.job_id = request.job_id
+        worker.used = True
+        worker.dedicated = request.fresh
+        return Bind(request.alloc_id, worker.number)
+
+    def _idle(self, worker: _Worker, now_s: float) -> Commands:
+        """The worker is free: it serves the first request that it fits."""
+        worker.stage = Stage.IDLE
+        worker.since_s = now_s
+        for request in self._requests.values():
+            if self._best_idle(request) is worker:
+                del self._requests[request.alloc_id]
+                return [self._bind(worker, request, now_s)]
+        return []
+
+    def _idle_unused(self) -> list[_Worker]:
+        return [w for w in self._workers.values() if w.stage is Stage.IDLE and not w.used]
+
+    def _task_workers(self) -> int:
+        """Workers that serve, or have served, leases."""
+        serving = (Stage.IDLE, Stage.BUSY)
+        return sum(w.used and not w.dedicated and w.stage in serving for w in self._workers.values())
+
+    def _unused_target(self) -> int:
+        """How many unused workers there should be once those that start are there."""
+        return len(self._requests) + max(self._spare, self.settings.prestart - self._task_workers())
+
+    def _missing(self) -> int:
+        """How many start-ups to add now, time aside."""
+        starting = self._count(Stage.STARTING)
+        if self._stopped or len(self._workers) >= self.settings.max_workers:
+            return 0
+        if self._failures >= self.settings.max_failures:
+            return min(1, len(self._requests)) - starting
+        current = sum(w.generation == self._generation for w in self._idle_unused())
+        wanted = self._unused_target() - current - starting
+        room = self.settings.max_workers - len(self._workers)
+        return min(wanted, room, self.settings.max_starting - starting)
+
+    def _refill(self, now_s: float) -> Commands:
+        if self._failures and now_s < self._fork_after_s:
+            return []
+        commands: Commands = []
+        for _ in range(self._missing()):
+            number = self._next_number
+            self._next_number += 1
+            self._workers[number] = _Worker(number, self._generation, now_s)
+            commands.append(Fork(number))
+        return commands
+
+    def _excess(self) -> list[_Worker]:
+        """Idle workers beyond what is kept, those idle longest first."""
+        unused = self._idle_unused()
+        unused.sort(key=lambda w: (w.generation, w.since_s))
+        excess = unused[: max(0, len(unused) - self._unused_target())]
+        used = [w for w in self._workers.values() if w.stage is Stage.IDLE and w.used]
+        used.sort(key=lambda w: w.since_s)
+        keep = max(0, self._task_workers() - self.settings.prestart)
+        return excess + used[:keep]
+
+    def _reap(self, now_s: float) -> Commands:
+        due = now_s - self.settings.idle_timeout_s
+        return [self._retire(w, now_s) for w in self._excess() if w.since_s <= due]
+
+    def _retire_outdated(self, now_s: float) -> Commands:
+        """Unused workers of an older generation go as soon as newer ones are there."""
+        outdated = [w for w in self._excess() if not w.used and w.generation < self._generation]
+        return [self._retire(w, now_s) for w in outdated]
+
+    def _retire(self, worker: _Worker, now_s: float, may_decline: bool = True) -> Command:
+        worker.stage = Stage.LEAVING
+        worker.since_s = now_s
+        return Retire(worker.number, may_decline)

@@ -1,0 +1,155 @@
+"""What this machine offers: CPUs, memory and GPUs as limits allow, and arithmetic on resource amounts.
+
+Owns: reading affinity, cgroup limits (v1 and v2) and devices; the fixed-point form of amounts.
+Invariants: amounts are integers of 1/10000, so that taking and giving back any sequence ends at the start.
+Leaves to others: who gets what (``scheduler``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    Amounts = dict[str, int]
+
+UNIT = 10_000
+CPU, GPU, MEMORY = "CPU", "GPU", "memory"
+# Ray keeps 30 % of memory for objects and offers the rest to tasks that ask for "memory".
+OBJECT_STORE_SHARE = 0.3
+_CGROUP_ROOT = "/sys/fs/cgroup"
+# A limit near 2**63 is cgroup v1's way to say "none".
+_NO_LIMIT = 1 << 60
+
+
+class ResourceError(ValueError):
+    """An amount that no machine can have."""
+
+
+def fixed_point(amounts: Iterable[tuple[str, float]]) -> Amounts:
+    """Return ``amounts`` in units of 1/10000, without those that are zero.
+
+    Raises
+    ------
+    ResourceError
+        For a negative or non-finite amount, one below the unit, or a resource named twice or without a name.
+    """
+    result: Amounts = {}
+    for name, amount in amounts:
+        if not name or name in result:
+            raise ResourceError(f"resource {name!r} is named twice or has no name")
+        if not math.isfinite(amount) or amount < 0 or 0 < amount < 1 / UNIT:
+            raise ResourceError(
+                f"{name}={amount!r}: an amount is 0 or a finite number of at least {1 / UNIT}"
+            )
+        result[name] = round(amount * UNIT)
+    return {name: amount for name, amount in result.items() if amount}
+
+
+def as_floats(amounts: Mapping[str, int]) -> dict[str, float]:
+    """Return fixed-point ``amounts`` as floats."""
+    return {name: amount / UNIT for name, amount in amounts.items()}
+
+
+def lacking(needed: Mapping[str, int], available: Mapping[str, int]) -> list[str]:
+    """Return the resources of which ``available`` has less than ``needed``, in the order of ``needed``."""
+    return [name for name, amount in needed.items() if available.get(name, 0) < amount]
+
+
+def describe(needed: Mapping[str, int], total: Mapping[str, int]) -> str:
+    """Return one line for people: each resource that ``total`` cannot give, with both amounts."""
+    return ", ".join(
+        f"{name}: {needed[name] / UNIT:g} asked, {total.get(name, 0) / UNIT:g} in total"
+        for name in lacking(needed, total)
+    )
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _own_cgroups(controller: str, root: str, proc: str) -> list[str]:
+    """Return the directories whose limits bind this process, for v2 and for one v1 controller."""
+    directories = []
+    for line in (_read(proc) or "").splitlines():
+        _number, names, path = line.split(":", 2)
+        if names == "":
+            mounts = [root, os.path.join(root, "unified")]
+        elif controller in names.split(","):
+            mounts = [os.path.join(root, controller), os.path.join(root, names)]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        for mount in mounts:
+            directories += ["/".join([mount, *parts[:depth]]) for depth in range(len(parts), -1, -1)]
+    return directories
+
+
+def cgroup_cpus(root: str = _CGROUP_ROOT, proc: str = "/proc/self/cgroup") -> float | None:
+    """Return the CPU quota of this process's cgroups in CPUs, None without one."""
+    quotas = []
+    for directory in _own_cgroups("cpu", root, proc):
+        words = (_read(f"{directory}/cpu.max") or "").split()
+        if not words:
+            words = [
+                _read(f"{directory}/cpu.cfs_quota_us") or "",
+                _read(f"{directory}/cpu.cfs_period_us") or "",
+            ]
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+            quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def cgroup_memory_bytes(root: str = _CGROUP_ROOT, proc: str = "/proc/self/cgroup") -> int | None:
+    """Return the memory limit of this process's cgroups, None without one."""
+    limits = []
+    for directory in _own_cgroups("memory", root, proc):
+        text = _read(f"{directory}/memory.max") or _read(f"{directory}/memory.limit_in_bytes")
+        if text is not None and text.isdigit() and int(text) < _NO_LIMIT:
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def count_cpus() -> int:
+    """Return the CPUs that this process may use: affinity, bounded by the cgroup quota, at least 1."""
+    cpus = len(os.sched_getaffinity(0))
+    quota = cgroup_cpus()
+    return max(1, cpus if quota is None else min(cpus, int(quota)))
+
+
+def memory_limit_bytes() -> int:
+    """Return the memory that this process may use: the machine's, bounded by the cgroup's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = cgroup_memory_bytes()
+    return total if limit is None else min(total, limit)
+
+
+def count_gpus() -> int:
+    """Return the number of NVIDIA devices, as ``CUDA_VISIBLE_DEVICES`` limits them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1", "NoDevFiles")])
+    if not os.path.exists("/dev/nvidiactl"):
+        return 0
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
+
+
+def oom_kill_count() -> int:
+    """Return how many processes the kernel has killed for memory, in our cgroups and on the machine."""
+    count = 0
+    for directory in _own_cgroups("memory", _CGROUP_ROOT, "/proc/self/cgroup"):
+        for name in ("memory.events", "memory.oom_control"):
+            for line in (_read(f"{directory}/{name}") or "").splitlines():
+                if line.startswith("oom_kill "):
+                    count += int(line.split()[1])
+    for line in (_read("/proc/vmstat") or "").splitlines():
+        if line.startswith("oom_kill "):
+            count += int(line.split()[1])
+    return count

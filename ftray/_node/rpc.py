@@ -1,0 +1,186 @@
+"""The node's methods that clients call by name.
+
+Owns: the list of methods, their arguments and results.
+Invariants: a method never waits; an exception is the reply, never the node's end.
+Leaves to others: the tables that the methods read.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+from ftray._node.frames import Rpc, RpcReply
+from ftray._node.storage import MemoryTables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ftray._node.clients import Client
+    from ftray._node.daemon import Node
+    from ftray._node.storage import TableStorage
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    return b"" if value is None else value.encode() if isinstance(value, str) else bytes(value)
+
+
+class RpcService:
+    """Dispatch of RPC frames."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._tables: TableStorage = MemoryTables()
+        self._methods: dict[str, Callable[..., Any]] = {
+            "kv_put": self.kv_put,
+            "kv_get": self.kv_get,
+            "kv_del": self.kv_del,
+            "kv_exists": self.kv_exists,
+            "kv_keys": self.kv_keys,
+            "get_named_actor": self.get_named_actor,
+            "list_named_actors": self.list_named_actors,
+            "actor_info": self.actor_info,
+            "actors": self.actors,
+            "cluster_resources": lambda client: node.leases.scheduler.total(),
+            "available_resources": lambda client: node.leases.scheduler.available(),
+            "waiting": lambda client: node.leases.scheduler.waiting(),
+            "nodes": self.nodes,
+            "workers": self.workers,
+            "object_store": self.object_store,
+            "preload": self.preload,
+        }
+
+    def on_rpc(self, client: Client, frame: Rpc, req: int) -> None:
+        """RPC: call the method and reply."""
+        try:
+            method, arguments = pickle.loads(frame.call)
+            function = self._methods.get(method)
+            if function is None:
+                raise ValueError(
+                    f"the node has no method {method!r}; it has {', '.join(sorted(self._methods))}"
+                )
+            reply = RpcReply(1, pickle.dumps(function(client, **arguments)))
+        except Exception as error:
+            reply = RpcReply(0, _pickled_error(error))
+        self._node.clients.send(client, reply, req)
+
+    # Internal key-value store ---------------------------------------------------------------------
+
+    def kv_put(
+        self, client: Client, key: bytes, value: bytes, namespace: bytes | None = None, overwrite: bool = True
+    ) -> bool:
+        """Store; True when the key was there already (as in Ray's internal_kv)."""
+        if not self._tables.put(_bytes(namespace), _bytes(key), _bytes(value), overwrite=False):
+            if overwrite:
+                self._tables.put(_bytes(namespace), _bytes(key), _bytes(value), overwrite=True)
+            return True
+        return False
+
+    def kv_get(self, client: Client, key: bytes, namespace: bytes | None = None) -> bytes | None:
+        """Return the value, None without one."""
+        return self._tables.get(_bytes(namespace), _bytes(key))
+
+    def kv_del(
+        self, client: Client, key: bytes, namespace: bytes | None = None, del_by_prefix: bool = False
+    ) -> int:
+        """Remove; return how many keys went."""
+        return self._tables.delete(_bytes(namespace), _bytes(key), del_by_prefix)
+
+    def kv_exists(self, client: Client, key: bytes, namespace: bytes | None = None) -> bool:
+        """Whether the key is there."""
+        return self._tables.get(_bytes(namespace), _bytes(key)) is not None
+
+    def kv_keys(self, client: Client, prefix: bytes = b"", namespace: bytes | None = None) -> list[bytes]:
+        """Return the keys that begin with ``prefix``."""
+        return self._tables.keys(_bytes(namespace), _bytes(prefix))
+
+    # Actors ---------------------------------------------------------------------------------------
+
+    def get_named_actor(
+        self, client: Client, name: str, namespace: str | None = None
+    ) -> dict[str, Any] | None:
+        """Return the living actor of that name: its spec without arguments."""
+        spec = self._node.actors.table.lookup(name, client.namespace if namespace is None else namespace)
+        return None if spec is None else self.actor_info(client, spec.actor_id)
+
+    def list_named_actors(
+        self, client: Client, all_namespaces: bool = False, namespace: str | None = None
+    ) -> list[dict[str, str]]:
+        """Return name and namespace of living named actors."""
+        wanted = client.namespace if namespace is None else namespace
+        return [
+            {"namespace": space, "name": name}
+            for space, name in self._node.actors.table.names()
+            if all_namespaces or space == wanted
+        ]
+
+    def actor_info(self, client: Client, actor_id: bytes) -> dict[str, Any] | None:
+        """Return what is known of an actor: state, incarnation, cause, address, and its spec while it lives."""
+        info = self._node.actors.table.info(actor_id)
+        if info is None:
+            return None
+        number = info.pop("worker")
+        worker = self._node.workers.get(number) if number is not None else None
+        if worker is not None and worker.client is not None:
+            info["pid"], info["worker_id"] = worker.pid, worker.client.worker_id
+        fields = self._node.actors.fields_of(actor_id)
+        if fields is not None:
+            info["spec"] = {key: value for key, value in fields.items() if key != "args_blob"}
+        return info
+
+    def actors(self, client: Client) -> list[dict[str, Any]]:
+        """Return ``actor_info`` of every actor, without specs."""
+        found = (self.actor_info(client, actor_id) for actor_id in self._node.actors.table.actor_ids())
+        return [{k: v for k, v in info.items() if k != "spec"} for info in found if info is not None]
+
+    # Node -----------------------------------------------------------------------------------------
+
+    def nodes(self, client: Client) -> list[dict[str, Any]]:
+        """Return the machines of the session."""
+        return [
+            {
+                "NodeID": self._node.node_id.hex(),
+                "Alive": True,
+                "Resources": self._node.leases.scheduler.total(),
+                "session_dir": self._node.session.path,
+                "pid": self._node.info["pid"],
+            }
+        ]
+
+    def workers(self, client: Client) -> list[dict[str, Any]]:
+        """Return every worker process."""
+        return [
+            {
+                "pid": worker.pid,
+                "worker_id": worker.client.worker_id if worker.client is not None else b"",
+                "stage": stage.name if stage is not None else "ENDING",
+                "job_id": worker.job_id,
+                "actor_id": worker.actor_id,
+                "name": self._node.logs.label_of(worker),
+            }
+            for worker in self._node.workers.all()
+            for stage in [self._node.leases.pool.stage_of(worker.number)]
+        ]
+
+    def object_store(self, client: Client) -> dict[str, int]:
+        """Return bytes used, capacity and number of segments."""
+        segments = self._node.objects.segments
+        return {
+            "used": segments.used_bytes,
+            "capacity": segments.capacity_bytes,
+            "segments": segments.count(),
+        }
+
+    def preload(self, client: Client, modules: list[str]) -> None:
+        """Have workers that are made from now on share these modules."""
+        if not all(isinstance(module, str) and module for module in modules):
+            raise TypeError(f"modules is a list of module names, got {modules!r}")
+        self._node.zygote.preload(list(modules))
+
+
+def _pickled_error(error: Exception) -> bytes:
+    try:
+        return pickle.dumps(error)
+    except Exception:
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))

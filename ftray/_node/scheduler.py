@@ -1,0 +1,428 @@
+"""Who gets resources: leases of clients and placements of actors on one node.
+
+A pure state machine: methods are events, their results are commands, no I/O, clock or random numbers.
+
+Owns: the node's resources, the demands of every client by scheduling class, the allocations.
+Invariants: what is available plus what is held (less what blocked workers lent) is the total, for every
+resource; a grant is made only when it fits.  Availability goes below zero in one case: a blocked worker
+lent its CPUs, they were granted to another, and it runs again (as in Ray, it gets them back at once).
+No starvation: clients take turns, and within a client its classes take turns; a demand that was passed
+over ``PASS_LIMIT`` times keeps others from what it lacks until it is served.
+Leaves to others: which worker serves an allocation (``pool``), the clients' messages (the daemon).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from ftray._node.record import Record
+from ftray._node.resources import CPU, as_floats, describe, lacking
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ftray._node.resources import Amounts
+
+    Commands = list["Command"]
+
+# A large demand lets so many smaller ones pass before it holds its resources.
+PASS_LIMIT = 16
+
+
+class Command(Record):
+    """What the daemon is to do."""
+
+
+class NeedWorker(Command):
+    """Resources are taken for ``alloc_id``; find a worker for it."""
+
+    alloc_id: int
+    client: int
+    key: object
+    is_actor: bool
+
+
+class DropWorkerRequest(Command):
+    """The allocation is withdrawn before a worker was bound to it."""
+
+    alloc_id: int
+
+
+class Reclaim(Command):
+    """Ask the client to return the lease as soon as it is idle: somebody waits."""
+
+    client: int
+    alloc_id: int
+
+
+class Infeasible(Command):
+    """The demand cannot be served by this node as it is."""
+
+    client: int
+    key: object
+    is_actor: bool
+    text: str
+
+
+class _State(Enum):
+    PENDING = 1  # resources taken, no worker yet
+    BOUND = 2
+
+
+class _Demand:
+    """What one client wants of one scheduling class, or one actor's placement."""
+
+    __slots__ = (
+        "client",
+        "held",
+        "infeasible",
+        "is_actor",
+        "key",
+        "name",
+        "needed",
+        "passed",
+        "told_limit",
+        "urgent",
+        "wanted",
+    )
+
+    def __init__(
+        self, client: int, key: object, needed: Amounts, held: Amounts, name: str, is_actor: bool
+    ) -> None:
+        self.client = client
+        self.key = key
+        self.needed = needed
+        self.held = held
+        self.name = name
+        self.is_actor = is_actor
+        self.wanted = 0
+        self.passed = 0
+        self.urgent = False
+        self.infeasible = False
+        self.told_limit = False
+
+
+class _Allocation:
+    __slots__ = ("client", "held", "is_actor", "key", "lent", "reclaiming", "state", "worker")
+
+    def __init__(self, demand: _Demand) -> None:
+        self.client = demand.client
+        self.key = demand.key
+        self.held = demand.held
+        self.is_actor = demand.is_actor
+        self.state = _State.PENDING
+        self.worker: object = None
+        self.lent = False
+        self.reclaiming = False
+
+
+class Scheduler:
+    """Grants of one node.
+
+    Parameters
+    ----------
+    total
+        Fixed-point amounts that the node offers.
+    max_allocations
+        At most so many allocations at a time, whatever they hold: each needs a process.
+    """
+
+    def __init__(self, total: Amounts, max_allocations: int = 4000) -> None:
+        self._total = dict(total)
+        self._available = dict(total)
+        self._max_allocations = max_allocations
+        self._allocations: dict[int, _Allocation] = {}
+        self._by_worker: dict[object, int] = {}
+        self._demands: dict[tuple[int, object], _Demand] = {}
+        self._turns: dict[int, deque[_Demand]] = {}  # by client; clients in the order of their turns
+        self._urgent: list[_Demand] = []
+        self._next_id = 1
+
+    # Events ---------------------------------------------------------------------------------------
+
+    def lease_requested(self, client: int, key: int, wanted: int, needed: Amounts, name: str) -> Commands:
+        """``client`` wants ``wanted`` further leases of the class ``key``; 0 cancels."""
+        demand = self._demands.get((client, key))
+        if demand is None and wanted:
+            demand = self._add(_Demand(client, key, needed, needed, name, is_actor=False))
+        commands = self._withdraw_pending(client, key, wanted)
+        pending = sum(1 for a in self._of_class(client, key) if a.state is _State.PENDING)
+        if demand is not None:
+            demand.wanted = wanted - pending
+            if demand.wanted <= 0:
+                self._forget(demand)
+            else:
+                commands += self._check_feasible(demand)
+        return commands + self._dispatch()
+
+    def placement_requested(
+        self, client: int, key: object, needed: Amounts, held: Amounts, name: str
+    ) -> Commands:
+        """An actor needs ``needed`` to be free and ``held`` for itself."""
+        demand = self._add(_Demand(client, key, needed, held, name, is_actor=True))
+        demand.wanted = 1
+        return self._check_feasible(demand) + self._dispatch()
+
+    def placement_cancelled(self, client: int, key: object) -> Commands:
+        """The actor needs no placement any more; one without a worker is withdrawn."""
+        demand = self._demands.get((client, key))
+        if demand is not None:
+            self._forget(demand)
+        return self._withdraw_pending(client, key, 0) + self._dispatch()
+
+    def worker_bound(self, alloc_id: int, worker: object) -> None:
+        """A worker was found."""
+        allocation = self._allocations[alloc_id]
+        if allocation.state is not _State.PENDING:
+            raise RuntimeError(f"allocation {alloc_id} has a worker already: {allocation.worker!r}")
+        allocation.state = _State.BOUND
+        allocation.worker = worker
+        self._by_worker[worker] = alloc_id
+
+    def lease_returned(self, client: int, alloc_id: int) -> tuple[object, Commands]:
+        """The client gives a lease back; the worker that served it (None for a stale return)."""
+        allocation = self._allocations.get(alloc_id)
+        if (
+            allocation is None
+            or allocation.client != client
+            or allocation.is_actor
+            or allocation.worker is None
+        ):
+            return None, []
+        worker = allocation.worker
+        self._release(alloc_id)
+        return worker, self._dispatch()
+
+    def worker_gone(self, worker: object) -> Commands:
+        """The worker died; what it served is over."""
+        alloc_id = self._by_worker.get(worker)
+        if alloc_id is None:
+            return []
+        self._release(alloc_id)
+        return self._dispatch()
+
+    def worker_failed(self, alloc_id: int) -> Commands:
+        """No worker can be started for the allocation: it and the demand that it came from are dropped."""
+        allocation = self._allocations.get(alloc_id)
+        if allocation is None:
+            return []
+        demand = self._demands.get((allocation.client, allocation.key))
+        if demand is not None:
+            self._forget(demand)
+        self._release(alloc_id)
+        return self._dispatch()
+
+    def worker_blocked(self, worker: object) -> Commands:
+        """The worker waits: its CPUs are lent to others."""
+        allocation = self._allocation_of(worker)
+        if allocation is None or allocation.lent:
+            return []
+        allocation.lent = True
+        self._change({CPU: allocation.held.get(CPU, 0)}, +1)
+        return self._dispatch()
+
+    def worker_unblocked(self, worker: object) -> None:
+        """The worker runs again: it has its CPUs back at once, even if that oversubscribes."""
+        allocation = self._allocation_of(worker)
+        if allocation is not None and allocation.lent:
+            allocation.lent = False
+            self._change({CPU: allocation.held.get(CPU, 0)}, -1)
+
+    def client_gone(self, client: int) -> tuple[list[object], Commands]:
+        """The client died: its demands go; the workers that served its leases (to be killed: they run its tasks)."""
+        for demand in [d for d in self._demands.values() if d.client == client and not d.is_actor]:
+            self._forget(demand)
+        workers: list[object] = []
+        commands: Commands = []
+        for alloc_id, allocation in list(self._allocations.items()):
+            if allocation.client != client or allocation.is_actor:
+                continue
+            if allocation.state is _State.BOUND:
+                workers.append(allocation.worker)
+            else:
+                commands.append(DropWorkerRequest(alloc_id))
+                self._release(alloc_id)
+        return workers, commands + self._dispatch()
+
+    # Queries --------------------------------------------------------------------------------------
+
+    def total(self) -> dict[str, float]:
+        """Return what the node offers."""
+        return as_floats(self._total)
+
+    def available(self) -> dict[str, float]:
+        """Return what is free now, never below zero."""
+        return as_floats({name: max(0, amount) for name, amount in self._available.items()})
+
+    def allocation_of(self, worker: object) -> int | None:
+        """Return the allocation that ``worker`` serves."""
+        return self._by_worker.get(worker)
+
+    def waiting(self) -> list[tuple[str, dict[str, float], int]]:
+        """Return (name, resources, number wanted) of every demand not served."""
+        return [(d.name, as_floats(d.needed), d.wanted) for d in self._demands.values()]
+
+    def check(self) -> None:
+        """Raise AssertionError when the state contradicts itself (for tests)."""
+        held: dict[str, int] = {}
+        for allocation in self._allocations.values():
+            for name, amount in allocation.held.items():
+                if not (allocation.lent and name == CPU):
+                    held[name] = held.get(name, 0) + amount
+        for name, amount in self._total.items():
+            assert self._available[name] + held.get(name, 0) == amount, (name, self._available, held)
+        assert len(self._by_worker) == sum(a.state is _State.BOUND for a in self._allocations.values())
+        queued = [d for turns in self._turns.values() for d in turns]
+        assert len(queued) == len(self._demands) and all(d.wanted > 0 for d in queued)
+        assert all(self._demands.get((d.client, d.key)) is d for d in self._urgent)
+
+    # Mechanics ------------------------------------------------------------------------------------
+
+    def _add(self, demand: _Demand) -> _Demand:
+        if (demand.client, demand.key) in self._demands:
+            raise RuntimeError(f"demand {demand.key!r} of client {demand.client} exists already")
+        self._demands[demand.client, demand.key] = demand
+        self._turns.setdefault(demand.client, deque()).append(demand)
+        return demand
+
+    def _forget(self, demand: _Demand) -> None:
+        del self._demands[demand.client, demand.key]
+        turns = self._turns[demand.client]
+        turns.remove(demand)
+        if not turns:
+            del self._turns[demand.client]
+        if demand.urgent:
+            self._urgent.remove(demand)
+
+    def _check_feasible(self, demand: _Demand) -> Commands:
+        """Tell once when the node as a whole is too small; the demand stays, it may be cancelled."""
+        text = describe(demand.needed, self._total)
+        if not text or demand.infeasible:
+            return []
+        demand.infeasible = True
+        message = f"{demand.name or 'a task'} cannot run on this node: {text}; it waits until it is cancelled"
+        return [Infeasible(demand.client, demand.key, demand.is_actor, message)]
+
+    def _of_class(self, client: int, key: object) -> list[_Allocation]:
+        return [a for a in self._allocations.values() if a.client == client and a.key == key]
+
+    def _withdraw_pending(self, client: int, key: object, keep: int) -> Commands:
+        """Withdraw allocations without a worker, the newest first, until ``keep`` are left."""
+        pending = [
+            alloc_id
+            for alloc_id, a in self._allocations.items()
+            if a.client == client and a.key == key and a.state is _State.PENDING
+        ]
+        commands: Commands = []
+        for alloc_id in reversed(pending[keep:]):
+            self._release(alloc_id)
+            commands.append(DropWorkerRequest(alloc_id))
+        return commands
+
+    def _allocation_of(self, worker: object) -> _Allocation | None:
+        alloc_id = self._by_worker.get(worker)
+        return None if alloc_id is None else self._allocations[alloc_id]
+
+    def _change(self, amounts: Mapping[str, int], sign: int) -> None:
+        for name, amount in amounts.items():
+            if amount:
+                self._available[name] += sign * amount
+
+    def _release(self, alloc_id: int) -> None:
+        allocation = self._allocations.pop(alloc_id)
+        self._by_worker.pop(allocation.worker, None)
+        held = allocation.held
+        self._change({n: a for n, a in held.items() if n != CPU or not allocation.lent}, +1)
+
+    def _dispatch(self) -> Commands:
+        """Grant what fits, one grant a turn, until a whole round grants nothing."""
+        commands: Commands = []
+        progress = True
+        while progress and self._turns:
+            progress = False
+            for client in list(self._turns):
+                demand = self._choose(client)
+                if demand is None:
+                    continue
+                commands.append(self._grant(demand))
+                progress = True
+                if client in self._turns:
+                    self._turns[client] = self._turns.pop(client)  # to the end of the round
+        return commands + self._reclaims() + self._at_limit()
+
+    def _at_limit(self) -> Commands:
+        """Tell each demand once that it waits for a process, not for resources."""
+        if len(self._allocations) < self._max_allocations:
+            return []
+        commands: Commands = []
+        for demand in self._demands.values():
+            if not demand.told_limit and not demand.infeasible and self._fits(demand):
+                demand.told_limit = True
+                text = (
+                    f"{demand.name or 'a task'} waits: all {self._max_allocations} worker processes that this node "
+                    "may have are taken; end some actors, or nest fewer waiting tasks"
+                )
+                commands.append(Infeasible(demand.client, demand.key, demand.is_actor, text))
+        return commands
+
+    def _choose(self, client: int) -> _Demand | None:
+        """Return the client's next demand that fits, in the order of its classes' turns."""
+        if len(self._allocations) >= self._max_allocations:
+            return None
+        for demand in self._turns[client]:
+            if not demand.infeasible and self._fits(demand):
+                return demand
+        return None
+
+    def _fits(self, demand: _Demand) -> bool:
+        if lacking(demand.needed, self._available):
+            return False
+        for urgent in self._urgent:
+            if urgent is demand:
+                return True
+            if any(name in demand.needed for name in lacking(urgent.needed, self._available)):
+                return False
+        return True
+
+    def _grant(self, demand: _Demand) -> Command:
+        alloc_id = self._next_id
+        self._next_id += 1
+        self._allocations[alloc_id] = _Allocation(demand)
+        self._change(demand.held, -1)
+        demand.wanted -= 1
+        turns = self._turns[demand.client]
+        turns.remove(demand)
+        turns.append(demand)
+        if demand.wanted == 0:
+            self._forget(demand)
+        self._note_passed(demand)
+        return NeedWorker(alloc_id, demand.client, demand.key, demand.is_actor)
+
+    def _note_passed(self, granted: _Demand) -> None:
+        """Count the grant against every demand that waits for one of its resources."""
+        for demand in self._demands.values():
+            if demand is granted or demand.infeasible or demand.urgent:
+                continue
+            if any(name in granted.held for name in lacking(demand.needed, self._available)):
+                demand.passed += 1
+                if demand.passed >= PASS_LIMIT:
+                    demand.urgent = True
+                    self._urgent.append(demand)
+
+    def _reclaims(self) -> Commands:
+        """Ask for leases that hold what a demand of somebody else, or of another class, lacks."""
+        commands: Commands = []
+        for demand in self._demands.values():
+            short = () if demand.infeasible else lacking(demand.needed, self._available)
+            if not short:
+                continue
+            for alloc_id, allocation in self._allocations.items():
+                if allocation.is_actor or allocation.reclaiming or allocation.state is not _State.BOUND:
+                    continue
+                same = allocation.client == demand.client and allocation.key == demand.key
+                if not same and any(name in allocation.held for name in short):
+                    allocation.reclaiming = True
+                    commands.append(Reclaim(allocation.client, alloc_id))
+        return commands

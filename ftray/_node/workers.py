@@ -1,0 +1,286 @@
+"""Worker processes: starting, claiming, watching, ending and reaping them.
+
+Owns: each worker's startup token, pidfd, pipes and the story of its death.
+Invariants: a worker is a child of this process, so that its id stays its own until it is reaped here; a
+signal goes through a pidfd; a death is told once, with the status that the kernel gave.
+Leaves to others: how many workers there are (``pool``), what they do, their output (``log_service``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+# What hmac.compare_digest is, without loading OpenSSL.
+from _operator import _compare_digest as compare_digest
+
+from ftray._node.frames import (
+    DEATH_EXIT,
+    DEATH_HUNG,
+    DEATH_INTENDED,
+    DEATH_OOM,
+    DEATH_SIGNAL,
+    FLAG_MAY_DECLINE,
+    Exit,
+)
+from ftray._node.record import Record
+from ftray._node.resources import oom_kill_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ftray._node.clients import Client
+    from ftray._node.daemon import Node
+
+# A process that closed its connection is ending; it gets this long before it is killed.
+_ENDING_S = 5.0
+
+
+class Death(Record):
+    """How a process ended; ``text`` is one line for people."""
+
+    worker_id: bytes
+    pid: int
+    kind: int
+    code: int
+    unix_time_s: float
+    text: str
+
+
+class WorkerProcess:
+    """A worker from its fork request to its end."""
+
+    def __init__(self, number: int, token: bytes) -> None:
+        self.number = number
+        self.token: bytes | None = token
+        self.pid = 0
+        self.pidfd = -1
+        self.client: Client | None = None
+        self.alloc_id: int | None = None
+        self.actor_id: bytes | None = None
+        self.job_id = 0
+        self.registered_ms = 0
+        self.verdict: tuple[int, str] | None = (
+            None  # kind and reason of a death that we caused or were told of
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process if it still runs."""
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, number)
+            except ProcessLookupError:
+                return
+
+
+class Workers:
+    """Every worker process of the node."""
+
+    def __init__(self, node: Node, hang_timeout_s: float) -> None:
+        self._node = node
+        self._by_number: dict[int, WorkerProcess] = {}
+        self._by_pid: dict[int, WorkerProcess] = {}
+        self._early: dict[int, os.waitid_result] = {}
+        self._hang_timeout_s = hang_timeout_s
+        self._oom_kills = oom_kill_count()
+        self._checked_s = 0.0
+        self._trusted_s = 0.0
+        if hang_timeout_s > 0:
+            self._schedule_check()
+
+    # Starting -------------------------------------------------------------------------------------
+
+    def start(self, number: int) -> None:
+        """Have the zygote make a worker."""
+        worker = WorkerProcess(number, os.urandom(32))
+        try:
+            pipes = self._node.logs.open_pipes(worker)
+        except OSError as error:
+            text = str(error)
+            self._node.pool_event(lambda pool, now_s: pool.start_failed(number, text, now_s))
+            return
+        self._by_number[number] = worker
+        assert worker.token is not None
+        self._node.zygote.fork(number, worker.token, self._node.session.path, pipes)
+
+    def on_forked(self, number: int, pid: int) -> None:
+        """The zygote made the process."""
+        worker = self._by_number.get(number)
+        if worker is not None and worker.pid == 0:
+            self._adopt(worker, pid)
+
+    def _adopt(self, worker: WorkerProcess, pid: int) -> None:
+        worker.pid = pid
+        status = self._early.pop(pid, None)
+        self._by_pid[pid] = worker
+        if status is not None:  # it was reaped before we knew whose it was
+            self._ended(worker, status.si_code, status.si_status)
+            return
+        worker.pidfd = os.pidfd_open(pid)
+
+    def on_fork_failed(self, number: int, text: str) -> None:
+        """The zygote could not make the process."""
+        worker = self._by_number.get(number)
+        if worker is None or worker.client is not None:
+            return
+        if worker.pid:  # made, but the zygote died before it told
+            worker.signal(signal.SIGKILL)
+            return
+        self._forget(worker)
+        self._node.pool_event(lambda pool, now_s: pool.start_failed(number, text, now_s))
+
+    def claim(self, client: Client, token: bytes) -> str:
+        """Match a registering process with its fork request; return why it is refused, or ""."""
+        for worker in self._by_number.values():
+            if worker.token is not None and compare_digest(worker.token, token):
+                if worker.pid == 0:
+                    self._adopt(worker, client.pid)
+                if worker.pid != client.pid:
+                    return f"the startup token belongs to process {worker.pid}"
+                worker.token = None
+                worker.client = client
+                worker.registered_ms = int(time.monotonic() * 1000)
+                client.worker = worker
+                return ""
+        return "unknown startup token"
+
+    # Looking up -----------------------------------------------------------------------------------
+
+    def get(self, number: int) -> WorkerProcess | None:
+        """Return the worker of this number while its process lives."""
+        return self._by_number.get(number)
+
+    def all(self) -> list[WorkerProcess]:
+        """Return every worker process, also those that start."""
+        return list(self._by_number.values())
+
+    # Ending ---------------------------------------------------------------------------------------
+
+    def retire(self, worker: WorkerProcess, may_decline: bool) -> None:
+        """Ask the worker to exit."""
+        if worker.verdict is None and not may_decline:
+            worker.verdict = (DEATH_INTENDED, "was asked to exit")
+        if worker.client is not None:
+            self._node.clients.send(worker.client, Exit(), flags=FLAG_MAY_DECLINE if may_decline else 0)
+        else:
+            worker.signal(signal.SIGKILL)
+
+    def kill(self, worker: WorkerProcess, kind: int, why: str) -> None:
+        """End the worker at once."""
+        if worker.verdict is None:
+            worker.verdict = (kind, why)
+        worker.signal(signal.SIGKILL)
+
+    def connection_lost(self, worker: WorkerProcess) -> None:
+        """The worker closed its connection: it is ending, or of no use any more."""
+
+        def overdue() -> None:
+            if self._by_number.get(worker.number) is worker:
+                self.kill(worker, DEATH_SIGNAL, "lost its connection to the node and was killed")
+
+        self._node.loop.set_timer(("ending", worker.number), time.monotonic() + _ENDING_S, overdue)
+
+    def reap(self) -> None:
+        """Collect every child that has ended."""
+        while True:
+            try:
+                status = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if status is None:
+                return
+            self._reap_one(status)
+
+    def _reap_one(self, status: os.waitid_result) -> None:
+        worker = self._by_pid.get(status.si_pid)
+        if worker is not None:
+            try:
+                # What it started ends with it; its id, and so its group, is still reserved.
+                os.killpg(worker.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # it died before it had a group
+        os.waitid(os.P_PID, status.si_pid, os.WEXITED)
+        if worker is not None:
+            self._ended(worker, status.si_code, status.si_status)
+        elif status.si_pid == self._node.zygote.pid:
+            self._node.zygote.exited(_describe_end(status.si_code, status.si_status))
+        elif any(w.pid == 0 for w in self._by_number.values()):
+            self._early[status.si_pid] = status
+
+    def _ended(self, worker: WorkerProcess, si_code: int, si_status: int) -> None:
+        client = worker.client
+        if client is not None:
+            self._node.clients.drain(client)
+        death = self._story(worker, si_code, si_status)
+        tail = self._node.logs.close_pipes(worker)
+        self._forget(worker)
+        if client is None:
+            text = f"{death.text}; its last output: {tail}" if tail else death.text
+            self._node.pool_event(lambda pool, now_s: pool.start_failed(worker.number, text, now_s))
+        else:
+            self._node.on_worker_ended(client, worker, death)
+
+    def _story(self, worker: WorkerProcess, si_code: int, si_status: int) -> Death:
+        """Decide what killed the worker: we, the kernel for memory, a signal, or its own exit."""
+        client = worker.client
+        worker_id = client.worker_id if client is not None else b""
+        signalled = si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+        end = _describe_end(si_code, si_status)
+        if worker.verdict is not None:
+            kind, why = worker.verdict
+            text = f"{why} ({end})"
+        elif signalled and si_status == signal.SIGKILL and self._killed_for_memory():
+            kind, text = DEATH_OOM, "was killed by the kernel because memory ran out"
+        else:
+            kind, text = (DEATH_SIGNAL if signalled else DEATH_EXIT), end
+        name = self._node.logs.label_of(worker)
+        who = f"worker {worker.pid} ({name})" if name else f"worker {worker.pid}"
+        return Death(worker_id, worker.pid, kind, si_status, time.time(), f"{who} {text}")
+
+    def _killed_for_memory(self) -> bool:
+        before, self._oom_kills = self._oom_kills, oom_kill_count()
+        return self._oom_kills > before
+
+    def _forget(self, worker: WorkerProcess) -> None:
+        self._by_number.pop(worker.number, None)
+        self._by_pid.pop(worker.pid, None)
+        self._node.loop.set_timer(("ending", worker.number), None, lambda: None)
+        self._node.logs.close_pipes(worker)
+        if worker.pidfd >= 0:
+            os.close(worker.pidfd)
+            worker.pidfd = -1
+        if not any(w.pid == 0 for w in self._by_number.values()):
+            self._early.clear()
+
+    # Hanging --------------------------------------------------------------------------------------
+
+    def _schedule_check(self) -> None:
+        self._checked_s = time.monotonic()
+        due_s = self._checked_s + min(1.0, self._hang_timeout_s / 4)
+        self._node.loop.set_timer("heartbeats", due_s, self._check_heartbeats)
+
+    def _check_heartbeats(self) -> None:
+        """Kill workers whose heartbeat stopped, unless this process itself was not scheduled."""
+        now_s = time.monotonic()
+        interval_s = min(1.0, self._hang_timeout_s / 4)
+        if now_s - self._checked_s > 2 * interval_s + 0.1:
+            self._trusted_s = now_s  # silence before this may be the machine's
+        for worker in self.all():
+            if worker.client is None or not worker.client.registered:
+                continue
+            beat_ms = self._node.board.heartbeat_ms(worker.client.slot)
+            silent_s = now_s - max(beat_ms / 1000, worker.registered_ms / 1000, self._trusted_s)
+            if silent_s > self._hang_timeout_s:
+                self.kill(worker, DEATH_HUNG, f"hung: no heartbeat for {silent_s:.1f} s")
+        self._schedule_check()
+
+
+def _describe_end(si_code: int, si_status: int) -> str:
+    if si_code == os.CLD_EXITED:
+        return f"exited with code {si_status}"
+    try:
+        name = signal.Signals(si_status).name
+    except ValueError:
+        name = "unknown"
+    dumped = ", core dumped" if si_code == os.CLD_DUMPED else ""
+    return f"was killed by signal {si_status} ({name}{dumped})"

@@ -1,0 +1,121 @@
+"""Exceptions for errors that the core records without Python: a code and a payload."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+
+from ftray import exceptions as exc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# The codes of `_core/wire.pxd`.
+CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED, LOST, HEAD_DIED, UNSCHEDULABLE = range(1, 9)
+
+_KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
+_OUT_OF_MEMORY = 3
+
+
+def build(code: int, payload: bytes) -> Exception:
+    """Make the exception of an error code.
+
+    Parameters
+    ----------
+    code
+        One of the module's constants.
+    payload
+        A WORKER_DIED frame (CRASHED), a pickled cause (ACTOR_*), or text.
+    """
+    if code == CRASHED:
+        return _crashed(payload)
+    if code == CANCELLED:
+        return exc.TaskCancelledError()
+    if code in (ACTOR_DIED, ACTOR_UNAVAILABLE):
+        return _actor_error(code, payload)
+    text = payload.decode("utf-8", "replace")
+    simple: dict[int, type[exc.RayError]] = {
+        OWNER_DIED: exc.OwnerDiedError,
+        LOST: exc.ObjectLostError,
+        HEAD_DIED: exc.HeadDiedError,
+        UNSCHEDULABLE: exc.TaskUnschedulableError,
+    }
+    if code in simple:
+        error = simple[code]
+        if issubclass(error, exc.ObjectLostError):
+            return error(message=text)
+        return error(text)
+    return exc.RaySystemError(f"unknown error code {code}: {text}")
+
+
+def death_from_report(payload: bytes) -> exc.DeathCause | None:
+    """Read a WORKER_DIED frame: 28s worker, u32 pid, u8 kind, i32 code, f64 unix time, str text."""
+    if len(payload) < 47:
+        return None
+    pid, kind, code, when = struct.unpack_from("<IBid", payload, 28)
+    (size,) = struct.unpack_from("<H", payload, 45)
+    text = payload[47 : 47 + size].decode("utf-8", "replace")
+    return exc.DeathCause(
+        kind=_KINDS.get(kind, f"kind {kind}"),
+        text=text,
+        pid=pid,
+        exit_code=code if kind != 2 else None,
+        signal=code if kind == 2 else None,
+        unix_time=when,
+        worker_id=payload[:28].hex(),
+    )
+
+
+def _crashed(payload: bytes) -> Exception:
+    death = death_from_report(payload)
+    if death is not None and payload[32] == _OUT_OF_MEMORY:
+        return exc.OutOfMemoryError(death=death)
+    return exc.WorkerCrashedError(death=death)
+
+
+def _actor_error(code: int, payload: bytes) -> Exception:
+    """Make the error of an actor call from the head's cause (``ftray/_node/actors.py``)."""
+    cause: dict[str, Any] = pickle.loads(payload) if payload else {}
+    death = cause.get("death") or {}
+    kind = death.get("kind")
+    number = death.get("code")
+    text = cause.get("text", "")
+    facts = exc.DeathCause(
+        kind=_KINDS.get(kind, str(kind)) if kind else cause.get("kind", ""),
+        pid=death.get("pid"),
+        exit_code=number if kind not in (None, 2) else None,
+        signal=number if kind == 2 else None,
+        unix_time=death.get("unix_time"),
+        incarnation=cause.get("incarnation"),
+        worker_id=death["worker_id"].hex() if death.get("worker_id") else "",
+    )
+    fields: dict[str, Any] = {
+        "actor_id": cause["actor_id"].hex() if cause.get("actor_id") else "",
+        "actor_class": cause.get("class_name", ""),
+        "death": facts if death else None,
+    }
+    if code == ACTOR_UNAVAILABLE:
+        return exc.ActorUnavailableError(
+            "it was restarting while the call was under way, so that the call may or may not have run"
+            " (max_task_retries has such calls run again)",
+            **fields,
+        )
+    error = exc.ActorDiedError(text, actor_init_failed=bool(cause.get("error")), **fields)
+    if cause.get("error"):
+        from ftray._task_errors import load_error
+
+        error.__cause__ = load_error(cause["error"])
+    return error
+
+
+def store_error(code: int, size_bytes: int) -> Exception:
+    """Make the exception for a failed write to the object store (codes of `_core/store.pxd`)."""
+    reasons = {
+        -1: "this process was forked from one that uses ftray",
+        -9: "no file descriptor is left (EMFILE): raise the limit with ulimit -n, or hold fewer large objects",
+        -10: "the machine has no memory left for it",
+        -11: "the process's file size limit (RLIMIT_FSIZE) is lower",
+    }
+    reason = reasons.get(code, f"the operating system refused (code {code})")
+    return exc.ObjectStoreFullError(f"an object of {size_bytes} bytes cannot be stored: {reason}")

@@ -1,0 +1,184 @@
+"""The program of a worker process: connect, then run calls until ftrayd says that it is enough.
+
+The zygote calls `main` in a fresh fork. A worker is plain until ftrayd makes it an actor.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from ftray import _core, _lifecycle
+from ftray._core.worker import Executor
+from ftray._core.worker import flush as _flush
+from ftray._node.frames import KIND_WORKER
+
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, TextIO
+
+_ACTOR_READY, _ACTOR_EXIT = 34, 36
+_EXIT_ACTOR, _EXIT_OUT_OF_SCOPE, _EXIT_SIGTERM = 0, 1, 2
+
+
+class _State:
+    """What this process has become."""
+
+    executor: Executor | None = None
+    actor_id: bytes = b""
+    incarnation: int = 0
+    checkpoint: Any = None
+
+
+def actor_id() -> bytes:
+    """Return the id of the actor that lives in this process, b"" when none does."""
+    return _State.actor_id
+
+
+def incarnation() -> int:
+    """Return the 1-based incarnation of this process's actor, 0 when it has none."""
+    return _State.incarnation
+
+
+class _Labelled:
+    """A text stream that names who prints, for the driver's prefix (see ``ftray/_node/logs.py``)."""
+
+    def __init__(self, stream: TextIO, executor: Executor) -> None:
+        self._stream = stream
+        self._executor = executor
+        self._label = ""
+        self._at_line_start = True
+
+    def write(self, text: str) -> int:
+        if not text:
+            return 0
+        label = self._executor.current
+        if self._at_line_start and label != self._label:
+            self._label = label
+            self._stream.write(f"\x1e{label}\x1e\n")
+        self._at_line_start = text.endswith("\n")
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def main(session_dir: str, startup_token: bytes) -> int:
+    """Be a worker of the session.
+
+    Parameters
+    ----------
+    session_dir
+        Where ``ftrayd`` listens.
+    startup_token
+        What the zygote was given for this process.
+
+    Returns
+    -------
+    int
+        The exit status of the process.
+    """
+    session = _lifecycle.connect(session_dir, startup_token, KIND_WORKER, "")
+    _lifecycle.adopt(session)
+    session.namespace = session.info.get("namespace", "")
+    executor = Executor()
+    executor.start_actor = _start_actor
+    executor.on_terminate = _terminate
+    _State.executor = executor
+    signal.signal(signal.SIGINT, _on_interrupt)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.stdout = _Labelled(sys.stdout, executor)  # type: ignore[assignment]
+    sys.stderr = _Labelled(sys.stderr, executor)  # type: ignore[assignment]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+    executor.run()
+    _close_checkpoint("the worker ends")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _flush()
+    os._exit(0)
+
+
+def _on_interrupt(signum: int, frame: FrameType | None) -> None:
+    """A cancellation: only for the call that it is meant for (it may have ended meanwhile)."""
+    if _State.executor is not None and _State.executor.cancel_due():
+        raise KeyboardInterrupt
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    """A planned end: save, tell ftrayd that the exit is meant, go."""
+    if _State.actor_id:
+        _leave(_EXIT_SIGTERM)
+    os._exit(0)
+
+
+def _start_actor(payload: bytes) -> None:
+    """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec."""
+    (number,) = struct.unpack_from("<I", payload, 16)
+    spec = pickle.loads(payload[24:])
+    _State.actor_id = payload[:16]
+    _State.incarnation = number
+    assert _State.executor is not None
+    _lifecycle.current().namespace = spec["namespace"]
+    try:
+        instance, hook = _construct(spec, number)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        from ftray._task_errors import make_task_error
+
+        _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
+        return
+    _State.executor.become_actor(instance, spec["class_name"], hook, spec["max_concurrency"], spec["is_async"])
+    _ready(None)
+
+
+def _construct(spec: dict[str, Any], number: int) -> tuple[Any, Any]:
+    """Make the instance, and restore its state when its class keeps checkpoints."""
+    from ftray._core.callargs import deserialize_args
+    from ftray._pickling import unpickle_function
+
+    cls = unpickle_function(spec["class_blob"])
+    args, kwargs = deserialize_args(spec["args_blob"])
+    instance = cls(*args, **(kwargs or {}))
+    if not hasattr(cls, "__ftray_checkpoint__"):
+        return instance, None
+    from ftray._checkpoint_host import open_session
+
+    _State.checkpoint = open_session(instance, spec, number)
+    return instance, _State.checkpoint.after_call
+
+
+def _ready(error: bytes | None) -> None:
+    payload = _State.actor_id + struct.pack("<IB", _State.incarnation, error is None)
+    _core.tell_node(_ACTOR_READY, payload + struct.pack("<I", len(error or b"")) + (error or b""))
+
+
+def _close_checkpoint(reason: str) -> None:
+    if _State.checkpoint is not None:
+        session, _State.checkpoint = _State.checkpoint, None
+        session.close(final=True, reason=reason)
+
+
+def _leave(kind: int) -> NoReturn:
+    """End on purpose: a last checkpoint, then tell ftrayd, then exit."""
+    _close_checkpoint({_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}[kind])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", kind))
+    _flush()
+    os._exit(0)
+
+
+def _terminate(kind: int) -> NoReturn:
+    _leave(kind)
+
+
+def exit_actor() -> NoReturn:
+    """See `ftray.actor.exit_actor`."""
+    if not _State.actor_id:
+        raise TypeError("exit_actor() can only be called inside an actor's method")
+    _leave(_EXIT_ACTOR)

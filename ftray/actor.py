@@ -1,0 +1,352 @@
+"""Actors: what ``@remote`` makes of a class, handles and their methods."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import struct
+from typing import TYPE_CHECKING
+
+from ftray import _core, _lifecycle, _options
+from ftray.exceptions import NotSupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+_ACTOR_CREATE, _ACTOR_KILL, _ACTOR_EXIT = 30, 33, 36
+_ASYNC_FLAGS = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR
+_DEFAULT_ASYNC_CONCURRENCY = 1000
+
+
+def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Set options of an actor's method.
+
+    Parameters
+    ----------
+    num_returns : int, default 1
+        How many values the method returns.
+    max_task_retries : int, optional
+        Retries of a call after the actor's death; the actor's own by default.
+    """
+    checked = _options.check("method", options)
+    if not checked:
+        raise TypeError("method() takes options, for example @ftray.method(num_returns=2)")
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__ftray_method__ = checked  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class _Meta:
+    """What a handle carries of its actor; goes along when the handle is pickled."""
+
+    __slots__ = ("class_name", "max_pending_calls", "max_task_retries", "methods")
+
+    def __init__(self, class_name: str, methods: dict[str, dict[str, Any]], max_task_retries: int, max_pending: int) -> None:
+        self.class_name = class_name
+        self.methods = methods
+        self.max_task_retries = max_task_retries
+        self.max_pending_calls = max_pending
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Meta, (self.class_name, self.methods, self.max_task_retries, self.max_pending_calls)
+
+
+def _methods_of(cls: type) -> dict[str, dict[str, Any]]:
+    """Return every callable attribute with its explicit options."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dir(cls):
+        if name.startswith("__") and name != "__call__":
+            continue
+        value = getattr(cls, name, None)
+        if callable(value):
+            found[name] = dict(getattr(value, "__ftray_method__", {}))
+    return found
+
+
+def _is_async(cls: type) -> bool:
+    for name in dir(cls):
+        function = getattr(cls, name, None)
+        code = getattr(getattr(function, "__func__", function), "__code__", None)
+        if code is not None and code.co_flags & _ASYNC_FLAGS:
+            return True
+    return False
+
+
+class ActorMethod(_core.MethodCaller):
+    """A method of an actor: call it with ``.remote(...)``."""
+
+    def __init__(self, handle: ActorHandle, name: str, explicit: dict[str, Any]) -> None:
+        meta = handle._meta
+        options = _options.method_options(explicit)
+        if not isinstance(options.num_returns, int):
+            raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
+        retries = meta.max_task_retries if options.max_task_retries is None else options.max_task_retries
+        super().__init__(handle, _core.method_definition(name), options.num_returns, retries, meta.max_pending_calls)
+        self._name = name
+        self._explicit = explicit
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"actor method {self._name} cannot be called directly: call .{self._name}.remote(...)")
+
+    def options(self, **options: Any) -> ActorMethod:
+        """Return the same method with other options."""
+        merged = _options.merge(self._explicit, _options.check("method", options))
+        return ActorMethod(self._handle, self._name, merged)
+
+    def __repr__(self) -> str:
+        return f"ActorMethod({self._handle!r}.{self._name})"
+
+
+class ActorHandle(_core.ActorCaller):
+    """A handle of an actor; ``handle.method.remote(...)`` calls it.
+
+    Handles can be passed to tasks and other actors. When the last handle is gone, the actor ends.
+    """
+
+    _meta: _Meta
+
+    def __init__(self) -> None:
+        raise TypeError("ActorHandle cannot be made directly: call .remote() on an actor class, or ftray.get_actor(name)")
+
+    @classmethod
+    def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
+        handle = cls.__new__(cls)
+        handle._meta = meta
+        handle._attach(ref)
+        return handle
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        meta: _Meta = self.__dict__["_meta"] if "_meta" in self.__dict__ else object.__getattribute__(self, "_meta")
+        explicit = meta.methods.get(name)
+        if explicit is None:
+            raise AttributeError(f"actor class {meta.class_name} has no method {name!r}; it has {', '.join(meta.methods)}")
+        made = ActorMethod(self, name, explicit)
+        self.__dict__[name] = made
+        return made
+
+    @property
+    def _actor_id(self) -> Any:
+        from ftray._ids import ActorID
+
+        return ActorID(self._actor_id_bytes())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_handle, (self._ref, self._meta)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorHandle) and self._ref == other._ref
+
+    def __hash__(self) -> int:
+        return hash(self._ref)
+
+    def __repr__(self) -> str:
+        return f"Actor({self._meta.class_name}, {self._actor_id_bytes().hex()})"
+
+
+def _rebuild_handle(ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
+    return ActorHandle._make(ref, meta)
+
+
+class ActorClass:
+    """A class whose instances live in processes of their own: make one with ``.remote(...)``.
+
+    Made by ``@ftray.remote``.
+    """
+
+    def __init__(self, cls: type, explicit: dict[str, Any]) -> None:
+        self._cls = cls
+        self._explicit = explicit
+        self._options = _options.actor_options(explicit)
+        self._blob: bytes | None = None
+        functools.update_wrapper(self, cls, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = self._cls.__name__
+        raise TypeError(f"actor class {name} cannot be instantiated directly: call {name}.remote(...)")
+
+    def options(self, **options: Any) -> ActorClass:
+        """Return the same class with other options."""
+        made = ActorClass(self._cls, _options.merge(self._explicit, _options.check("actor", options)))
+        made._blob = self._blob
+        return made
+
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotSupportedError("ActorClass.bind (lazy task graphs) is not supported")
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
+        """Create an actor; the arguments go to its constructor.
+
+        Returns
+        -------
+        ActorHandle
+            At once; calls wait for the constructor.
+
+        Raises
+        ------
+        ValueError
+            An actor of that name exists already.
+        """
+        _lifecycle.ensure()
+        if self._blob is None:
+            from ftray._pickling import pickle_function
+
+            self._blob = pickle_function(self._cls)
+        options = self._options
+        actor_id = _core.next_actor_id()
+        ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
+        meta = _Meta(self._cls.__name__, _methods_of(self._cls), options.max_task_retries, options.max_pending_calls)
+        handle = ActorHandle._make(ref, meta)
+        spec = self._spec(actor_id, meta)
+        if options.name:
+            return _create_named(handle, actor_id, spec, args, kwargs)
+        _create(handle, actor_id, spec, args, kwargs)
+        return handle
+
+    def _spec(self, actor_id: bytes, meta: _Meta) -> dict[str, Any]:
+        options = self._options
+        session = _lifecycle.current()
+        is_async = _is_async(self._cls)
+        concurrency = options.max_concurrency
+        if concurrency is None:
+            concurrency = _DEFAULT_ASYNC_CONCURRENCY if is_async else 1
+        return {
+            "actor_id": actor_id,
+            "job_id": session.job_id,
+            "owner": session.worker_id,
+            "class_name": self._cls.__name__,
+            "name": options.name,
+            "namespace": options.namespace or session.namespace,
+            "get_if_exists": options.get_if_exists,
+            "lifetime": options.lifetime,
+            "max_restarts": options.max_restarts,
+            "max_task_retries": options.max_task_retries,
+            "max_concurrency": concurrency,
+            "is_async": is_async,
+            "resources": dict(options.resources),
+            "placement_resources": dict(options.placement_resources),
+            "class_blob": self._blob,
+            "meta": pickle.dumps(meta, 5),
+            "call_id": b"",
+            "checkpoint": None,
+            "runtime_env": None,
+        }
+
+    def __repr__(self) -> str:
+        return f"ActorClass({self._cls.__name__})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_class, (self._cls, self._explicit)
+
+
+def _rebuild_class(cls: type, explicit: dict[str, Any]) -> ActorClass:
+    return ActorClass(cls, explicit)
+
+
+def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with top-level refs replaced by their values: they are kept with the actor's record."""
+
+    def value(item: Any) -> Any:
+        return _core.get(item) if isinstance(item, _core.ObjectRef) else item
+
+    return tuple(value(a) for a in args), {k: value(v) for k, v in kwargs.items()}
+
+
+def _waits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    refs = [a for a in (*args, *kwargs.values()) if isinstance(a, _core.ObjectRef)]
+    return bool(refs) and len(_core.wait(list(dict.fromkeys(refs)), num_returns=len(set(refs)), timeout=0)[1]) > 0
+
+
+def _create(handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Send the record to the head; not before the constructor's arguments are there."""
+    if not _waits(args, kwargs):
+        _send(handle, actor_id, spec, args, kwargs)
+        return
+    import threading
+
+    def later() -> None:
+        try:
+            _send(handle, actor_id, spec, args, kwargs)
+        except Exception as error:
+            _send(handle, actor_id, {**spec, "refuse": repr(error)}, (), {})
+
+    threading.Thread(target=later, name="ftray-create", daemon=True).start()
+
+
+def _payload(actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
+    blob, refs = _core.encode_constructor_args(*_resolved(args, kwargs))
+    record = pickle.dumps({**spec, "args_blob": blob}, 5)
+    return actor_id + struct.pack("<I", len(record)) + record, refs
+
+
+def _send(handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    payload, refs = _payload(actor_id, spec, args, kwargs)
+    handle.__dict__["_constructor_refs"] = refs  # refs inside the arguments live as long as the creator's handle
+    _core.tell_node(_ACTOR_CREATE, payload)
+
+
+def _create_named(
+    handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ActorHandle:
+    """Names are settled at once: the head answers."""
+    payload, refs = _payload(actor_id, spec, args, kwargs)
+    handle.__dict__["_constructor_refs"] = refs
+    answer = _core.ask_node(_ACTOR_CREATE, payload)
+    result = pickle.loads(answer[5:])
+    if not answer[0]:
+        raise result
+    if result["actor_id"] != actor_id:
+        return find(spec["name"], spec["namespace"])
+    return handle
+
+
+def find(name: str, namespace: str | None) -> ActorHandle:
+    """Return a handle of a named actor.
+
+    Raises
+    ------
+    ValueError
+        There is no living actor of that name.
+    """
+    from ftray._api import node_rpc
+
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of an actor must be a non-empty string, not {name!r}")
+    info = node_rpc("get_named_actor", name=name, namespace=namespace)
+    if info is None or "spec" not in info:
+        where = "this namespace" if namespace is None else f"namespace {namespace!r}"
+        raise ValueError(f"there is no living actor named {name!r} in {where}")
+    spec = info["spec"]
+    ref = _core.foreign_actor_ref(spec["actor_id"], spec["owner"])
+    return ActorHandle._make(ref, pickle.loads(spec["meta"]))
+
+
+def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
+    """End an actor's process at once.
+
+    Parameters
+    ----------
+    actor : ActorHandle
+        The actor.
+    no_restart : bool, default True
+        False: it is restarted if its `max_restarts` allows.
+    """
+    if not isinstance(actor, ActorHandle):
+        raise ValueError(f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)")
+    _core.tell_node(_ACTOR_KILL, actor._actor_id_bytes() + struct.pack("<BB", bool(no_restart), 0))
+
+
+def exit_actor() -> NoReturn:
+    """End the current actor on purpose, from inside one of its methods: it is not restarted.
+
+    Raises
+    ------
+    TypeError
+        Not called inside an actor.
+    """
+    from ftray import _worker
+
+    _worker.exit_actor()

@@ -1,0 +1,63 @@
+"""Where the current code runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftray import _core, _lifecycle
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class RuntimeContext:
+    """Facts about the process, task and actor that the calling code is part of; read when asked for."""
+
+    def _context(self) -> dict[str, Any]:
+        _lifecycle.current()
+        found: dict[str, Any] = _core.current_context()
+        return found
+
+    def get_job_id(self) -> str:
+        """Return the job's id in hexadecimal."""
+        return self._context()["job_id"].to_bytes(4, "little").hex()
+
+    def get_node_id(self) -> str:
+        """Return the node's id in hexadecimal."""
+        return str(self._context()["node_id"].hex())
+
+    def get_worker_id(self) -> str:
+        """Return this process's id in hexadecimal."""
+        return str(self._context()["worker_id"].hex())
+
+    def get_task_id(self) -> str | None:
+        """Return the running task's id in hexadecimal, None outside a task."""
+        context = self._context()
+        return context["task_id"].hex() if context["in_task"] else None
+
+    def get_actor_id(self) -> str | None:
+        """Return the actor's id in hexadecimal, None outside an actor."""
+        from ftray import _worker
+
+        return _worker.actor_id().hex() if _worker.actor_id() else None
+
+    def get_call_id(self) -> str:
+        """Return the identity of the running call, which a re-execution keeps, in hexadecimal."""
+        return str(self._context()["call_id"].hex())
+
+    @property
+    def namespace(self) -> str:
+        """The job's namespace."""
+        return _lifecycle.current().namespace
+
+    @property
+    def attempt_number(self) -> int:
+        """How often the running task was tried before."""
+        return int(self._context()["attempt"])
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the current actor was restarted after a death."""
+        from ftray import _worker
+
+        return _worker.incarnation() > 1

@@ -1,0 +1,1 @@
+"""A randomised run against the real processes: see ``python -m tests.chaos.run --help``."""

@@ -1,0 +1,62 @@
+"""What holds for every test: it sees the installed package, is of one kind, and is limited in time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.helpers.guard import time_limit
+
+# The directories of tests/, each with the marker of that name, in the order in which they run.
+KINDS = ("unit", "sim", "functional", "cluster", "chaos", "packaging")
+LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "60"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        installed = importlib.util.find_spec("ftray._core") is not None
+    except ModuleNotFoundError as error:
+        if error.name != "ftray":
+            raise
+        installed = False
+    if not installed:
+        raise pytest.UsageError(
+            f"ftray is not installed for {sys.executable}. Run `make test` (or `make unit`), "
+            f"or install it there with `pip install -e '.[test]'` first."
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(kind_of(item.path))
+    items.sort(key=lambda item: KINDS.index(kind_of(item.path)))
+
+
+def kind_of(path: Path) -> str:
+    kind = path.relative_to(Path(ROOT, "tests")).parts[0]
+    if kind not in KINDS:
+        raise pytest.UsageError(f"{path} is of no known kind: tests live in tests/{{{','.join(KINDS)}}}")
+    return kind
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A child started with ``python -c`` must not find the sources of ftray in its current directory."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def limited(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test has a time limit, its setup and teardown included."""
+    marker = request.node.get_closest_marker("limit")
+    with time_limit(marker.args[0] if marker else LIMIT_S):
+        yield

@@ -1,0 +1,248 @@
+"""The examples do what they say, as a user would start them, and leave nothing behind."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from tests import ROOT
+from tests.helpers import processes
+from tests.helpers.sync import eventually
+
+EXAMPLES = Path(ROOT, "examples")
+TIMEOUT_S = 55
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Programs:
+    """Starts examples in an empty directory; knows every process that they start."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.mark = processes.new_mark()
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        path = [entry for entry in sys.path if entry and os.path.isdir(entry)]
+        return subprocess.Popen(
+            [sys.executable, str(EXAMPLES / name), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.directory,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(path), **{processes.MARK: self.mark}),
+        )
+
+    def run(self, name: str, *arguments: str, status: int = 0) -> str:
+        program = self.start(name, *arguments)
+        try:
+            output, _nothing = program.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            processes.end(program.pid)
+            output, _nothing = program.communicate()
+            raise AssertionError(f"{name} did not end within {TIMEOUT_S} s:\n{output}") from None
+        assert program.returncode == status, output
+        return output
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    started = Programs(tmp_path)
+    yield started
+    left = processes.marked(started.mark)
+    try:
+        processes.wait_ended(left)
+    except TimeoutError:
+        for pid in left:
+            processes.end(pid)
+        raise
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a module that the main example imports, the way it does."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return lambda name: importlib.import_module(f"immortal_parts.{name}")
+
+
+def number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"no {pattern!r} in:\n{text}"
+    return int(found[1].replace(",", ""))
+
+
+# --- small examples ------------------------------------------------------------------------------------
+
+
+def test_quickstart(programs: Programs) -> None:
+    output = programs.run("quickstart.py", "--samples", "160000")
+    estimate = re.search(r"pi is about (\d\.\d+)", output)
+    assert estimate and abs(float(estimate[1]) - 3.1416) < 0.03
+    assert "mean of each row: 499,999.5, 1,499,999.5, 2,499,999.5, 3,499,999.5" in output
+    assert "the task failed with" in output and "ZeroDivisionError" in output
+
+
+def test_stream_counter(programs: Programs) -> None:
+    output = programs.run("stream_counter.py", "--events", "3000", "--kills", "4")
+    assert "PASS: every event counted once" in output
+    assert number(r"(\d+) crashes", output) == 4
+
+
+def test_stream_counter_refuses_more_kills_than_it_has_rounds(programs: Programs) -> None:
+    assert "--kills" in programs.run("stream_counter.py", "--events", "1000", "--kills", "11", status=2)
+
+
+def test_crawler_goes_on_where_it_stopped(programs: Programs) -> None:
+    first = programs.run("resumable_crawler.py", "--pages", "60")
+    assert "started from the first page" in first
+    assert "fetched 60 pages in this run; 60 of" in first
+    second = programs.run("resumable_crawler.py")
+    assert "resumed with 60 pages done" in second
+    assert number(r"fetched (\d+) pages", second) == 340
+    assert "400 of 400 known pages done" in second
+    third = programs.run("resumable_crawler.py")
+    assert "resumed with 400 pages done" in third and "fetched 0 pages" in third
+
+
+@pytest.mark.limit(120)
+def test_crawler_goes_on_after_sigkill(programs: Programs) -> None:
+    victim = programs.start("resumable_crawler.py", "--state", "state")
+    state = programs.directory / "state"
+    try:
+        # Two snapshots of it: the first may be of the empty frontier.
+        eventually(lambda: len(snapshots(state)) >= 2 or victim.poll() is not None, "snapshots are written")
+    finally:
+        processes.end(victim.pid)
+        victim.communicate()
+    processes.wait_ended(processes.marked(programs.mark))
+    again = programs.run("resumable_crawler.py", "--state", "state")
+    before = number(r"resumed with (\d+) pages done", again)
+    assert number(r"fetched (\d+) pages", again) == 400 - before
+    assert "400 of 400 known pages done" in again
+
+
+def snapshots(state: Path) -> list[Path]:
+    """Files that hold anything, whatever the store calls them."""
+    return [path for path in state.rglob("*") if path.is_file() and path.stat().st_size > 100]
+
+
+# --- training under fire -------------------------------------------------------------------------------
+
+
+def test_immortal_training(programs: Programs) -> None:
+    output = programs.run("immortal_training.py", "--kills", "6", "--rounds", "120", "--out", "plot.png")
+    assert "PASS: equal bit for bit" in output
+    assert number(r"kills in the middle of work: (\d+) of 6", output) == 6
+    assert number(r"\((\d+) x server", output) == 3
+    assert number(r"(\d+) x worker;", output) == 3
+    assert (programs.directory / "plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_immortal_training_is_determined_by_its_seed(programs: Programs) -> None:
+    def weights(seed: str) -> list[str]:
+        output = programs.run("immortal_training.py", "--kills", "2", "--rounds", "20", "--seed", seed)
+        found = re.search(r"weights:  undisturbed (\w+), immortal (\w+)", output)
+        assert found, output
+        return list(found.groups())
+
+    first = weights("5")
+    assert first == weights("5")
+    assert first != weights("6")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--kills", "0"), ("--rounds", "10", "--kills", "3"), ("--every", "0")]
+)
+def test_immortal_training_refuses(programs: Programs, arguments: tuple[str, ...]) -> None:
+    assert "--" + arguments[0].strip("-") in programs.run("immortal_training.py", *arguments, status=2)
+
+
+# --- its judgement: a pass that cannot fail proves nothing ---------------------------------------------
+
+
+def story_of(part: Callable[[str], ModuleType], title: str, kills: int, positions: list[int]) -> object:
+    story = part("story").Story(title, rounds=100, kills_wanted=4, every=2)
+    story.parameters = np.arange(8, dtype=np.float64)
+    for index, position in enumerate(positions):
+        story.observe(position, 0.9, pid=1)
+        if index < kills:
+            story.killed(1 + index % 2, pid=50 + index, at=story.began)
+    return story
+
+
+def test_verdict(part: Callable[[str], ModuleType]) -> None:
+    judge = part("story").judge
+    steps = list(range(60))
+    good = story_of(part, "immortal", 4, steps)
+    plain = story_of(part, "undisturbed", 0, steps)
+    assert judge(plain, good).passed
+
+    one_bit = story_of(part, "immortal", 4, steps)
+    one_bit.parameters.view(np.uint64)[3] ^= 1
+    assert judge(plain, one_bit).text.endswith("FAIL: the weights differ")
+
+    too_few = story_of(part, "immortal", 3, steps)
+    assert judge(plain, too_few).text.endswith("FAIL: too few kills landed")
+
+    from_scratch = story_of(part, "immortal", 4, [*steps, 0, 60])
+    assert judge(plain, from_scratch).text.endswith("FAIL: a restore lost too much")
+
+
+def test_recovery_ends_with_a_reply_of_another_process(part: Callable[[str], ModuleType]) -> None:
+    story = part("story").Story("immortal", rounds=10, kills_wanted=1, every=2)
+    story.observe(1, 0.5, pid=7)
+    story.killed(1, pid=7, at=story.began)
+    story.observe(2, 0.5, pid=7)  # was on its way when the process died
+    assert story.recoveries_s() == []
+    story.observe(1, 0.5, pid=8)
+    assert len(story.recoveries_s()) == 1
+    assert (story.redone, story.deepest, story.furthest) == (1, 1, 2)
+
+
+def test_kills_are_planned_by_the_seed(part: Callable[[str], ModuleType]) -> None:
+    plan = part("chaos").plan
+    strikes = plan(20, 200, seed=3)
+    assert plan(20, 200, seed=3) == strikes != plan(20, 200, seed=4)
+    assert sorted(strike.role for strike in strikes) == [1] * 10 + [2] * 10
+    rounds = [strike.round for strike in strikes]
+    assert rounds == sorted(set(rounds)) and rounds[0] > 0 and rounds[-1] < 180
+
+
+def test_board_knows_who_died_at_work(part: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    module = part("board")
+    board = module.Board.create(str(tmp_path / "board"))
+    with module.at_work(board.path, module.WORKER):
+        (me,) = board.at_work(module.WORKER)
+        assert (me.pid, me.started) == (os.getpid(), module.started(os.getpid()))
+        assert board.at_work(module.SERVER) == []
+    assert board.at_work(module.WORKER) == []
+    assert not board.died_at_work(me)
+
+    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); from immortal_parts import board; import os\n"
+    code += f"with board.at_work({board.path!r}, board.SERVER): os._exit(0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (dead,) = board.at_work(module.SERVER)
+    assert board.died_at_work(dead)
+    assert board.at_work(module.SERVER) == []
+
+
+def test_kill_never_hits_a_later_process_of_that_pid(part: Callable[[str], ModuleType]) -> None:
+    chaos, board = part("chaos"), part("board")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    began = board.started(child.pid)
+    with pytest.raises(ProcessLookupError):
+        chaos.kill(board.Process(board.WORKER, child.pid, began - 1))
+    assert processes.is_running(child.pid)
+    chaos.kill(board.Process(board.WORKER, child.pid, began))
+    assert not processes.is_running(child.pid)
+    assert child.wait() == -9
+    child.stdin.close()

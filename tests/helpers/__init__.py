@@ -1,0 +1,1 @@
+"""What the functional and chaos tests share: synchronisation, processes, drivers, leak checks."""

@@ -1,0 +1,62 @@
+"""The only place where tests look inside the runtime: counters and the processes of a session."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ftray as ray
+from tests.helpers import processes
+
+# Counters of this process that are zero when the program holds nothing. Others (bytes of warm, idle
+# segments for example) may stay.
+LIVE = ("refs", "entries", "pins", "pending_tasks", "borrowed")
+
+
+def counters() -> dict[str, int]:
+    from ftray import _internal
+
+    return dict(_internal.debug_state())
+
+
+def live_counters() -> dict[str, int]:
+    """The live counters that are not zero."""
+    state = counters()
+    missing = [name for name in LIVE if name not in state]
+    assert not missing, f"debug_state() lacks {missing}: {sorted(state)}"
+    return {name: state[name] for name in LIVE if state[name]}
+
+
+def node_pid(driver_pid: int | None = None) -> int:
+    """``ftrayd`` of a driver that started its own."""
+    driver_pid = driver_pid or os.getpid()
+    with_children = [pid for pid in processes.children_of(driver_pid) if processes.children_of(pid)]
+    nodes = [pid for pid in with_children if "ftray" in processes.command_of(pid)] or with_children
+    assert len(nodes) == 1, f"expected one ftrayd below {driver_pid}: {nodes}"
+    return nodes[0]
+
+
+def zygote_pids(driver_pid: int | None = None) -> list[int]:
+    """The zygote, or none while a dead one is replaced."""
+    children = processes.children_of(node_pid(driver_pid))
+    return [pid for pid in children if "zygote" in processes.command_of(pid) and processes.is_running(pid)]
+
+
+def zygote_pid(driver_pid: int | None = None) -> int:
+    (zygote,) = zygote_pids(driver_pid)
+    return zygote
+
+
+def worker_pids(driver_pid: int | None = None) -> list[int]:
+    """Running workers, idle ones included."""
+    node = node_pid(driver_pid)
+    zygotes = zygote_pids(driver_pid)
+    return [pid for pid in processes.children_of(node) if pid not in zygotes and processes.is_running(pid)]
+
+
+def all_resources_back() -> bool:
+    """True when nothing holds any resource."""
+    available: dict[str, Any] = ray.available_resources()
+    return all(
+        abs(available.get(name, 0.0) - total) < 1e-6 for name, total in ray.cluster_resources().items()
+    )

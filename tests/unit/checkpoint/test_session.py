@@ -1,0 +1,712 @@
+"""The life of one actor process: counting, saving, failing, ending."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftray.checkpoint import (
+    Checkpointable,
+    CheckpointCaptureError,
+    CheckpointLoadError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    CheckpointOptionError,
+    CheckpointSaveError,
+    CheckpointTimeoutError,
+    CheckpointVersionError,
+    FencedError,
+    NoSessionError,
+    UnsupportedStoreError,
+    engine,
+    faults,
+    readonly,
+)
+from ftray.checkpoint import open as open_store
+from ftray.checkpoint.lineage import SnapshotName
+from ftray.checkpoint.testing import LocalHost, MemoryStore
+
+from .support import KEY, Counter, call, in_child, settle, start
+
+N = SnapshotName
+
+
+class GatedStore(MemoryStore):
+    """A store whose `put` waits for permission, or fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed = threading.Semaphore(1 << 20)
+        self.entered = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def block(self) -> None:
+        self.allowed = threading.Semaphore(0)
+
+    def put(self, key: str, name: SnapshotName, parts: Any) -> None:
+        self.entered.release()
+        assert self.allowed.acquire(timeout=10)
+        if self.error is not None:
+            raise self.error
+        super().put(key, name, parts)
+
+
+class TestWhen:
+    def test_every(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store, every=3)
+        for _ in range(2):
+            host.call(session, "incr")
+        assert store.scan(KEY).snapshots == []
+        call(host, session, "incr")
+        assert store.scan(KEY).snapshots == [N(1, 1)]
+        assert open_store(store).load(KEY) == {"n": 3}
+        assert session.status()["calls_since_saved"] == 0
+
+    def test_readonly_calls_do_not_count(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store)
+        for _ in range(5):
+            host.call(session, "value")
+        settle(session)
+        assert store.scan(KEY).snapshots == [] and session.status()["calls"] == 0
+
+    def test_a_method_that_raises_counts(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store)
+        with pytest.raises(ValueError, match="as asked"):
+            host.call(session, "fail")
+        settle(session)
+        assert open_store(store).load(KEY) == {"n": 1}
+
+    def test_interval_saves_an_idle_actor(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store, every=None, interval_s=0.01)
+        host.call(session, "incr")
+        host.wait_for_action()
+        settle(session)
+        assert open_store(store).load(KEY) == {"n": 1}
+        assert open_store(store).list(KEY)[-1].reason == "interval"
+        session.close(False, "test")
+
+    def test_interval_alone_saves_nothing_unchanged(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store, every=None, interval_s=0.01)
+        with pytest.raises(TimeoutError):
+            host.wait_for_action(0.2)
+        session.close(False, "test")
+
+    def test_on_demand_from_outside_is_durable_at_its_reply(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store, every=None)
+        host.call(session, "incr")
+        assert host.call(session, "checkpoint") == "1-1"
+        assert store.scan(KEY).snapshots == [N(1, 1)]
+
+    def test_on_demand_inside_a_method_is_saved_after_it(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store, every=None)
+        assert call(host, session, "incr_and_save") == "1-1"
+        assert open_store(store).load(KEY, "1-1") == {"n": 1}
+        assert open_store(store).list(KEY)[0].reason == "request"
+
+    def test_a_class_may_have_a_checkpoint_method_of_its_own(self) -> None:
+        class Own(Counter):
+            def checkpoint(self) -> str:
+                return "own"
+
+        host, session = start(Own, store=MemoryStore())
+        assert host.call(session, "checkpoint") == "own"
+
+    def test_one_save_in_flight_and_the_next_covers_the_rest(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.block()
+        for _ in range(10):
+            host.call(session, "incr")
+        assert session.status()["in_flight"] and session.status()["wanted"] == "every"
+        store.allowed.release(2)
+        host.wait_for_action()
+        settle(session)
+        assert store.scan(KEY).snapshots == [N(1, 1), N(1, 2)]
+        assert open_store(store).load(KEY) == {"n": 10} and open_store(store).load(KEY, "1-1") == {"n": 1}
+
+    def test_the_number_told_is_the_number_saved_also_behind_a_save_in_flight(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.block()
+        host.call(session, "incr")
+        told = host.call(session, "incr_and_save")
+        store.allowed.release(2)
+        host.wait_for_action()
+        settle(session)
+        assert told == "1-2" and open_store(store).load(KEY, told) == {"n": 2}
+
+    def test_calls_go_on_while_a_save_is_written(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.block()
+        host.call(session, "incr")
+        assert store.entered.acquire(timeout=10)
+        assert [host.call(session, "incr") for _ in range(3)] == [2, 3, 4]
+        store.allowed.release(10)
+
+    def test_a_forked_child_is_not_the_actor(self, tmp_path: Path) -> None:
+        _, session = start(store=tmp_path)
+
+        def body(tell: Any) -> None:
+            try:
+                session.request()
+            except NoSessionError as error:
+                tell(str(error))
+
+        status, told = in_child(body)
+        assert status == 0 and "forked" in told[0]
+
+
+class TestFailures:
+    def test_a_failed_save_is_told_and_tried_again(self) -> None:
+        told = []
+
+        class Told(Counter):
+            def on_checkpoint_error(self, error: Exception) -> None:
+                told.append(str(error))
+
+        store = GatedStore()
+        host, session = start(Told, store=store)
+        store.error = CheckpointSaveError("the disk is full")
+        call(host, session, "incr")
+        assert told == ["the disk is full"]
+        assert [i.kind for i in host.incidents] == ["save_failed"]
+        status = session.status()
+        assert (status["state"], status["failures"], status["saves"]) == ("failing", 1, 0)
+        assert status["last_error"] == "CheckpointSaveError: the disk is full"
+        assert status["calls_since_saved"] == 1
+        store.error = None
+        host.wait_for_action()  # the retry, by itself
+        settle(session)
+        assert open_store(store).load(KEY) == {"n": 1} and session.status()["state"] == "ok"
+        assert open_store(store).list(KEY)[0].id == "1-2" and open_store(store).list(KEY)[0].reason == "retry"
+        session.close(False, "test")
+
+    def test_on_demand_raises_what_failed(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.error = CheckpointSaveError("no")
+        with pytest.raises(CheckpointSaveError, match="no"):
+            host.call(session, "checkpoint")
+
+    def test_on_demand_does_not_wait_for_ever(self) -> None:
+        store = GatedStore()
+        _, session = start(store=store)
+        store.block()
+        with pytest.raises(CheckpointTimeoutError, match="1-1"):
+            session.save_now(timeout_s=0.05)
+        store.allowed.release(10)
+
+    def test_a_hook_that_raises_is_told(self) -> None:
+        class Bad(Counter):
+            def on_checkpoint_error(self, error: Exception) -> None:
+                raise RuntimeError("hook")
+
+        store = GatedStore()
+        host, session = start(Bad, store=store)
+        store.error = CheckpointSaveError("no")
+        call(host, session, "incr")
+        assert [i.kind for i in host.incidents] == ["save_failed", "hook_failed"]
+
+    def test_a_state_that_becomes_impossible_to_save(self) -> None:
+        class Breaks(Counter):
+            def brk(self) -> None:
+                self.lock = threading.Lock()
+
+            def mend(self) -> None:
+                del self.lock
+
+        store = MemoryStore()
+        host, session = start(Breaks, store=store)
+        call(host, session, "incr")
+        call(host, session, "brk")
+        error = host.incidents[-1].error
+        assert isinstance(error, CheckpointCaptureError) and error.attribute == "Breaks.lock"
+        call(host, session, "mend")
+        assert open_store(store).load(KEY) == {"n": 1}
+        assert session.status()["state"] == "ok"
+
+    def test_an_interrupted_capture_is_passed_on_and_tried_again(self) -> None:
+        class Interrupted(Counter):
+            interrupt = False
+
+            def save_checkpoint(self) -> object:
+                if type(self).interrupt:
+                    type(self).interrupt = False
+                    raise KeyboardInterrupt
+                return super().save_checkpoint()
+
+        store = MemoryStore()
+        host, session = start(Interrupted, store=store)
+        Interrupted.interrupt = True
+        with pytest.raises(KeyboardInterrupt):
+            host.call(session, "incr")
+        assert "interrupted by KeyboardInterrupt" in host.incidents[-1].message
+        call(host, session, "incr")
+        assert open_store(store).load(KEY) == {"n": 2}
+
+    def test_errors_that_are_kept_do_not_keep_the_state(self) -> None:
+        store = GatedStore()
+        store.error = CheckpointSaveError("no")
+
+        class Big:
+            pass
+
+        class Keeps(Counter):
+            def save_checkpoint(self) -> object:
+                big = Big()
+                seen.append(weakref.ref(big))
+                return [big, self.n]
+
+        seen: list[weakref.ref[Big]] = []
+        host, session = start(Keeps, store=store)
+        call(host, session, "incr")
+        gc.collect()
+        assert host.incidents and all(ref() is None for ref in seen)
+
+    def test_a_fenced_incarnation_saves_nothing_more(self) -> None:
+        store = MemoryStore()
+        old_host, old = start(store=store)
+        start(store=store, incarnation=2)
+        with pytest.raises(FencedError, match="epoch 1"):
+            old_host.call(old, "checkpoint")
+        assert old.status()["state"] == "ended"
+        assert [i.kind for i in old_host.incidents] == ["fenced"] and old_host.incidents[0].fatal
+        with pytest.raises(NoSessionError, match="epoch 1"):
+            old_host.call(old, "incr_and_save")
+        assert old.close(True, "exit") is None
+
+
+class TestCreation:
+    def test_an_unpicklable_attribute_fails_before_anything_is_touched(self, tmp_path: Path) -> None:
+        class Locked(Counter):
+            def __init__(self) -> None:
+                self.lock = threading.Lock()
+
+        with pytest.raises(CheckpointCaptureError, match=r"Locked\.lock"):
+            start(Locked, store=tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+
+    def test_a_save_checkpoint_that_raises(self) -> None:
+        class Bad(Counter):
+            def save_checkpoint(self) -> object:
+                raise RuntimeError("mine")
+
+        with pytest.raises(CheckpointCaptureError, match="save_checkpoint.*RuntimeError: mine"):
+            start(Bad, store=MemoryStore())
+
+    def test_require(self) -> None:
+        store = MemoryStore()
+        with pytest.raises(CheckpointNotFoundError, match="restore='require'"):
+            start(store=store, restore="require")
+        host, session = start(store=store)
+        call(host, session, "incr")
+        host, session = start(store=store, restore="require")
+        assert host.call(session, "value") == 1
+
+    def test_never_begins_a_new_history(self) -> None:
+        store = MemoryStore()
+        host, first = start(store=store)
+        call(host, first, "incr")
+        host, session = start(store=store, restore="never")
+        assert host.call(session, "value") == 0
+        assert session.status()["history"] != first.status()["history"]
+        assert [i.counts for i in open_store(store).list(KEY)] == [False]
+        host, session = start(store=store)  # crashed before it saved: what was set aside stays so, and loudly
+        assert host.call(session, "value") == 0
+        assert [i.kind for i in host.incidents] == ["history_ignored"]
+
+    def test_a_late_file_of_the_dead_never_counts(self) -> None:
+        """A stale process publishes between its successor's seal and that one's crash."""
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        call(host, session, "incr")
+        host, session = start(store=store, incarnation=2)
+        held = store._keys[KEY]
+        held.snapshots[N(1, 3)] = held.snapshots[N(1, 2)]
+        host, session = start(store=store, incarnation=3)
+        assert session.status()["restored_from"] == "1-2"
+        call(host, session, "incr")
+        call(host, session, "incr")
+        assert N(1, 3) not in store.scan(KEY).snapshots
+
+    def test_a_copied_snapshot_of_another_key_is_not_taken(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        host, session = start(store=store, checkpoint_key="other")
+        store._keys["other"].snapshots[N(1, 1)] = store._keys[KEY].snapshots[N(1, 1)]
+        with pytest.raises(Exception, match="copied here"):
+            start(store=store, checkpoint_key="other")
+
+    def test_an_unreadable_seal_is_told(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        store._keys[KEY].seals[1] = b"garbage"
+        host, session = start(store=store)
+        assert host.call(session, "value") == 1
+        assert "seal of epoch 1 is unreadable" in host.incidents[0].message
+
+    def test_another_class(self) -> None:
+        class Renamed(Checkpointable):
+            n = 0
+
+        class Derived(Counter):
+            pass
+
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        with pytest.raises(CheckpointMismatchError, match=r"'Counter'.*'Renamed'.*formerly='Counter'"):
+            start(Renamed, store=store)
+        host, session = start(Renamed, store=store, formerly="Counter")
+        assert session.instance.n == 1  # type: ignore[attr-defined]
+        host, session = start(Derived, store=store)
+        assert host.call(session, "value") == 1
+
+    def test_versions(self) -> None:
+        class Old(Counter):
+            pass
+
+        class New(Counter, checkpoint_version=3, formerly="Old"):
+            def migrate_checkpoint(self, state: Any, from_version: int) -> Any:
+                return {"n": state["n"] * 100 + from_version}
+
+        class Unable(Counter, checkpoint_version=2, formerly="Old"):
+            pass
+
+        store = MemoryStore()
+        host, session = start(Old, store=store)
+        call(host, session, "incr")
+        with pytest.raises(CheckpointVersionError, match="checkpoint_version=1, Unable has 2"):
+            start(Unable, store=store)
+        host, session = start(New, store=store)
+        assert host.call(session, "value") == 101
+
+    def test_a_load_that_raises_names_the_snapshot(self) -> None:
+        class Picky(Counter):
+            def load_checkpoint(self, state: Any) -> None:
+                raise KeyError("missing")
+
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        with pytest.raises(CheckpointLoadError, match="1-1.*KeyError"):
+            start(Picky, store=store)
+        host, session = start(store=store)
+        assert host.call(session, "value") == 1
+
+    def test_durability_that_the_store_does_not_give(self) -> None:
+        with pytest.raises(UnsupportedStoreError, match="durability='power'"):
+            start(store=MemoryStore(), durability="power")
+
+    def test_init_runs_first_and_its_connections_stay(self) -> None:
+        class Connected(Counter):
+            def __init__(self) -> None:
+                super().__init__()
+                self.connection = threading.Lock()
+
+            def __getstate__(self) -> dict[str, Any]:
+                return {k: v for k, v in self.__dict__.items() if k != "connection"}
+
+        store = MemoryStore()
+        host, session = start(Connected, store=store)
+        call(host, session, "incr")
+        host, session = start(Connected, store=store)
+        assert host.call(session, "value") == 1
+        assert not session.instance.connection.locked()  # type: ignore[attr-defined]
+
+    def test_deleted_attributes_stay_deleted_and_new_ones_stay(self) -> None:
+        class First(Checkpointable, every=1):
+            def __init__(self) -> None:
+                self.a, self.b = 1, 2
+
+            def drop(self) -> None:
+                del self.a
+
+        class Second(First, formerly="First"):
+            def __init__(self) -> None:
+                super().__init__()
+                self.c = 3
+
+        store = MemoryStore()
+        host, session = start(First, store=store)
+        call(host, session, "drop")
+        _, session = start(Second, store=store)
+        assert vars(session.instance) == {"b": 2, "c": 3}
+
+    def test_slots_setstate_and_overrides(self) -> None:
+        class Slotted(Checkpointable, every=1):
+            __slots__ = ("__private", "x")
+
+            def __init__(self) -> None:
+                self.__private = 0
+
+            def set(self) -> None:
+                self.x, self.__private, self.y = 1, 2, 3
+
+            @readonly
+            def get(self) -> list[int]:
+                return [self.x, self.__private, self.y]
+
+        class Stateful(Counter):
+            def __getstate__(self) -> Any:
+                return ("tuple", self.n)
+
+            def __setstate__(self, state: Any) -> None:
+                self.n = state[1]
+
+        for cls, change, look, expected in (
+            (Slotted, "set", "get", [1, 2, 3]),
+            (Stateful, "incr", "value", 1),
+        ):
+            store = MemoryStore()
+            host, session = start(cls, store=store)
+            call(host, session, change)
+            host, session = start(cls, store=store)
+            assert host.call(session, look) == expected
+
+    def test_a_state_that_is_no_dict_needs_a_loader(self) -> None:
+        class Odd(Counter):
+            def __getstate__(self) -> Any:
+                return 7
+
+        store = MemoryStore()
+        host, session = start(Odd, store=store)
+        call(host, session, "incr")
+        with pytest.raises(CheckpointLoadError, match="is a int, not a dict"):
+            start(Odd, store=store)
+
+
+class TestEnd:
+    def test_a_planned_end_saves_what_is_new(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store, every=None)
+        host.call(session, "incr")
+        assert session.close(True, "exit_actor") == "1-1"
+        assert open_store(store).load(KEY) == {"n": 1}
+        assert session.close(True, "again") == "1-1"
+        with pytest.raises(NoSessionError):
+            session.instance.checkpoint()
+
+    def test_nothing_new_saves_nothing(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        session.close(True, "exit")
+        assert store.scan(KEY).snapshots == [N(1, 1)]
+
+    def test_the_end_waits_for_the_save_in_flight(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.block()
+        host.call(session, "incr")
+        host.call(session, "incr")
+        threading.Timer(0.05, lambda: store.allowed.release(5)).start()
+        assert session.close(True, "SIGTERM") == "1-2"
+        assert open_store(store).load(KEY) == {"n": 2}
+
+    def test_the_end_is_bounded_and_says_what_was_lost(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.block()
+        host.call(session, "incr")
+        began = time.monotonic()
+        assert session.close(True, "SIGTERM", timeout_s=0.1) is None
+        assert time.monotonic() - began < 5
+        assert host.incidents[0].kind == "final_save_failed" and "1 calls" in host.incidents[0].message
+        store.allowed.release(10)
+
+    def test_a_final_save_that_fails_is_told(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store, every=None)
+        host.call(session, "incr")
+        store.error = CheckpointSaveError("no")
+        assert session.close(True, "exit") is None
+        assert {i.kind for i in host.incidents} == {"save_failed", "final_save_failed"}
+
+    def test_a_killed_actor_waits_for_nothing(self) -> None:
+        store = GatedStore()
+        host, session = start(store=store)
+        store.block()
+        host.call(session, "incr")
+        assert session.close(False, "kill") is None
+        store.allowed.release(10)
+
+    def test_named_actors_outlive_their_scope(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store, every=None)
+        host.call(session, "incr")
+        assert session.close(True, "out_of_scope") == "1-1"
+
+    def test_discard(self, tmp_path: Path) -> None:
+        spec = engine.spec_of(Counter, {"store": tmp_path}) or {}
+        host = LocalHost("", unique_id="n1")
+        session = engine.open(Counter(), host, spec)
+        call(host, session, "incr")
+        session.close(False, "killed")
+        assert engine.discard(spec, host.identity) and open_store(tmp_path).keys() == []
+        assert not engine.discard(spec, host.identity._replace(name="named"))
+
+
+class ConcurrentHost(LocalHost):
+    max_concurrency = 4
+
+
+class TestConcurrent:
+    def opened(self, store: Any, host: ConcurrentHost, **options: Any) -> Any:
+        spec = engine.spec_of(Counter, options)
+        return engine.open(Counter(), host, spec, store=store)
+
+    def test_a_capture_waits_for_a_gap(self) -> None:
+        store, host = MemoryStore(), ConcurrentHost("counter")
+        session = self.opened(store, host)
+        session.before_call("incr")
+        session.before_call("incr")
+        session.instance.n = 5
+        session.after_call("incr")
+        settle(session)
+        host.run_actions()
+        assert store.scan(KEY).snapshots == []
+        session.instance.n = 6
+        session.after_call("incr")
+        settle(session)
+        assert open_store(store).load(KEY) == {"n": 6}
+
+    def test_readonly_methods_do_not_stand_in_the_way(self) -> None:
+        store, host = MemoryStore(), ConcurrentHost("counter")
+        session = self.opened(store, host)
+        session.before_call("value")
+        session.before_call("incr")
+        session.after_call("incr")
+        settle(session)
+        assert store.scan(KEY).snapshots == [N(1, 1)]
+
+    def test_an_end_saves_although_no_action_runs_any_more(self) -> None:
+        store, host = MemoryStore(), ConcurrentHost("counter")
+        session = self.opened(store, host, every=None)
+        session.before_call("incr")
+        session.instance.n = 9
+        session.after_call("incr")
+        assert session.close(True, "SIGTERM", timeout_s=5) == "1-1"
+        assert open_store(store).load(KEY) == {"n": 9}
+
+    def test_an_end_with_running_methods_says_so(self) -> None:
+        host = ConcurrentHost("counter")
+        session = self.opened(MemoryStore(), host)
+        session.before_call("incr")
+        session.request()
+        session.close(True, "SIGTERM", timeout_s=1)
+        assert "1 methods were still running" in host.incidents[0].message
+
+    def test_no_snapshot_shows_half_of_a_method(self) -> None:
+        class Pair(Checkpointable, every=5):
+            def __init__(self) -> None:
+                self.a = self.b = 0
+
+            def step(self) -> None:
+                with lock:
+                    self.a += 1
+                pause.wait(0.0005)
+                with lock:
+                    self.b += 1
+
+        lock, pause = threading.Lock(), threading.Event()
+        seen: list[bytes] = []
+
+        class Watching(MemoryStore):
+            def put(self, key: str, name: SnapshotName, parts: Any) -> None:
+                super().put(key, name, parts)
+                seen.append(b"".join(parts))
+
+        store, host = Watching(), ConcurrentHost("counter", class_name="Pair")
+        session = engine.open(Pair(), host, store=store)
+
+        def work() -> None:
+            for _ in range(100):
+                session.before_call("step")
+                try:
+                    session.instance.step()  # type: ignore[attr-defined]
+                finally:
+                    session.after_call("step")
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert session.close(True, "exit") is not None
+        from io import BytesIO
+
+        from ftray.checkpoint import capture, format
+
+        states: list[Any] = [capture.load(format.read(BytesIO(raw))[1]) for raw in seen]
+        assert all(s["a"] == s["b"] for s in states) and states[-1]["a"] == 300
+
+    def test_an_async_actor_saves_on_demand(self) -> None:
+        class AsyncHost(ConcurrentHost):
+            is_async = True
+            loop: Any = None
+
+            def run_between_calls(self, action: Any) -> None:
+                self.loop.call_soon_threadsafe(action)
+
+        async def main() -> None:
+            host = AsyncHost("counter")
+            host.loop = asyncio.get_running_loop()
+            store = MemoryStore()
+            session = self.opened(store, host, every=None)
+            session.before_call("incr")
+            session.instance.incr()
+            session.after_call("incr")
+            assert await session.entry_points["checkpoint"]() == "1-1"
+            assert open_store(store).load(KEY) == {"n": 1}
+            session.close(False, "test")
+
+        asyncio.run(main())
+
+
+def test_the_errors_of_the_toolkit_pickle() -> None:
+    from ftray.checkpoint import errors
+
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, Exception)]
+    assert len(kinds) > 10
+    for kind in kinds:
+        again = pickle.loads(pickle.dumps(kind("text")))
+        assert type(again) is kind and str(again) == "text"
+
+
+def test_unknown_fault_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="file.put.renamed"), faults.armed("file.put.renmed"):
+        pass
+    with pytest.raises(ValueError, match="allowed"), faults.armed("file.put.renamed", "explode"):
+        pass
+
+
+def test_two_overrides_of_the_same_key_fence_each_other() -> None:
+    store = MemoryStore()
+    one_host, one = start(store=store, checkpoint_key="shared")
+    call(one_host, one, "incr")
+    two_host, two = start(store=store, checkpoint_key="shared")
+    assert two_host.call(two, "value") == 1
+    with pytest.raises(FencedError):
+        one_host.call(one, "checkpoint")
+    with pytest.raises(CheckpointOptionError):
+        start(store=store, checkpoint_key="x" * 500)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftray.checkpoint.lineage import SnapshotName
+from ftray.checkpoint.stores.local import LocalStore, snapshot_file
+from ftray.checkpoint.stores.protocol import Store
+from ftray.checkpoint.testing import MemoryStore
+
+from .store_suite import StoreSuite
+
+
+class TestLocalStore(StoreSuite):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return LocalStore(str(tmp_path / "new" / "store"))
+
+    def reopened(self, store: LocalStore) -> Store:
+        return LocalStore(store._root)
+
+    def damage(
+        self, store: LocalStore, key: str, name: SnapshotName, change: Callable[[bytes], bytes]
+    ) -> None:
+        path = Path(store._path(key, snapshot_file(name)))
+        path.write_bytes(change(path.read_bytes()))
+
+
+class TestMemoryStore(StoreSuite):
+    @pytest.fixture
+    def store(self) -> Store:
+        return MemoryStore()
+
+    def reopened(self, store: MemoryStore) -> Store:
+        return store
+
+    def damage(
+        self, store: MemoryStore, key: str, name: SnapshotName, change: Callable[[bytes], bytes]
+    ) -> None:
+        held = store._keys[key].snapshots
+        held[name] = change(held[name])

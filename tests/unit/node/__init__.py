@@ -1,0 +1,1 @@
+"""Tests of the node: its decision machines alone, and ``ftrayd`` as a real process with fake workers."""

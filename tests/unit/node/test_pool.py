@@ -1,0 +1,303 @@
+"""How many workers there are and who gets which: examples, then a random walk."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ftray._node.pool import Abort, Bind, Command, Fail, Fork, Pool, PoolSettings, Retire, Stage
+
+
+def make(**changes: object) -> Pool:
+    return Pool(PoolSettings(**{"prestart": 2, "max_starting": 8, **changes}))
+
+
+def forks(commands: list[Command]) -> list[int]:
+    return [c.number for c in commands if isinstance(c, Fork)]
+
+
+def warm(pool: Pool, now_s: float = 0.0) -> list[int]:
+    """Let every start-up succeed until nothing more is started."""
+    up: list[int] = []
+    new = forks(pool.opened(now_s))
+    while new:
+        up += new
+        new = [n for number in new for n in forks(pool.started(number, now_s))]
+    return up
+
+
+def test_prestarts_one_worker_a_cpu() -> None:
+    assert len(warm(make(prestart=2))) == 2
+
+
+def test_a_request_gets_an_idle_worker_at_once_and_a_spare_is_made() -> None:
+    pool = make()
+    first, second = warm(pool)
+    assert pool.requested(1, 1, False, 0.0) == [Bind(1, first)]
+    assert pool.requested(2, 1, False, 0.0)[0] == Bind(2, second)
+    assert pool.counts()["starting"] == 1  # one unused worker stays at hand
+
+
+def test_a_request_that_finds_none_gets_the_next_that_starts() -> None:
+    pool = make(prestart=0, spare_min=0)
+    (number,) = forks(pool.requested(1, 1, False, 0.0))[:1]
+    assert Bind(1, number) in pool.started(number, 0.0)
+
+
+def test_a_lease_prefers_the_worker_that_its_job_used_last() -> None:
+    pool = make()
+    first, second = warm(pool)
+    pool.requested(1, 1, False, 0.0)
+    pool.requested(2, 1, False, 0.0)
+    pool.released(second, True, 1.0)
+    pool.released(first, True, 2.0)
+    assert pool.requested(3, 1, False, 3.0)[0] == Bind(3, first)
+
+
+def test_an_actor_gets_only_an_unused_worker_and_its_spare_is_replaced() -> None:
+    pool = make(prestart=1)
+    (first,) = warm(pool)
+    pool.requested(1, 1, False, 0.0)
+    pool.released(first, True, 0.0)
+    (spare,) = [n for n, w in pool._workers.items() if w.stage is Stage.STARTING]
+    assert not any(isinstance(c, Bind) for c in pool.requested(2, 1, True, 0.0))
+    commands = pool.started(spare, 0.0)
+    assert Bind(2, spare) in commands
+    assert pool.counts()["starting"] >= 1
+
+
+def test_a_worker_of_one_job_never_serves_another() -> None:
+    pool = make(prestart=1)
+    (first,) = warm(pool)
+    pool.requested(1, 1, False, 0.0)
+    pool.released(first, True, 0.0)
+    assert Bind(2, first) not in pool.requested(2, 2, False, 0.0)
+    assert pool.requested(3, 1, False, 0.0)[0] == Bind(3, first)
+
+
+def test_the_end_of_a_job_retires_its_idle_workers() -> None:
+    pool = make(prestart=1)
+    (first,) = warm(pool)
+    pool.requested(1, 1, False, 0.0)
+    pool.released(first, True, 0.0)
+    assert Retire(first, may_decline=False) in pool.job_ended(1, 1.0)
+
+
+def test_idle_workers_beyond_the_target_are_asked_to_leave_after_a_while() -> None:
+    pool = make(prestart=1, idle_timeout_s=5.0)
+    (first,) = warm(pool)
+    pool.requested(1, 1, False, 0.0)
+    (second,) = [n for n, w in pool._workers.items() if w.stage is Stage.STARTING]
+    pool.started(second, 0.0)
+    pool.requested(2, 1, False, 0.0)
+    pool.released(first, True, 1.0)
+    pool.released(second, True, 2.0)
+    due_s = pool.next_tick_s()
+    assert due_s is not None
+    assert not [c for c in pool.ticked(5.9) if isinstance(c, Retire)]
+    assert Retire(first, may_decline=True) in pool.ticked(6.1)
+
+
+def test_one_that_declines_stays_and_is_asked_again_later() -> None:
+    pool = make(prestart=0, spare_min=0, idle_timeout_s=5.0)
+    (number, *_rest) = forks(pool.requested(1, 1, False, 0.0))
+    pool.started(number, 0.0)
+    pool.released(number, True, 0.0)
+    assert Retire(number, True) in pool.ticked(5.0)
+    assert pool.requested(2, 1, False, 5.0) != [Bind(2, number)]
+    assert pool.declined(number, 5.1) == [Bind(2, number)]
+
+
+def test_a_preload_replaces_unused_workers_after_the_new_ones_are_there() -> None:
+    pool = make(prestart=2)
+    old = warm(pool)
+    new = forks(pool.preloaded(1.0))
+    assert len(new) == 2
+    retired = [c.number for n in new for c in pool.started(n, 1.0) if isinstance(c, Retire)]
+    assert sorted(retired) == old
+
+
+def test_failing_starts_back_off_and_end_in_an_error_for_whoever_waits() -> None:
+    pool = make(prestart=0, spare_min=0, spare_max=0, max_failures=3, backoff_s=1.0)
+    now_s = 0.0
+    commands = pool.requested(1, 1, False, now_s)
+    for failure in range(3):
+        (number,) = forks(commands)
+        commands = pool.start_failed(number, "no memory", now_s)
+        if failure < 2:
+            assert commands == [] and forks(pool.ticked(now_s)) == []
+            due_s = pool.next_tick_s()
+            assert due_s == now_s + 2**failure
+            now_s = due_s
+            commands = pool.ticked(now_s)
+    (failed,) = commands
+    assert isinstance(failed, Fail) and failed.alloc_id == 1 and "no memory" in failed.text
+    # The next request tries once more, and a success ends the trouble.
+    (number,) = forks(pool.requested(2, 1, False, now_s) + pool.ticked(now_s + 100))
+    assert Bind(2, number) in pool.started(number, now_s + 100)
+
+
+def test_a_start_or_a_leave_that_takes_too_long_is_aborted() -> None:
+    pool = make(prestart=1, spare_min=0, startup_timeout_s=3.0, leave_timeout_s=2.0)
+    (number,) = forks(pool.opened(0.0))
+    assert pool.ticked(2.9) == []
+    assert Abort(number) in pool.ticked(3.0)
+    pool.start_failed(number, "too slow", 3.0)
+    (number,) = forks(pool.ticked(4.0))
+    pool.started(number, 4.0)
+    pool.requested(1, 1, False, 4.0)
+    assert pool.released(number, False, 4.0)[0] == Retire(number, may_decline=False)
+    assert Abort(number) in pool.ticked(6.0)
+
+
+def test_missed_requests_raise_the_number_of_spares_and_quiet_lowers_it() -> None:
+    pool = make(prestart=0, spare_min=1, spare_max=4, idle_timeout_s=5.0)
+    warm(pool)
+    pool.requested(1, 1, True, 0.0)
+    for alloc_id in range(2, 8):
+        pool.requested(alloc_id, 1, True, 0.0)
+    assert pool._spare > 1
+    now_s = 0.0
+    while pool._spare > 1:
+        now_s += 5.0
+        pool.ticked(now_s)
+    assert now_s < 60
+
+
+class Walk(RuleBasedStateMachine):
+    """Random starts, failures, requests, returns and deaths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.pool = Pool(
+            PoolSettings(prestart=2, max_starting=3, max_workers=12, idle_timeout_s=2.0, max_failures=3)
+        )
+        self.starting: set[int] = set()
+        self.idle: set[int] = set()
+        self.busy: dict[int, int] = {}
+        self.leaving: set[int] = set()
+        self.waiting: set[int] = set()
+        self.next_alloc = 0
+        self.job_of_alloc: dict[int, int] = {}
+        self.job_of_worker: dict[int, int] = {}
+        self.fresh_allocs: set[int] = set()
+        self.apply(self.pool.opened(0.0))
+
+    def apply(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Fork):
+                self.starting.add(command.number)
+            elif isinstance(command, Bind):
+                self.bound(command)
+            elif isinstance(command, Retire):
+                assert command.number in self.idle or command.number in self.busy
+                self.idle.discard(command.number)
+                self.busy.pop(command.number, None)
+                self.leaving.add(command.number)
+            elif isinstance(command, Fail):
+                self.waiting.remove(command.alloc_id)
+            elif isinstance(command, Abort):
+                assert command.number in self.starting | self.leaving
+
+    def bound(self, command: Bind) -> None:
+        self.waiting.remove(command.alloc_id)
+        self.idle.remove(command.number)
+        self.busy[command.number] = command.alloc_id
+        job = self.job_of_alloc[command.alloc_id]
+        if command.alloc_id in self.fresh_allocs:
+            assert command.number not in self.job_of_worker, "an actor got a used worker"
+        assert self.job_of_worker.setdefault(command.number, job) == job, "a worker served two jobs"
+
+    @rule(job=st.integers(1, 2), fresh=st.booleans())
+    def request(self, job: int, fresh: bool) -> None:
+        self.next_alloc += 1
+        alloc_id = self.next_alloc
+        self.waiting.add(alloc_id)
+        self.job_of_alloc[alloc_id] = job
+        if fresh:
+            self.fresh_allocs.add(alloc_id)
+        self.apply(self.pool.requested(alloc_id, job, fresh, self.now_s))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        alloc_id = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.waiting.remove(alloc_id)
+        self.pool.cancelled(alloc_id)
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data(), ok=st.booleans())
+    def start(self, data: st.DataObject, ok: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.starting)))
+        self.starting.remove(number)
+        if ok:
+            self.idle.add(number)
+            self.apply(self.pool.started(number, self.now_s))
+        else:
+            self.apply(self.pool.start_failed(number, "test", self.now_s))
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), reusable=st.booleans())
+    def release(self, data: st.DataObject, reusable: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.busy)))
+        if reusable:
+            del self.busy[number]
+            self.idle.add(number)
+        self.apply(self.pool.released(number, reusable, self.now_s))
+
+    @precondition(lambda self: self.idle or self.busy or self.leaving)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.idle | set(self.busy) | self.leaving)))
+        self.idle.discard(number)
+        self.busy.pop(number, None)
+        self.leaving.discard(number)
+        self.apply(self.pool.gone(number, self.now_s))
+
+    @precondition(lambda self: self.leaving)
+    @rule(data=st.data())
+    def decline(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.leaving)))
+        self.leaving.remove(number)
+        self.idle.add(number)
+        self.apply(self.pool.declined(number, self.now_s))
+
+    @rule()
+    def preload(self) -> None:
+        self.apply(self.pool.preloaded(self.now_s))
+
+    @rule(seconds=st.sampled_from([0.01, 1.0, 5.0]))
+    def tick(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.apply(self.pool.ticked(self.now_s))
+
+    @invariant()
+    def consistent(self) -> None:
+        self.pool.check()
+        counts = self.pool.counts()
+        assert counts["starting"] == len(self.starting) and counts["idle"] == len(self.idle)
+        assert counts["busy"] == len(self.busy) and counts["leaving"] == len(self.leaving)
+
+    def teardown(self) -> None:
+        """Starts succeed and workers die again: every request is served in the end."""
+        for _ in range(400):
+            if not self.waiting:
+                return
+            due_s = self.pool.next_tick_s()
+            self.now_s = max(self.now_s + 0.001, due_s or 0.0)
+            self.apply(self.pool.ticked(self.now_s))
+            for number in sorted(self.starting):
+                self.starting.remove(number)
+                self.idle.add(number)
+                self.apply(self.pool.started(number, self.now_s))
+            for number in sorted(set(self.busy) | self.leaving):
+                self.busy.pop(number, None)
+                self.leaving.discard(number)
+                self.apply(self.pool.gone(number, self.now_s))
+        raise AssertionError(f"requests {sorted(self.waiting)} were never served")
+
+
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

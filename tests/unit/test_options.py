@@ -1,0 +1,330 @@
+"""Options of tasks, actors and methods: what is accepted, merged, refused, and how it is said."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftray import _options
+from ftray._options import (
+    NOT_SUPPORTED_YET,
+    actor_options,
+    check,
+    default_max_retries,
+    merge,
+    method_options,
+    task_options,
+)
+from ftray.exceptions import NotSupportedError, RayError
+
+VARIABLES = ("FTRAY_TASK_MAX_RETRIES", "RAY_TASK_MAX_RETRIES")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def everything_supported(monkeypatch):
+    monkeypatch.setattr(_options, "NOT_SUPPORTED_YET", ())
+
+
+def test_defaults_of_a_task():
+    options = task_options(check("task", {}))
+    assert options.resources == {"CPU": 1.0}
+    assert (options.num_returns, options.max_retries, options.retry_exceptions) == (1, 3, False)
+    assert (options.name, options.max_calls, options.scheduling_strategy) == ("", 0, "DEFAULT")
+    assert options.runtime_env is None
+
+
+def test_defaults_of_an_actor():
+    options = actor_options(check("actor", {}))
+    assert (options.resources, options.placement_resources) == ({}, {"CPU": 1.0})
+    assert (options.max_restarts, options.max_task_retries, options.max_concurrency) == (0, 0, None)
+    assert (options.name, options.namespace, options.lifetime, options.get_if_exists) == ("", "", None, False)
+    assert options.max_pending_calls == -1
+
+
+def test_defaults_of_a_method():
+    options = method_options(check("method", {}))
+    assert (options.num_returns, options.max_task_retries, options.name) == (1, None, "")
+
+
+def test_records_are_frozen_and_comparable():
+    options = task_options({})
+    assert options == task_options({}) != task_options({"num_returns": 2})
+    with pytest.raises(AttributeError):
+        options.num_returns = 5
+
+
+# --- resources ---
+
+
+def test_resources_are_merged_without_zeros():
+    given_options = {
+        "num_cpus": 0,
+        "num_gpus": 0.5,
+        "memory": 2**30,
+        "resources": {"disk": 2, "none": 0},
+        "accelerator_type": "A100",
+    }
+    assert task_options(check("task", given_options)).resources == {
+        "GPU": 0.5,
+        "memory": 2.0**30,
+        "disk": 2.0,
+        "accelerator_type:A100": 0.001,
+    }
+
+
+def test_actor_with_cpus_holds_them():
+    options = actor_options(check("actor", {"num_cpus": 2, "resources": {"disk": 1}}))
+    assert options.resources == options.placement_resources == {"CPU": 2.0, "disk": 1.0}
+    options = actor_options(check("actor", {"num_cpus": 0}))
+    assert options.resources == options.placement_resources == {}
+    options = actor_options(check("actor", {"num_gpus": 1}))
+    assert (options.resources, options.placement_resources) == ({"GPU": 1.0}, {"GPU": 1.0, "CPU": 1.0})
+
+
+@given(st.floats(0.0001, 1e9))
+def test_amounts_keep_the_quantum(amount):
+    (value,) = check("task", {"num_cpus": amount}).values()
+    assert value > 0
+    assert math.isclose(value, amount, abs_tol=_options.RESOURCE_QUANTUM)
+
+
+def test_numpy_numbers_are_numbers():
+    checked = check(
+        "task", {"num_cpus": np.float32(0.5), "num_returns": np.int64(2), "max_retries": np.int8(-1)}
+    )
+    assert checked == {"num_cpus": 0.5, "num_returns": 2, "max_retries": -1}
+    assert [type(value) for value in checked.values()] == [float, int, int]
+
+
+# --- wrong values ---
+
+
+class PlacementGroupSchedulingStrategy:
+    pass
+
+
+@pytest.mark.parametrize(
+    "kind, option, value, error",
+    [
+        ("task", "num_cpus", -1, ValueError),
+        ("task", "num_cpus", float("nan"), ValueError),
+        ("task", "num_cpus", float("inf"), ValueError),
+        ("task", "num_cpus", 10**400, ValueError),
+        ("task", "num_cpus", 0.00001, ValueError),
+        ("task", "num_cpus", "2", TypeError),
+        ("task", "num_cpus", True, TypeError),
+        ("task", "num_cpus", [1], TypeError),
+        ("task", "num_gpus", 1.5, ValueError),
+        ("task", "num_gpus", -0.5, ValueError),
+        ("task", "memory", -1, ValueError),
+        ("task", "memory", "1GB", TypeError),
+        ("task", "resources", [("a", 1)], TypeError),
+        ("task", "resources", {"CPU": 1}, ValueError),
+        ("task", "resources", {"GPU": 1}, ValueError),
+        ("task", "resources", {"memory": 1}, ValueError),
+        ("task", "resources", {1: 1}, TypeError),
+        ("task", "resources", {"": 1}, TypeError),
+        ("task", "resources", {"disk": -1}, ValueError),
+        ("task", "resources", {"disk": "x"}, TypeError),
+        ("task", "accelerator_type", 5, TypeError),
+        ("task", "num_returns", -1, ValueError),
+        ("task", "num_returns", 1.0, TypeError),
+        ("task", "num_returns", True, TypeError),
+        ("task", "num_returns", "many", ValueError),
+        ("task", "max_retries", -2, ValueError),
+        ("task", "max_retries", 1.5, TypeError),
+        ("task", "max_retries", "3", TypeError),
+        ("task", "retry_exceptions", 1, TypeError),
+        ("task", "retry_exceptions", ValueError, TypeError),
+        ("task", "retry_exceptions", ["ValueError"], TypeError),
+        ("task", "retry_exceptions", [KeyboardInterrupt], TypeError),
+        ("task", "max_calls", -1, ValueError),
+        ("task", "name", "", ValueError),
+        ("task", "name", 1, TypeError),
+        ("task", "runtime_env", "env.yaml", TypeError),
+        ("task", "scheduling_strategy", "RANDOM", ValueError),
+        ("task", "scheduling_strategy", 5, TypeError),
+        ("task", "label_selector", {"a": 1}, TypeError),
+        ("actor", "max_restarts", -2, ValueError),
+        ("actor", "max_restarts", "always", TypeError),
+        ("actor", "max_task_retries", -5, ValueError),
+        ("actor", "max_concurrency", 0, ValueError),
+        ("actor", "max_concurrency", 2.0, TypeError),
+        ("actor", "max_pending_calls", 0, ValueError),
+        ("actor", "max_pending_calls", -2, ValueError),
+        ("actor", "lifetime", "forever", ValueError),
+        ("actor", "lifetime", 1, TypeError),
+        ("actor", "namespace", "", ValueError),
+        ("actor", "get_if_exists", 1, TypeError),
+        ("actor", "concurrency_groups", ["io"], TypeError),
+        ("actor", "concurrency_groups", {"io": 0}, ValueError),
+        ("method", "num_returns", [2], TypeError),
+        ("method", "max_task_retries", -2, ValueError),
+    ],
+)
+def test_wrong_values_are_refused_by_name(kind, option, value, error):
+    with pytest.raises(error) as caught:
+        check(kind, {option: value})
+    assert type(caught.value) is error
+    assert option in str(caught.value)
+    assert "must" in str(caught.value) or "use the option" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind, option, parts",
+    [
+        ("task", "num_cpu", ["did you mean 'num_cpus'?", "no option of a remote function", "max_retries"]),
+        ("task", "max_restarts", ["it is one of an actor"]),
+        ("actor", "max_retrys", ["no option of an actor; did you mean 'max_task_retries'?"]),
+        ("method", "num_cpus", ["of a remote function and of an actor"]),
+        ("actor", "zzz", ["no option of an actor. Allowed: "]),
+    ],
+)
+def test_unknown_options_name_what_was_meant_and_what_exists(kind, option, parts):
+    with pytest.raises(ValueError) as caught:
+        check(kind, {option: 1})
+    for part in [repr(option), "Allowed: ", *parts]:
+        assert part in str(caught.value)
+
+
+def test_long_values_are_cut_in_messages():
+    with pytest.raises(TypeError) as caught:
+        check("task", {"name": list(range(10_000))})
+    assert len(str(caught.value)) < 500
+
+
+def test_get_if_exists_needs_a_name():
+    with pytest.raises(ValueError, match="needs name="):
+        actor_options(check("actor", {"get_if_exists": True}))
+    assert actor_options(check("actor", {"get_if_exists": True, "name": "a"})).get_if_exists
+
+
+# --- not supported yet ---
+
+EXAMPLES = {
+    "num_returns": ["dynamic", "streaming"],
+    "max_calls": [1],
+    "runtime_env": [{"env_vars": {"A": "1"}}],
+    "scheduling_strategy": [PlacementGroupSchedulingStrategy()],
+    "label_selector": [{"zone": "a"}],
+    "placement_group": [object()],
+    "placement_group_bundle_index": [0],
+    "placement_group_capture_child_tasks": [True],
+    "object_store_memory": [1000],
+    "enable_task_events": [False],
+    "lifetime": ["detached"],
+    "max_pending_calls": [5],
+    "concurrency_groups": [{"io": 2}],
+    "allow_out_of_order_execution": [True],
+    "concurrency_group": ["io"],
+    "retry_exceptions": [True, [ValueError]],
+}
+HARMLESS = {
+    "num_returns": 2,
+    "max_calls": 0,
+    "runtime_env": {},
+    "scheduling_strategy": "SPREAD",
+    "label_selector": {},
+    "placement_group": "default",
+    "placement_group_bundle_index": -1,
+    "placement_group_capture_child_tasks": False,
+    "object_store_memory": 0,
+    "enable_task_events": True,
+    "lifetime": "non_detached",
+    "max_pending_calls": -1,
+    "concurrency_groups": {},
+    "allow_out_of_order_execution": False,
+    "retry_exceptions": False,
+}
+MISSING = [(kind, row) for row in NOT_SUPPORTED_YET for kind in row[0].split()]
+
+
+@pytest.mark.parametrize("kind, row", MISSING, ids=lambda item: item if isinstance(item, str) else item[1])
+def test_what_is_not_supported_yet_says_so(kind, row):
+    _, option, _, feature = row
+    for value in EXAMPLES[option]:
+        with pytest.raises(NotSupportedError) as caught:
+            check(kind, {option: value})
+        assert option in str(caught.value) and feature in str(caught.value)
+        assert isinstance(caught.value, NotImplementedError) and isinstance(caught.value, RayError)
+    if option in HARMLESS:
+        check(kind, {option: HARMLESS[option]})
+    check(kind, {option: None})
+
+
+def test_the_table_names_existing_options():
+    for kinds, option, _, _ in NOT_SUPPORTED_YET:
+        for kind in kinds.split():
+            assert option in _options._CHECKS[kind]
+
+
+def test_deleting_a_line_is_all_it_takes(everything_supported):
+    assert task_options(check("task", {"num_returns": "streaming"})).num_returns == "streaming"
+    assert task_options(check("task", {"max_calls": 5})).max_calls == 5
+    assert task_options(check("task", {"runtime_env": {"a": 1}})).runtime_env == {"a": 1}
+    assert task_options({}, is_generator=True).num_returns == "streaming"
+    actor = actor_options(check("actor", {"lifetime": "detached", "concurrency_groups": {"io": 2}}))
+    assert (actor.lifetime, actor.concurrency_groups) == ("detached", {"io": 2})
+    method = method_options(check("method", {"retry_exceptions": [ValueError], "concurrency_group": "io"}))
+    assert (method.retry_exceptions, method.concurrency_group) == ((ValueError,), "io")
+
+
+def test_generator_functions_are_refused_until_they_are_supported():
+    with pytest.raises(NotSupportedError, match="generators"):
+        task_options({}, is_generator=True)
+    assert task_options({"num_returns": 2}, is_generator=True).num_returns == 2
+
+
+# --- merging and the environment ---
+
+
+def test_options_override_and_none_puts_the_default_back():
+    decorated = check("task", {"max_retries": 5, "num_cpus": 2, "retry_exceptions": [KeyError]})
+    merged = merge(decorated, check("task", {"max_retries": None, "num_cpus": 0.5}))
+    options = task_options(merged)
+    assert (options.max_retries, options.resources) == (3, {"CPU": 0.5})
+    assert options.retry_exceptions == (KeyError,)
+    assert task_options(decorated).max_retries == 5
+
+
+def test_checking_does_not_change_or_share_what_was_given():
+    resources = {"disk": 1}
+    checked = check("task", {"resources": resources})
+    resources["disk"] = 5
+    assert task_options(checked).resources["disk"] == 1.0
+    task_options(checked).resources["more"] = 1.0
+    assert "more" not in task_options(checked).resources
+
+
+@pytest.mark.parametrize(
+    "environ, expected",
+    [
+        ({}, 3),
+        ({"RAY_TASK_MAX_RETRIES": "7"}, 7),
+        ({"FTRAY_TASK_MAX_RETRIES": "0"}, 0),
+        ({"FTRAY_TASK_MAX_RETRIES": "-1", "RAY_TASK_MAX_RETRIES": "7"}, -1),
+    ],
+)
+def test_default_retries_come_from_the_environment_at_use(environ, expected, monkeypatch):
+    assert default_max_retries(environ) == expected
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    assert task_options({}).max_retries == expected
+    assert task_options({"max_retries": 1}).max_retries == 1
+
+
+@pytest.mark.parametrize("value", ["", "many", "1.5", "-2"])
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_wrong_environment_is_named(variable, value):
+    with pytest.raises(ValueError, match=f"{variable}={value!r}"):
+        default_max_retries({variable: value})
