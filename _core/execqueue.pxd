@@ -9,9 +9,11 @@ cdef enum:
     EXEC_CALL = 0
     EXEC_ACTOR_START = 1     # seq of an ExecTask without channel
     EXEC_TERMINATE = 2
+    EXEC_ACTION = 3
 
 cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil
 cdef void exec_channel_died(Core *c, Channel *ch) noexcept nogil
 cdef void exec_give_back_all(Core *c) noexcept nogil
 cdef void exec_reply_status(Core *c, Channel *ch, uint64_t seq, uint8_t status, uint16_t aux) noexcept nogil
+cdef void exec_post(Core *c) noexcept nogil

@@ -48,9 +48,21 @@ cdef void push(Core *c, Channel *ch, uint64_t seq, Blob *frame) noexcept nogil:
         ch.exec_pending += 1
     c.exec_queue.push_back(t)
     c.changed = True
-    if c.loop_armed:                # an event loop sleeps on our descriptor
+    if c.loop_armed:                # an event loop sleeps
         c.loop_armed = False
-        kick(c.event_fd)
+        kick(c.loop_fd)
+
+
+cdef void exec_post(Core *c) noexcept nogil:
+    """The main thread has something to do that is no call."""
+    cdef ExecTask t
+    t.ch = NULL
+    t.seq = EXEC_ACTION
+    t.frame = NULL
+    t.order = 0
+    c.exec_queue.push_front(t)
+    c.changed = True
+    kick(c.event_fd)
 
 
 cdef void drop(ExecTask *t) noexcept nogil:

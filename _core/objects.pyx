@@ -7,7 +7,7 @@ Python objects are made and destroyed outside the core lock only, because that m
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_GetSlice
-from cpython.ref cimport PyObject
+from cpython.object cimport Py_TYPE, PyObject, PyTypeObject
 from cpython.unicode cimport PyUnicode_FromString
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -598,22 +598,24 @@ cdef int check_refs(list refs) except -1:
     """Every item an ObjectRef of this session, none twice. Marks entries with a serial in place of a set."""
     global wait_serial
     cdef Py_ssize_t i
-    cdef ObjectRef r
+    cdef ObjEntry *e
     cdef PyObject *item
     cdef uint64_t session = core().session
+    cdef uint32_t serial
     wait_serial += 1
     if wait_serial == 0:
         wait_serial = 1
+    serial = wait_serial
     for i in range(PyList_GET_SIZE(refs)):
         item = PyList_GET_ITEM(refs, i)
-        if (<object>item).__class__ is not ObjectRef:
+        if Py_TYPE(<object>item) != <PyTypeObject *>ObjectRef:
             raise TypeError(f"wait() takes a list of ObjectRefs; item {i} is {type(<object>item).__name__}")
-        r = <ObjectRef><object>item
-        if r.session != session or r.e == NULL:
-            usable(r)
-        if r.e.mark == wait_serial:
-            raise ValueError(f"wait() takes a list of unique ObjectRefs; item {i} stands in it twice: {r!r}")
-        r.e.mark = wait_serial
+        e = (<ObjectRef>item).e
+        if (<ObjectRef>item).session != session or e == NULL:
+            usable(<ObjectRef>item)
+        if e.mark == serial:
+            raise ValueError(f"wait() takes a list of unique ObjectRefs; item {i} stands in it twice: {<object>item!r}")
+        e.mark = serial
     return 0
 
 
@@ -643,7 +645,7 @@ cdef int wait_for_some(list refs, Py_ssize_t num_returns, int64_t deadline_ns) e
 
 
 cdef inline bint is_ready(PyObject *item) noexcept:
-    cdef ObjEntry *e = (<ObjectRef><object>item).e
+    cdef ObjEntry *e = (<ObjectRef>item).e
     return load8(&e.state) >= OBJ_INLINE or e.lost
 
 

@@ -106,6 +106,7 @@ cdef extern from *:
     int PR_GET_PDEATHSIG
     int PR_SET_CHILD_SUBREAPER
     int PR_GET_CHILD_SUBREAPER
+    int PR_SET_NAME
     int prctl(int option, unsigned long arg2, unsigned long arg3, unsigned long arg4, unsigned long arg5) nogil
     int *ftray_cached_tid() nogil
     long ftray_clone_sibling() nogil
@@ -188,6 +189,14 @@ def is_child_subreaper():
     if prctl(PR_GET_CHILD_SUBREAPER, <unsigned long>&enabled, 0, 0, 0) != 0:
         PyErr_SetFromErrno(OSError)
     return enabled != 0
+
+
+def set_name(str name):
+    """Set the name that ``ps`` and ``top`` show for this thread; the kernel keeps its first 15 bytes."""
+    cdef bytes data = name.encode()
+    cdef char *text = data
+    if prctl(PR_SET_NAME, <unsigned long>text, 0, 0, 0) != 0:
+        PyErr_SetFromErrno(OSError)
 
 
 def close_range(int first, unsigned int last=0xFFFFFFFF):

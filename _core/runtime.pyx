@@ -464,14 +464,14 @@ cdef int rest(Core *c, int64_t timeout_ns) noexcept nogil:
     swap32(&c.me.asleep, 1)
     full_fence()
     if load64(&c.me.summary) or c.drop_list != NULL:
-        store32(&c.me.asleep, 0)
+        store32(&c.me.asleep, 1 if c.loop_armed else 0)
         return 1
     timeout_ns = bounded(c, timeout_ns)
     c.n_sleeps += 1
     lock_drop(&c.lock)
     n = poll_events(c.epoll_fd, tags, events, 32, timeout_ns)
     lock_take(&c.lock)
-    store32(&c.me.asleep, 0)
+    store32(&c.me.asleep, 1 if c.loop_armed else 0)     # an event loop that sleeps beside us still needs the bell
     if n < 0:
         return -1 if errno == EINTR else 0
     for i in range(n):
@@ -762,7 +762,7 @@ def detach():
     c.node_alive = False
     c.session += 1
     segments_close()
-    for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd):
+    for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd, c.loop_fd):
         if fd >= 0:
             close(fd)
     for i in range(c.channels.size()):

@@ -321,7 +321,8 @@ struct Core {
     // Python side's inbox
     std::deque<std::pair<uint32_t, Blob *>> py_inbox;
     uint32_t py_gen = 0;             // (futex)
-    bool loop_armed = false;
+    bool loop_armed = false;         // an asyncio loop sleeps: wake it through loop_fd when a call comes
+    int loop_fd = -1;
     // counters
     uint64_t n_entries = 0, n_tasks = 0, n_pushed = 0, n_replies = 0, n_doorbells = 0, n_sleeps = 0, n_spin_hits = 0, n_spin_misses = 0;
 };

@@ -296,6 +296,7 @@ cdef extern from "types.hpp" nogil:
         deque[pair[uint32_t, BlobP]] py_inbox
         uint32_t py_gen
         cbool loop_armed
+        int loop_fd
         uint64_t n_entries, n_tasks, n_pushed, n_replies, n_doorbells, n_sleeps, n_spin_hits, n_spin_misses
 
     void renew_core(Core *) noexcept

@@ -8,6 +8,8 @@ Before a call begins, its number is written to the `started` word of the channel
 after our death: what had not begun then has had no effect.
 """
 
+import collections
+
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -20,7 +22,7 @@ from ftray._core.buf cimport Buf, buf_clear, buf_extend, buf_free, buf_init, buf
 from ftray._core.callargs cimport decode_args
 from ftray._core.channel cimport F_REPLY, FRAME_HEADER, FrameHeader, chan_begin, chan_commit
 from ftray._core.context cimport Context, context_begin, context_end
-from ftray._core.execqueue cimport EXEC_ACTOR_START, EXEC_TERMINATE
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, place_shared, usable, value_of
 from ftray._core.refs cimport refs_borrowed, refs_drain, refs_expose, refs_register
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
@@ -29,7 +31,7 @@ from ftray._core.segments cimport segments_drain
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, decode_value, encode_error, encode_into
 from ftray._core.tasks cimport entry_set_shm
 from ftray._core.types cimport (CH_OPEN, OBJ_INLINE, OBJ_OWNED, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_copy, blob_drop,
-                                full_fence, load64, mono_ns, same_id, store32, store64, swap32)
+                                full_fence, load64, lock_drop, mono_ns, same_id, store32, store64, swap32)
 from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, DepHead, ReplyHead, RetHead, TaskHead
 
 cdef enum:
@@ -68,7 +70,6 @@ cdef class Executor:
     """
 
     cdef dict loaded            # definition bytes -> (callable, name, retry)
-    cdef dict methods           # name -> (bound method, name, retry, mutating)
     cdef readonly object instance
     cdef str class_name
     cdef readonly str current
@@ -80,10 +81,15 @@ cdef class Executor:
     cdef public object start_actor          # callback: (payload bytes) -> None
     cdef public object on_terminate         # callback: graceful end
     cdef dict running_async                 # seq -> task, for cancellation
+    cdef object actions                     # what runs between two calls on the main thread
+    cdef object entry_points                # methods that the checkpoint session serves itself
+    cdef object before_call
+    cdef bint flush_due
 
     def __init__(self):
         self.loaded = {}
-        self.methods = {}
+        self.actions = collections.deque()
+        self.entry_points = {}
         self.current = ""
         self.running_async = {}
 
@@ -110,7 +116,8 @@ cdef class Executor:
             name = definition[1:].decode()
             if self.instance is None:
                 raise RuntimeError(f"method {name!r} was called, but no actor lives here")
-            return getattr(self.instance, name), f"{self.class_name}.{name}", None
+            function = self.entry_points.get(name) or getattr(self.instance, name)
+            return function, f"{self.class_name}.{name}", None
         from ftray._pickling import unpickle_function
         size = int.from_bytes(definition[1:5], "little")
         name, retry = pickle.loads(definition[5:5 + size])
@@ -297,7 +304,11 @@ cdef class Executor:
             inner.push_back(usable(<ObjectRef>ref))
         if core_try(c):
             send_reply(c, ch, call.t.seq, b, &inner)
-            core_leave(c)
+            if self.mode == MODE_ASYNC:
+                lock_drop(&c.lock)
+                self.flush_soon()
+            else:
+                core_leave(c)
         else:
             with nogil:
                 core_enter(c)
@@ -331,7 +342,11 @@ cdef class Executor:
             call = self.next_call()
             if call is None:
                 return
+            if self.actions:
+                self.run_actions()
             if call.t.ch == NULL:
+                if call.t.seq == EXEC_ACTION:
+                    continue
                 if call.t.seq == EXEC_TERMINATE:
                     self.on_terminate(1)
                     return
@@ -344,6 +359,21 @@ cdef class Executor:
                 self.execute(call)
             call = None
 
+    def post(self, action):
+        """Have `action` run soon on the main thread (the event loop of an async actor), between two calls. Any thread."""
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(action)
+            return
+        self.actions.append(action)
+        with nogil:
+            core_enter(core())
+            exec_post(core())
+            core_leave(core())
+
+    def run_actions(self):
+        while self.actions:
+            self.actions.popleft()()
+
     cdef int execute(self, Call call) except -1:
         """Run one call on this thread."""
         cdef Core *c = core()
@@ -353,7 +383,10 @@ cdef class Executor:
         context_begin(&saved, h.id, h.call_id, h.attempt, h.depth)
         try:
             self.decode(call)
-            self.current = call.name
+            if self.instance is None:
+                self.current = call.name
+            if self.before_call is not None:
+                self.before_call(bare(call.name))
             if call.kwargs is None:
                 result = call.function(*call.args)
             else:
@@ -367,11 +400,9 @@ cdef class Executor:
         if call.name is None:
             call.name = "?"
             call.nret = h.nret
-        if error is not None:
-            error.__traceback__ = clean(error.__traceback__)
-        elif self.after_call is not None:
+        if self.after_call is not None:
             try:
-                self.after_call(call.name)
+                self.after_call(bare(call.name))
             except Exception as e:
                 error = e
         self.answer(call, result, error)
@@ -392,13 +423,17 @@ cdef class Executor:
         flush_all()
         os._exit(code & 0xFF)
 
-    def become_actor(self, instance, str class_name, after_call, int max_concurrency, bint is_async):
+    def become_actor(self, instance, str class_name, checkpoints, int max_concurrency, bint is_async):
         """From now on this process is an actor."""
         import threading
         import queue
         self.instance = instance
-        self.class_name = class_name
-        self.after_call = after_call
+        self.class_name = self.current = class_name
+        if checkpoints is not None:
+            self.after_call = checkpoints.after_call
+            self.entry_points = checkpoints.entry_points
+            if max_concurrency > 1:
+                self.before_call = checkpoints.before_call
         if is_async:
             self.mode = MODE_ASYNC
         elif max_concurrency > 1:
@@ -428,13 +463,25 @@ cdef class Executor:
 
     async def async_main(self):
         import asyncio
+        import os
         cdef Core *c = core()
         self.loop = asyncio.get_running_loop()
         stop = self.loop.create_future()
+        c.loop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.loop.add_reader(c.epoll_fd, self.async_step, stop)
+        self.loop.add_reader(c.loop_fd, self.async_woken, stop)
         self.loop.call_soon(self.async_step, stop)
         await stop
         self.loop.remove_reader(c.epoll_fd)
+
+    def async_woken(self, stop):
+        """The background thread took calls off a ring while the loop slept."""
+        import os
+        try:
+            os.eventfd_read(core().loop_fd)
+        except BlockingIOError:
+            return
+        self.async_step(stop)
 
     def async_step(self, stop):
         """Take what has come, start it, and let peers ring the bell while the loop is busy elsewhere."""
@@ -444,6 +491,7 @@ cdef class Executor:
         while more:
             with nogil:
                 core_enter(c)
+                c.loop_armed = False
                 poll_now(c)
                 core_leave(c)
             while True:
@@ -457,6 +505,8 @@ cdef class Executor:
                 if not more:
                     break
                 if call.t.ch == NULL:
+                    if call.t.seq == EXEC_ACTION:
+                        continue
                     self.on_terminate(1)
                     stop.set_result(None)
                     return
@@ -490,6 +540,17 @@ cdef class Executor:
         self.running_async[call.t.seq] = task
         return 0
 
+    cdef int flush_soon(self) except -1:
+        """Answers of one turn of the event loop leave together."""
+        if not self.flush_due:
+            self.flush_due = True
+            self.loop.call_soon(self.flush_async)
+        return 0
+
+    def flush_async(self):
+        self.flush_due = False
+        flush_all()
+
     async def run_coroutine(self, Call call):
         cdef Core *c = core()
         result = error = None
@@ -497,19 +558,22 @@ cdef class Executor:
             result = call.function(*call.args, **(call.kwargs or {}))
             if hasattr(result, "__await__"):
                 result = await result
-            if self.after_call is not None:
-                self.after_call(call.name)
         except SystemExit as e:
             self.leave(e)
         except BaseException as e:
             error = e
+        if self.after_call is not None:
+            try:
+                self.after_call(bare(call.name))
+            except Exception as e:
+                error = e
         self.running_async.pop(call.t.seq, None)
         self.answer(call, result, error)
 
 
-cdef object clean(object tb):
-    """A traceback without the executor's own frames."""
-    return tb
+cdef str bare(str name):
+    """The method's own name."""
+    return name.rpartition(".")[2]
 
 
 cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:

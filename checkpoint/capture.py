@@ -20,19 +20,43 @@ from .errors import CheckpointCaptureError
 SMALL_BUFFER = 16 << 10
 """Buffers below this many bytes stay inside the pickle stream: one copy less to keep track of."""
 _ALIGN = 64
+_LARGEST_FRAME = 160 << 10  # a frame ends after 64 KiB, and with it an object of less than that
 _HUGE_PAGE = 2 << 20
 _MAX_PARTS_TRIED = 10_000
 
 
-class Captured(NamedTuple):
-    """A state as bytes: the pickle stream and the copies of its large buffers."""
+Pieces = list[bytes] | list[memoryview]
 
-    segments: list[bytes | memoryview]
+
+class Captured(NamedTuple):
+    """A state as bytes: the pickle stream, then copies of its large buffers; each in one or more pieces."""
+
+    segments: list[Pieces]
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all segments."""
-        return sum(len(s) for s in self.segments)
+        return sum(len(piece) for segment in self.segments for piece in segment)
+
+
+class _Stream:
+    """Takes what a pickler writes: frames, and large bytes as the very objects of the state.
+
+    Those do not change, so they need no copy; a bytearray does, and gets one.
+    """
+
+    __slots__ = ("pieces",)
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, piece: bytes | bytearray | memoryview) -> int:
+        self.pieces.append(piece if type(piece) is bytes else bytes(piece))
+        return len(piece)
+
+    def mentions(self, name: bytes) -> bool:
+        """Whether a frame contains `name`; large contents, never part of a reference, are not searched."""
+        return any(name in piece for piece in self.pieces if len(piece) < _LARGEST_FRAME)
 
 
 def _by_value() -> ModuleType:
@@ -85,7 +109,7 @@ class StateCapturer:
 
     def __init__(self) -> None:
         self._arena = _Arena()
-        self._last: list[bytes | memoryview] = []
+        self._last: list[memoryview] = []
         self._pickle_by_value = False
 
     def capture(self, state: object) -> Captured:
@@ -96,9 +120,8 @@ class StateCapturer:
         Exception
             What the state's own pickling raised.
         """
-        for segment in self._last:
-            if isinstance(segment, memoryview):
-                segment.release()
+        for copy in self._last:
+            copy.release()
         self._last = []
         buffers: list[memoryview] = []
         pickled: list[pickle.PickleBuffer] = []  # keeps temporary arrays alive until they are copied
@@ -111,31 +134,33 @@ class StateCapturer:
             buffers.append(raw)
             return False
 
-        stream = self._dumps(state, take, buffers)
-        self._last = [stream, *self._arena.copy(buffers)]
+        stream = self._dump(state, take, buffers)
+        self._last = self._arena.copy(buffers)
         for raw in buffers:
             raw.release()
-        return Captured(self._last)
+        return Captured([stream.pieces, *([copy] for copy in self._last)])
 
-    def _dumps(
+    def _dump(
         self, state: object, take: Callable[[pickle.PickleBuffer], bool], buffers: list[memoryview]
-    ) -> bytes:
+    ) -> _Stream:
         """Pickle by reference; by value as soon as something lives in ``__main__`` or cannot be imported.
 
         The next incarnation has another ``__main__``, so a reference into it would not load there. Once by
         value, always by value: the state will hardly lose what made it necessary.
         """
         if not self._pickle_by_value:
+            stream = _Stream()
             try:
-                stream = pickle.dumps(state, 5, buffer_callback=take)
+                pickle.Pickler(stream, 5, buffer_callback=take).dump(state)
+                if not stream.mentions(b"__main__"):
+                    return stream
             except (pickle.PicklingError, AttributeError, TypeError):
-                stream = b""
-            if stream and b"__main__" not in stream:
-                return stream
+                pass  # by value it either works or raises what is the matter
             buffers.clear()
-        by_value: bytes = _by_value().dumps(state, 5, buffer_callback=take)
+        stream = _Stream()
+        _by_value().Pickler(stream, 5, buffer_callback=take).dump(state)
         self._pickle_by_value = True
-        return by_value
+        return stream
 
     def find_culprit(self, state: object, name: str) -> tuple[str, BaseException] | None:
         """Return the path of the smallest part of `state` that cannot be pickled, and what that raised."""

@@ -28,13 +28,13 @@ from .errors import (
 from .host import ActorIdentity, Host, Incident
 from .keys import key_of
 from .options import Options, validate
-from .session import ActorSession
+from .session import OUT_OF_SCOPE, ActorSession
 from .snapshots import Loaded, Past, SnapshotLog
 from .state import attribute_names, drop_attributes
 from .stores import connect, resolve_url
 from .stores.protocol import Store
 
-__all__ = ["ActorSession", "discard", "open", "spec_of"]
+__all__ = ["OUT_OF_SCOPE", "ActorSession", "discard", "open", "spec_of"]
 
 
 def spec_of(cls: type, overrides: Mapping[str, object] | None = None) -> dict[str, object] | None:

@@ -58,27 +58,27 @@ def _padding(length: int) -> int:
     return -length % _ALIGN
 
 
-def encode(fields: Mapping[str, Any], segments: Sequence[Buffer]) -> list[Buffer]:
+def encode(fields: Mapping[str, Any], segments: Sequence[Sequence[Buffer]]) -> list[Buffer]:
     """Return the parts of a snapshot file, in order, without copying `segments`.
 
     Parameters
     ----------
     fields : mapping
         JSON values; ``digest`` and ``segments`` are added.
-    segments : sequence of bytes-like
-        The pickle stream and its out-of-band buffers.
+    segments : sequence of sequence of bytes-like
+        The pickle stream and its out-of-band buffers, each in pieces.
     """
     digest = hashlib.sha256()
     payload: list[Buffer] = []
-    payload_length = 0
-    for segment in segments:
-        padding = bytes(_padding(len(segment)))
-        digest.update(segment)
-        digest.update(padding)
-        payload += [segment, padding] if padding else [segment]
-        payload_length += len(segment) + len(padding)
+    lengths = [sum(len(piece) for piece in segment) for segment in segments]
+    for segment, length in zip(segments, lengths, strict=True):
+        pieces = [*segment, bytes(_padding(length))]
+        for piece in pieces:
+            digest.update(piece)
+        payload += pieces
+    payload_length = sum(length + _padding(length) for length in lengths)
     text = json.dumps(
-        {**fields, "digest": f"sha256:{digest.hexdigest()}", "segments": [len(s) for s in segments]},
+        {**fields, "digest": f"sha256:{digest.hexdigest()}", "segments": lengths},
         ensure_ascii=True,
         sort_keys=True,
     ).encode()

@@ -38,7 +38,7 @@ from .scheduler import CAPTURE, STARVED, SaveScheduler
 from .snapshots import Past, SnapshotLog
 from .state import attribute_names
 
-OUT_OF_SCOPE = "out_of_scope"
+OUT_OF_SCOPE = "out of scope"
 """Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
 FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _NEVER = sys.maxsize
@@ -302,13 +302,14 @@ class ActorSession:
             self.log.retire()
         except Exception as error:
             leftover = error
-        self._save_ended(name, None)
         if leftover is not None:
             self._tell_failure(leftover, f"snapshot {name.id} is saved, but older ones could not be deleted")
+        self._save_ended(name, None)
 
     def _save_ended(self, name: SnapshotName, error: Exception | None) -> None:
         if error is not None:
             _lighten(error)
+            self._tell_failure(error, f"snapshot {name.id} was not saved")
         with self._saved:
             self._outcomes[name.sequence] = error
             while len(self._outcomes) > _OUTCOMES_KEPT:
@@ -317,23 +318,21 @@ class ActorSession:
             if isinstance(error, FencedError):
                 self._end = str(error)
             self._saved.notify_all()
-        if error is not None:
-            self._tell_failure(error, f"snapshot {name.id} was not saved")
         if self._end is None:
             self._obey(commands)
 
     def _tell_failure(self, error: Exception, what: str) -> None:
+        """Tell everybody who should know, before those who wait for the save go on."""
         with self._lock:
             self._status["failures"] += 1
             self._status["last_error"] = f"{type(error).__name__}: {error}"
+        if self._cls.on_checkpoint_error is not actor.Checkpointable.on_checkpoint_error:
+            self._host.run_between_calls(lambda: self._call_hook(error))
         if isinstance(error, FencedError):
-            self._end = str(error)
             self._report("fenced", what, error, fatal=True)
             self._host.fenced(error)
         else:
             self._report("save_failed", what, error)
-        if self._cls.on_checkpoint_error is not actor.Checkpointable.on_checkpoint_error:
-            self._host.run_between_calls(lambda: self._call_hook(error))
 
     def _call_hook(self, error: Exception) -> None:
         try:
@@ -409,9 +408,10 @@ class ActorSession:
 
         return await asyncio.get_running_loop().run_in_executor(None, self.save_now, timeout_s)
 
-    def close(self, final: bool, reason: str, timeout_s: float | None = None) -> str | None:
-        """End the session. On the actor's thread, no method running. Never raises for a failed save: it
-        reports.
+    def close(
+        self, final: bool, reason: str, timeout_s: float | None = None, *, inside: str | None = None
+    ) -> str | None:
+        """End the session, on the actor's thread. Never raises for a failed save: it reports.
 
         Parameters
         ----------
@@ -421,6 +421,8 @@ class ActorSession:
             For people; `OUT_OF_SCOPE` also removes the snapshots of an unnamed actor.
         timeout_s : float, optional
             Bound on all waiting. Default: `final_timeout_s`.
+        inside : str, optional
+            The method that ends the actor, if one does: this is its end, and it counts like any other.
 
         Returns
         -------
@@ -430,6 +432,8 @@ class ActorSession:
         bound_s = final_timeout_s() if timeout_s is None else timeout_s
         deadline = time.monotonic() + bound_s
         gone = reason == OUT_OF_SCOPE and self._key.ephemeral
+        if inside is not None:
+            self.after_call(inside)
         if self._end is None and final and not gone:
             self._final_save(bound_s)
         with self._lock:

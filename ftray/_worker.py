@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _ACTOR_READY, _ACTOR_EXIT = 34, 36
 _EXIT_ACTOR, _EXIT_OUT_OF_SCOPE, _EXIT_SIGTERM = 0, 1, 2
+# What `ActorSession.close` is told; the second also removes the snapshots of an unnamed actor.
+_REASONS = {_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}
 
 
 class _State:
@@ -110,8 +112,9 @@ def _on_interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     """A planned end: save, tell ftrayd that the exit is meant, go."""
-    if _State.actor_id:
-        _leave(_EXIT_SIGTERM)
+    if _State.actor_id and _State.executor is not None:
+        _State.executor.post(lambda: _leave(_EXIT_SIGTERM))  # after the method that runs now
+        return
     os._exit(0)
 
 
@@ -144,12 +147,13 @@ def _construct(spec: dict[str, Any], number: int) -> tuple[Any, Any]:
     cls = unpickle_function(spec["class_blob"])
     args, kwargs = deserialize_args(spec["args_blob"])
     instance = cls(*args, **(kwargs or {}))
-    if not hasattr(cls, "__ftray_checkpoint__"):
+    if spec["checkpoint"] is None:
         return instance, None
     from ftray._checkpoint_host import open_session
 
-    _State.checkpoint = open_session(instance, spec, number)
-    return instance, _State.checkpoint.after_call
+    assert _State.executor is not None
+    _State.checkpoint = open_session(instance, spec, number, _State.executor, _leave_fenced)
+    return instance, _State.checkpoint
 
 
 def _ready(error: bytes | None) -> None:
@@ -163,9 +167,17 @@ def _close_checkpoint(reason: str) -> None:
         session.close(final=True, reason=reason)
 
 
+def _leave_fenced(error: BaseException) -> NoReturn:
+    """A newer incarnation holds the actor's key: this one must neither answer nor be restarted."""
+    print(f"actor ends: {error}", file=sys.stderr, flush=True)
+    _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", _EXIT_ACTOR))
+    _flush()
+    os._exit(1)
+
+
 def _leave(kind: int) -> NoReturn:
     """End on purpose: a last checkpoint, then tell ftrayd, then exit."""
-    _close_checkpoint({_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}[kind])
+    _close_checkpoint(_REASONS[kind])
     sys.stdout.flush()
     sys.stderr.flush()
     _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", kind))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 from ftray import _core, _lifecycle, _options
@@ -99,6 +100,15 @@ class ActorMethod(_core.MethodCaller):
 
     def __repr__(self) -> str:
         return f"ActorMethod({self._handle!r}.{self._name})"
+
+
+def _checkpoint_spec(cls: type) -> dict[str, object] | None:
+    """Return what the actor's incarnations must know of its checkpoints, None for a class that keeps none."""
+    if "ftray.checkpoint.actor" not in sys.modules:
+        return None
+    from ftray.checkpoint.engine import spec_of
+
+    return spec_of(cls)
 
 
 class ActorHandle(_core.ActorCaller):
@@ -217,6 +227,7 @@ class ActorClass:
             "actor_id": actor_id,
             "job_id": session.job_id,
             "owner": session.worker_id,
+            "unique_id": f"{session.worker_id.hex()[:24]}-{actor_id.hex()}",
             "class_name": self._cls.__name__,
             "name": options.name,
             "namespace": options.namespace or session.namespace,
@@ -231,7 +242,7 @@ class ActorClass:
             "class_blob": self._blob,
             "meta": pickle.dumps(meta, 5),
             "call_id": b"",
-            "checkpoint": None,
+            "checkpoint": _checkpoint_spec(self._cls),
             "runtime_env": None,
         }
 

@@ -72,6 +72,8 @@ class Clients:
         self._listener = listener
         self._all: dict[int, Client] = {}
         self._by_worker_id: dict[bytes, Client] = {}
+        self._drivers: dict[int, Client] = {}  # by job
+        self._unregistered = 0
         self._next_number = 1
         self._next_job = 1
         listener.setblocking(False)
@@ -94,10 +96,9 @@ class Clients:
 
     def driver_of(self, job_id: int) -> Client | None:
         """Return the driver of a job; the first driver for job 0 (workers that have none yet)."""
-        for client in self.registered():
-            if client.is_driver and job_id in (0, client.job_id):
-                return client
-        return None
+        if job_id:
+            return self._drivers.get(job_id)
+        return next(iter(self._drivers.values()), None)
 
     # Sending --------------------------------------------------------------------------------------
 
@@ -142,8 +143,7 @@ class Clients:
             pid, uid, _gid = _UCRED.unpack(
                 sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             )
-            waiting = sum(not client.registered for client in self._all.values())
-            if uid != os.getuid() or waiting >= _MAX_UNREGISTERED:
+            if uid != os.getuid() or self._unregistered >= _MAX_UNREGISTERED:
                 self._node.report(f"refused a connection of process {pid} of uid {uid}")
                 sock.close()
                 continue
@@ -154,6 +154,7 @@ class Clients:
         client.connection.limit_frames(_REGISTER_LIMIT_BYTES)
         self._next_number += 1
         self._all[client.number] = client
+        self._unregistered += 1
         self._node.loop.register(client.connection.fd, lambda events: self._ready(client, events))
         deadline_s = time.monotonic() + _REGISTER_TIMEOUT_S
         why = f"did not register within {_REGISTER_TIMEOUT_S:g} s"
@@ -218,10 +219,12 @@ class Clients:
         client.sock_name = frame.sock_name
         client.namespace = frame.namespace
         client.registered = True
+        self._unregistered -= 1
         client.connection.limit_frames(1 << 30)
         self._by_worker_id[client.worker_id] = client
         if client.is_driver:
             client.job_id = self._next_job
+            self._drivers[client.job_id] = client
             self._next_job += 1
             self._watch_driver(client)
         answer = Registered(
@@ -269,6 +272,8 @@ class Clients:
 
     def _close(self, client: Client) -> None:
         del self._all[client.number]
+        self._unregistered -= not client.registered
+        self._drivers.pop(client.job_id, None)
         for name in ("drop", "register"):
             self._node.loop.set_timer((name, client.number), None, lambda: None)
         self._node.loop.unregister(client.connection.fd)
@@ -283,6 +288,10 @@ class Clients:
         if client.number in self._all:
             self._close(client)
         self._by_worker_id.pop(client.worker_id, None)
+        try:
+            os.unlink(os.path.join(self._node.session.path, client.sock_name))
+        except FileNotFoundError:
+            pass  # it never listened, or has tidied up itself
 
     def stop_accepting(self) -> None:
         """Close the listening socket."""

@@ -398,9 +398,7 @@ def kill_children() -> None:
 
 
 def _prepare_process() -> None:
-    from ftray._node.zygote import name_process
-
-    name_process("ftrayd")
+    procs.set_name("ftrayd")
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     procs.set_child_subreaper(True)

@@ -1,7 +1,8 @@
 """The event loop of the node: epoll, named timers, child-exit wake-ups.
 
 Owns: the epoll descriptor, one callback a descriptor, one deadline a timer name.
-Invariants: single-threaded; a callback that was unregistered during a round is not called in it.
+Invariants: single-threaded; a callback that was unregistered during a round is not called in it, nor is one
+that was registered in it for a descriptor of the same number.
 Leaves to others: everything that callbacks do.
 """
 
@@ -75,9 +76,11 @@ class Loop:
             timeout_s = self._timeout_s()
             ready = self._epoll.poll(timeout_s, _MAX_EVENTS)
             self.last_poll_s = time.monotonic()
-            for fd, events in ready:
-                callback = self._callbacks.get(fd)
-                if callback is not None:
+            # A callback may close a descriptor whose number the next one gives to something new: an event
+            # belongs to the registration that it was reported for.
+            batch = [(fd, events, self._callbacks.get(fd)) for fd, events in ready]
+            for fd, events, callback in batch:
+                if callback is not None and self._callbacks.get(fd) is callback:
                     callback(events)
             self._fire_timers()
 

@@ -114,6 +114,8 @@ class Pool:
     def __init__(self, settings: PoolSettings) -> None:
         self.settings = settings
         self._workers: dict[int, _Worker] = {}
+        self._at: dict[Stage, dict[int, _Worker]] = {stage: {} for stage in Stage}  # the same, by stage
+        self._leased = 0  # busy workers that serve leases
         self._requests: dict[int, _Request] = {}  # in order of arrival
         self._next_number = 1
         self._generation = 0
@@ -136,7 +138,7 @@ class Pool:
         worker = self._best_idle(request)
         if worker is not None:
             return [self._bind(worker, request, now_s), *self._refill(now_s)]
-        if self._requests or self._count(Stage.STARTING) == 0:
+        if self._requests or not self._at[Stage.STARTING]:
             self._spare = min(self.settings.spare_max, self._spare + 1)
         self._demand_at_s = now_s
         self._requests[alloc_id] = request
@@ -157,7 +159,7 @@ class Pool:
 
     def start_failed(self, number: int, text: str, now_s: float) -> Commands:
         """A worker died, or could not be made, before it registered."""
-        if self._workers.pop(number, None) is None:
+        if self._remove(number) is None:
             return []
         self._failures += 1
         self._fork_after_s = now_s + self.settings.backoff_s * 2 ** min(self._failures - 1, 8)
@@ -173,7 +175,6 @@ class Pool:
         worker = self._workers.get(number)
         if worker is None or worker.stage is not Stage.BUSY:
             return []  # it died, or is leaving
-        worker.dedicated = False
         if not reusable:
             return [self._retire(worker, now_s, may_decline=False), *self._refill(now_s)]
         return self._idle(worker, now_s) + self._refill(now_s)
@@ -187,13 +188,13 @@ class Pool:
 
     def gone(self, number: int, now_s: float) -> Commands:
         """A registered worker died."""
-        if self._workers.pop(number, None) is None:
+        if self._remove(number) is None:
             return []
         return self._refill(now_s)
 
     def job_ended(self, job_id: int, now_s: float) -> Commands:
         """A driver left: idle workers that served its job serve no other."""
-        idle = [w for w in self._workers.values() if w.stage is Stage.IDLE and w.job_id == job_id]
+        idle = [w for w in self._at[Stage.IDLE].values() if w.job_id == job_id]
         return [self._retire(w, now_s, may_decline=False) for w in idle] + self._refill(now_s)
 
     def preloaded(self, now_s: float) -> Commands:
@@ -208,11 +209,11 @@ class Pool:
     def ticked(self, now_s: float) -> Commands:
         """Time has passed."""
         commands: Commands = []
-        for worker in self._workers.values():
-            limit_s = self._patience_s(worker)
-            if limit_s is not None and now_s - worker.since_s >= limit_s:
-                worker.since_s = now_s
-                commands.append(Abort(worker.number))
+        for stage, limit_s in self._patience():
+            for worker in self._at[stage].values():
+                if now_s - worker.since_s >= limit_s:
+                    worker.since_s = now_s
+                    commands.append(Abort(worker.number))
         if (
             now_s - self._demand_at_s >= self.settings.idle_timeout_s
             and self._spare > self.settings.spare_min
@@ -226,10 +227,9 @@ class Pool:
     def next_tick_s(self) -> float | None:
         """Return when ``ticked`` is due, None when nothing depends on time."""
         times = []
-        for worker in self._workers.values():
-            limit_s = self._patience_s(worker)
-            if limit_s is not None:
-                times.append(worker.since_s + limit_s)
+        for stage, limit_s in self._patience():
+            if self._at[stage]:
+                times.append(min(w.since_s for w in self._at[stage].values()) + limit_s)
         excess = self._excess()
         if excess:
             times.append(min(w.since_s for w in excess) + self.settings.idle_timeout_s)
@@ -246,25 +246,45 @@ class Pool:
 
     def counts(self) -> dict[str, int]:
         """Return the number of workers in each stage."""
-        return {stage.name.lower(): self._count(stage) for stage in Stage}
+        return {stage.name.lower(): len(workers) for stage, workers in self._at.items()}
 
     def check(self) -> None:
         """Raise AssertionError when the state contradicts itself (for tests)."""
         assert not (self._requests and any(self._best_idle(r) for r in self._requests.values()))
         assert len(self._workers) <= self.settings.max_workers
-        assert self._count(Stage.STARTING) <= self.settings.max_starting
+        assert len(self._at[Stage.STARTING]) <= self.settings.max_starting
+        assert sum(map(len, self._at.values())) == len(self._workers)
+        assert all(w.stage is stage for stage, workers in self._at.items() for w in workers.values())
+        assert self._leased == sum(not w.dedicated for w in self._at[Stage.BUSY].values())
         assert self.settings.spare_min <= self._spare <= self.settings.spare_max
 
     # Mechanics ------------------------------------------------------------------------------------
 
-    def _count(self, stage: Stage) -> int:
-        return sum(worker.stage is stage for worker in self._workers.values())
+    def _move(self, worker: _Worker, stage: Stage, now_s: float) -> None:
+        """Change a worker's stage; where it counts as busy, ``dedicated`` is as it should be."""
+        del self._at[worker.stage][worker.number]
+        if worker.stage is Stage.BUSY:
+            self._leased -= not worker.dedicated
+        worker.stage = stage
+        worker.since_s = now_s
+        self._at[stage][worker.number] = worker
+        if stage is Stage.BUSY:
+            self._leased += not worker.dedicated
 
-    def _patience_s(self, worker: _Worker) -> float | None:
-        """How long the worker may stay in its stage before it is killed."""
-        if worker.stage is Stage.STARTING:
-            return self.settings.startup_timeout_s
-        return self.settings.leave_timeout_s if worker.stage is Stage.LEAVING else None
+    def _remove(self, number: int) -> _Worker | None:
+        worker = self._workers.pop(number, None)
+        if worker is not None:
+            del self._at[worker.stage][number]
+            if worker.stage is Stage.BUSY:
+                self._leased -= not worker.dedicated
+        return worker
+
+    def _patience(self) -> tuple[tuple[Stage, float], ...]:
+        """How long a worker may stay in these stages before it is killed."""
+        return (
+            (Stage.STARTING, self.settings.startup_timeout_s),
+            (Stage.LEAVING, self.settings.leave_timeout_s),
+        )
 
     def _failure(self, text: str) -> str:
         return f"no worker process could be started, {self._failures} tries failed in a row; the last one: {text}"
@@ -272,8 +292,8 @@ class Pool:
     def _best_idle(self, request: _Request) -> _Worker | None:
         """Return the warmest fitting worker: one used by this job last, else the newest kind of unused one."""
         best = None
-        for worker in self._workers.values():
-            if worker.stage is not Stage.IDLE or worker.job_id not in (None, request.job_id):
+        for worker in self._at[Stage.IDLE].values():
+            if worker.job_id not in (None, request.job_id):
                 continue
             if request.fresh and worker.used:
                 continue
@@ -283,17 +303,15 @@ class Pool:
         return None if best is None else best[1]
 
     def _bind(self, worker: _Worker, request: _Request, now_s: float) -> Command:
-        worker.stage = Stage.BUSY
-        worker.since_s = now_s
         worker.job_id = request.job_id
         worker.used = True
         worker.dedicated = request.fresh
+        self._move(worker, Stage.BUSY, now_s)
         return Bind(request.alloc_id, worker.number)
 
     def _idle(self, worker: _Worker, now_s: float) -> Commands:
         """The worker is free: it serves the first request that it fits."""
-        worker.stage = Stage.IDLE
-        worker.since_s = now_s
+        self._move(worker, Stage.IDLE, now_s)
         for request in self._requests.values():
             if self._best_idle(request) is worker:
                 del self._requests[request.alloc_id]
@@ -301,12 +319,11 @@ class Pool:
         return []
 
     def _idle_unused(self) -> list[_Worker]:
-        return [w for w in self._workers.values() if w.stage is Stage.IDLE and not w.used]
+        return [w for w in self._at[Stage.IDLE].values() if not w.used]
 
     def _task_workers(self) -> int:
         """Workers that serve, or have served, leases."""
-        serving = (Stage.IDLE, Stage.BUSY)
-        return sum(w.used and not w.dedicated and w.stage in serving for w in self._workers.values())
+        return self._leased + sum(w.used for w in self._at[Stage.IDLE].values())
 
     def _unused_target(self) -> int:
         """How many unused workers there should be once those that start are there."""
@@ -314,7 +331,7 @@ class Pool:
 
     def _missing(self) -> int:
         """How many start-ups to add now, time aside."""
-        starting = self._count(Stage.STARTING)
+        starting = len(self._at[Stage.STARTING])
         if self._stopped or len(self._workers) >= self.settings.max_workers:
             return 0
         if self._failures >= self.settings.max_failures:
@@ -331,7 +348,7 @@ class Pool:
         for _ in range(self._missing()):
             number = self._next_number
             self._next_number += 1
-            self._workers[number] = _Worker(number, self._generation, now_s)
+            self._workers[number] = self._at[Stage.STARTING][number] = _Worker(number, self._generation, now_s)
             commands.append(Fork(number))
         return commands
 
@@ -340,7 +357,7 @@ class Pool:
         unused = self._idle_unused()
         unused.sort(key=lambda w: (w.generation, w.since_s))
         excess = unused[: max(0, len(unused) - self._unused_target())]
-        used = [w for w in self._workers.values() if w.stage is Stage.IDLE and w.used]
+        used = [w for w in self._at[Stage.IDLE].values() if w.used]
         used.sort(key=lambda w: w.since_s)
         keep = max(0, self._task_workers() - self.settings.prestart)
         return excess + used[:keep]
@@ -355,6 +372,5 @@ class Pool:
         return [self._retire(w, now_s) for w in outdated]
 
     def _retire(self, worker: _Worker, now_s: float, may_decline: bool = True) -> Command:
-        worker.stage = Stage.LEAVING
-        worker.since_s = now_s
+        self._move(worker, Stage.LEAVING, now_s)
         return Retire(worker.number, may_decline)

@@ -59,7 +59,7 @@ class Zygote:
         procs.set_pdeathsig(signal.SIGKILL)
         if os.getppid() != self._ftrayd_pid:
             os._exit(0)
-        name_process("ftray-zygote")
+        procs.set_name("ftray-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for name in _THREAD_LIMITS:
             os.environ.setdefault(name, "1")
@@ -146,12 +146,6 @@ def _describe(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
-def name_process(name: str) -> None:
-    """Set the name that ``ps`` and ``top`` show (15 bytes)."""
-    with open("/proc/self/comm", "w") as file:
-        file.write(name)
-
-
 def _become_worker(ftrayd_pid: int, pipes: list[int]) -> None:
     """Turn a fresh child of the zygote into a process of its own."""
     procs.set_pdeathsig(signal.SIGKILL)
@@ -159,7 +153,7 @@ def _become_worker(ftrayd_pid: int, pipes: list[int]) -> None:
         os._exit(0)  # ftrayd died before the parent-death signal was set
     # A group of its own: what the worker starts ends with it.
     os.setpgid(0, 0)
-    name_process("ftray-worker")
+    procs.set_name("ftray-worker")
     for target, fd in zip((1, 2), pipes, strict=True):
         os.dup2(fd, target)
     procs.close_range(3)

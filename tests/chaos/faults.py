@@ -12,7 +12,12 @@ from tests.helpers import introspection, processes
 
 MEAN_PAUSE_S = 0.15
 LONGEST_STOP_S = 0.3
-KINDS = {"SIGKILL worker": 6, "SIGSTOP then SIGKILL worker": 2, "SIGSTOP then SIGCONT worker": 1, "SIGKILL zygote": 1}
+KINDS = {
+    "SIGKILL worker": 6,
+    "SIGSTOP then SIGKILL worker": 2,
+    "SIGSTOP then SIGCONT worker": 1,
+    "SIGKILL zygote": 1,
+}
 
 
 class Saboteur:

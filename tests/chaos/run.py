@@ -23,7 +23,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import ftray as ray
 from tests.chaos.faults import Saboteur, kill_node
@@ -62,7 +61,10 @@ class Score:
     def table(self) -> str:
         columns = ("right", "excused", "head died", "wrong")
         rows = [("workload", *columns)]
-        rows += [(name, *(str(counts[column]) for column in columns)) for name, counts in sorted(self.counts.items())]
+        rows += [
+            (name, *(str(counts[column]) for column in columns))
+            for name, counts in sorted(self.counts.items())
+        ]
         rows.append(("total", *(str(self.total(column)) for column in columns)))
         return table(rows)
 
@@ -71,8 +73,8 @@ def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        first, *rest = (cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-        lines.append("  ".join([first, *rest]).rstrip())
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
     return "\n".join(lines)
 
 
@@ -98,7 +100,9 @@ def collect(batch: Batch, score: Score, deadline_s: float, head_may_die: bool = 
                 score.add(batch.workload, "wrong", f"{type(error).__name__}: {error}")
         else:
             right = value == expected
-            score.add(batch.workload, "right" if right else "wrong", "" if right else f"{value!r} != {expected!r}")
+            score.add(
+                batch.workload, "right" if right else "wrong", "" if right else f"{value!r} != {expected!r}"
+            )
 
 
 def caused_by(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
@@ -181,7 +185,9 @@ def phase_of_the_head(seed: str, rounds: int, scratch: Path, score: Score, num_c
             collect(batch, score, HEAD_DEADLINE_S, head_may_die=True)
         del open_batches, batch, work
         ray.shutdown()
-        eventually(lambda: not processes.marked(os.environ[processes.MARK]), "all processes end with their node")
+        eventually(
+            lambda: not processes.marked(os.environ[processes.MARK]), "all processes end with their node"
+        )
 
 
 def watchdog(limit_s: float) -> None:
@@ -193,7 +199,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the first phase (default 60)")
     parser.add_argument("--seed", default=None, help="any text; chosen and printed if not given")
     parser.add_argument("--cpus", type=int, default=2, help="num_cpus of the runtime (default 2)")
-    parser.add_argument("--head-rounds", type=int, default=None, help="kills of ftrayd (default: one per 4 s, at least 2)")
+    parser.add_argument(
+        "--head-rounds", type=int, default=None, help="kills of ftrayd (default: one per 4 s, at least 2)"
+    )
     return parser.parse_args(argv)
 
 

@@ -137,14 +137,9 @@ def objects(rng: random.Random, scratch: Path) -> Batch:
 def owned_by_workers(rng: random.Random, scratch: Path) -> Batch:
     """Objects whose owner, a worker, may be killed: then, and only then, ``OwnerDiedError`` is right."""
     number = rng.randrange(256)
-    refs = [read_both.remote([own_and_return.remote(number)])]
-    return Batch(
-        "owned by workers", refs, [[digest(pattern(number, size)) for size in (100, LARGE)]], excused=owner_died()
-    )
-
-
-def owner_died() -> tuple[type[BaseException], ...]:
-    return (ray.exceptions.OwnerDiedError,)
+    ref = read_both.remote([own_and_return.remote(number)])
+    expected = [digest(pattern(number, size)) for size in (100, LARGE)]
+    return Batch("owned by workers", [ref], [expected], excused=(ray.exceptions.OwnerDiedError,))
 
 
 @ray.remote(max_retries=-1)
@@ -219,7 +214,9 @@ class Actors:
     def nested_calls(self, rng: random.Random, scratch: Path) -> Batch:
         factor, actor = rng.choice(self.long_lived)
         number = self.next = self.next + 1
-        return Batch("actor nested", [actor.through_task.remote(self.name, number)], [mix_here(number, factor)])
+        return Batch(
+            "actor nested", [actor.through_task.remote(self.name, number)], [mix_here(number, factor)]
+        )
 
     def short_lived(self, rng: random.Random, scratch: Path) -> Batch:
         factor = rng.randrange(2, 100)

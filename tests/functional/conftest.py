@@ -89,9 +89,7 @@ def dumps_are_seen(pytestconfig: pytest.Config) -> None:
 
 
 @pytest.fixture
-def runtime(
-    request: pytest.FixtureRequest, shared_runtime: SharedRuntime
-) -> Iterator[SharedRuntime]:
+def runtime(request: pytest.FixtureRequest, shared_runtime: SharedRuntime) -> Iterator[SharedRuntime]:
     """A running runtime, shared with other tests; ``@pytest.mark.runtime(...)`` asks for special options."""
     marker = request.node.get_closest_marker("runtime")
     shared_runtime.use({**DEFAULT_OPTIONS, **(marker.kwargs if marker else {})})

@@ -91,7 +91,11 @@ def test_restored_before_the_first_call(store):
     ray.get(actor.checkpoint.remote())
     kill(actor)
     # Sent at once, so they wait behind the restore.
-    assert ray.get([actor.value.remote(), actor.incr.remote(), actor.was_restored.remote()]) == [150, 151, True]
+    assert ray.get([actor.value.remote(), actor.incr.remote(), actor.was_restored.remote()]) == [
+        150,
+        151,
+        True,
+    ]
 
 
 def test_every_n_calls(store):
@@ -281,7 +285,8 @@ def test_a_damaged_snapshot_is_passed_over(store):
         ray.get(actor.incr.remote())
         ray.get(actor.checkpoint.remote())
     key = the_key(store)
-    newest = max((path for path in store.rglob("*") if path.is_file() and path.stat().st_size > 200), key=ctime)
+    files = [path for path in store.rglob("*") if path.is_file() and path.stat().st_size > 200]
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 0xFF
     newest.chmod(0o600)
@@ -289,10 +294,6 @@ def test_a_damaged_snapshot_is_passed_over(store):
     assert len(snapshots(store, key)) == 1
     kill(actor)
     assert ray.get(actor.value.remote()) == 1
-
-
-def ctime(path):
-    return path.stat().st_ctime_ns
 
 
 def test_a_named_actor_that_is_created_again_resumes(store):
@@ -303,7 +304,9 @@ def test_a_named_actor_that_is_created_again_resumes(store):
     ray.kill(actor)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actor.value.remote())
-    again = eventually(lambda: try_to(lambda: remote_class.options(name="phoenix").remote()), "the name is free")
+    again = eventually(
+        lambda: try_to(lambda: remote_class.options(name="phoenix").remote()), "the name is free"
+    )
     assert ray.get(again.value.remote()) == 9
 
 

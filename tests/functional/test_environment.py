@@ -1,4 +1,4 @@
-"""Unfriendly machines: other users, long paths, little or no shared memory, few descriptors, broken settings."""
+"""Unfriendly machines: other users, long paths, little shared memory, few descriptors, no streams."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_unusable_session_base_is_named(start_driver, tmp_path):
 
 
 def test_main_module_functions_and_classes(start_driver):
-    """Everything of ``__main__`` travels by value, with its globals, and keeps its identity in one process."""
+    """Everything of ``__main__`` travels by value, with its globals, and keeps its identity."""
     driver = start_driver(
         """
         import dataclasses, enum

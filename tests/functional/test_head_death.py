@@ -1,4 +1,4 @@
-"""``ftrayd`` dies: every open call and every later one gets ``HeadDiedError``; nothing hangs, nothing stays."""
+"""``ftrayd`` dies: open calls and later ones get ``HeadDiedError``; nothing hangs, nothing stays."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_open_calls_of_several_threads_all_get_it(start_driver, gate):
     driver = start_driver(
         f"""{SETUP}
 outcomes = []
-threads = [threading.Thread(target=lambda ref=ref: outcomes.append(outcome(lambda: ray.get(ref)))) for ref in refs]
+def wait_for(ref):
+    outcomes.append(outcome(lambda: ray.get(ref)))
+threads = [threading.Thread(target=wait_for, args=(ref,)) for ref in refs]
 for thread in threads:
     thread.start()
 tell("open")

@@ -25,7 +25,7 @@ MB = 2**20
 
 
 def store_bytes():
-    return introspection.counters()["segment_bytes"]
+    return introspection.counters()["live_bytes"]
 
 
 def assert_nothing_held():
@@ -35,7 +35,7 @@ def assert_nothing_held():
 
 def test_small_puts_come_back_to_zero():
     refs = [ray.put(i) for i in range(100_000)]
-    assert introspection.counters()["refs"] == 100_000
+    assert introspection.counters()["entries"] == 100_000
     assert ray.get(refs[::1000]) == list(range(0, 100_000, 1000))
     del refs
     assert_nothing_held()

@@ -36,6 +36,12 @@ class Running:
         self.base = base
         self.handle = launch.start_node(launch.NodeOptions(**values))
         self.drivers: list[FakeDriver] = []
+        self.log_fd = os.open(Path(self.dir, "ftrayd.log"), os.O_RDONLY | os.O_CREAT)
+
+    def story(self) -> str:
+        """What there is to say about a node that is gone though a test needs it."""
+        status = os.waitid(os.P_PID, self.handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return f"{self.handle.last_words()}; {status}; log: {os.pread(self.log_fd, 1 << 16, 0).decode()}"
 
     @property
     def dir(self) -> str:
@@ -43,6 +49,7 @@ class Running:
 
     def driver(self, **options: Any) -> FakeDriver:
         driver = FakeDriver(self.dir, **options)
+        driver.last_words = self.story
         self.drivers.append(driver)
         return driver
 
@@ -53,6 +60,9 @@ class Running:
         for driver in self.drivers:
             driver.close()
         self.handle.shutdown()
+        if self.log_fd >= 0:
+            os.close(self.log_fd)
+            self.log_fd = -1
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -237,7 +247,7 @@ class TestDeaths:
     def test_the_end_of_ftrayd_ends_every_process(self, node: Running, driver: FakeDriver) -> None:
         driver.lease()
         pids = node.descendants()
-        assert len(pids) >= 3
+        assert len(pids) >= 2  # the zygote and at least the leased worker
         kill(node.handle.pid)
         wait_ended(pids)
         assert select.select([node.handle.lifeline_fd], [], [], 10)[0]

@@ -119,7 +119,7 @@ def test_a_driver_that_does_not_read_its_output_holds_up_nobody(start_driver):
 # -- owner duties
 
 SETUP = """
-import sys, time
+import sys, threading, time
 import ftray as ray
 from tests.helpers.sync import Sender
 ray.init(num_cpus=2)
@@ -147,7 +147,7 @@ IDLING = {
     "time.sleep": "time.sleep(1000)",
     "python-loop": "while True: pass",
     "input": "sys.stdin.readline()",
-    "thread-join": "import threading; t = threading.Thread(target=time.sleep, args=(1000,)); t.start(); t.join()",
+    "thread-join": "t = threading.Thread(target=time.sleep, args=(1000,)); t.start(); t.join()",
 }
 idling = pytest.mark.parametrize("how", IDLING)
 

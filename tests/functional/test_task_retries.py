@@ -154,7 +154,7 @@ def test_a_child_of_a_crashing_parent_is_made_anew(tally):
 
 
 def test_crash_while_waiting_for_a_child(tally, mailbox, gate):
-    """The parent dies while its CPU is lent to the child; all resources come back (checked by the fixture)."""
+    """The parent dies while its CPU is lent; all resources come back (checked by the fixture)."""
 
     @ray.remote
     def child(box, door):

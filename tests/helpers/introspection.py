@@ -6,24 +6,36 @@ import os
 from typing import Any
 
 import ftray as ray
+from ftray import _core
 from tests.helpers import processes
 
-# Counters of this process that are zero when the program holds nothing. Others (bytes of warm, idle
-# segments for example) may stay.
-LIVE = ("refs", "entries", "pins", "pending_tasks", "borrowed")
+# Counters of this process that are zero when the program holds nothing. Others (warm, idle segments or
+# channels for example) may stay.
+LIVE = (
+    "entries",
+    "pending_tasks",
+    "exposed",
+    "unregistered",
+    "inflight",
+    "gated",
+    "exec_queue",
+    "blocks",
+    "live_bytes",
+    "pins",
+    "bad_frees",
+)
 
 
 def counters() -> dict[str, int]:
-    from ftray import _internal
-
-    return dict(_internal.debug_state())
+    """What the core of this process counts: references, tasks, channels, segments."""
+    return {**_core.debug_counters(), **_core.segment_stats()}
 
 
 def live_counters() -> dict[str, int]:
     """The live counters that are not zero."""
     state = counters()
     missing = [name for name in LIVE if name not in state]
-    assert not missing, f"debug_state() lacks {missing}: {sorted(state)}"
+    assert not missing, f"the core no longer counts {missing}: {sorted(state)}"
     return {name: state[name] for name in LIVE if state[name]}
 
 
@@ -39,7 +51,7 @@ def node_pid(driver_pid: int | None = None) -> int:
 def zygote_pids(driver_pid: int | None = None) -> list[int]:
     """The zygote, or none while a dead one is replaced."""
     children = processes.children_of(node_pid(driver_pid))
-    return [pid for pid in children if "zygote" in processes.command_of(pid) and processes.is_running(pid)]
+    return [pid for pid in children if "zygote" in processes.name_of(pid) and processes.is_running(pid)]
 
 
 def zygote_pid(driver_pid: int | None = None) -> int:

@@ -57,6 +57,13 @@ def command_of(pid: int) -> str:
     return "?"
 
 
+def name_of(pid: int) -> str:
+    """The name that ``ps`` shows, which a process may choose."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return "?"
+
+
 def children_of(pid: int) -> list[int]:
     return [other for other in pids() if parent_of(other) == pid]
 

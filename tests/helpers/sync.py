@@ -133,7 +133,7 @@ class Tally:
 
 
 def eventually(condition: Callable[[], Any], what: str = "", timeout_s: float = DEADLINE_S) -> Any:
-    """Wait for something that announces itself by no event, such as a counter; return its first true value."""
+    """Wait for what announces itself by no event, such as a counter; return its first true value."""
     deadline = time.monotonic() + timeout_s
     nap_s = 0.0005
     while True:

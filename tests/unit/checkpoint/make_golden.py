@@ -33,7 +33,7 @@ def main(path: str) -> None:
     buffers: list[pickle.PickleBuffer] = []
     state = {**STATE, "blob": pickle.PickleBuffer(STATE["blob"])}  # type: ignore[arg-type]
     stream = pickle.dumps(state, 5, buffer_callback=buffers.append)
-    Path(path).write_bytes(b"".join(format.encode(FIELDS, [stream, *(b.raw() for b in buffers)])))
+    Path(path).write_bytes(b"".join(format.encode(FIELDS, [[stream], *([b.raw()] for b in buffers)])))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ftray.checkpoint import (
 )
 from ftray.checkpoint import open as open_store
 from ftray.checkpoint.lineage import SnapshotName
+from ftray.checkpoint.session import OUT_OF_SCOPE
 from ftray.checkpoint.testing import LocalHost
 
 from .support import KEY, Counter, call, start
@@ -206,5 +207,5 @@ class StoreSuite:
         session = engine.open(Counter(), host, store=store)
         call(host, session, "incr")
         assert store.keys() == ["_unnamed/Counter-nonce-1"]
-        assert session.close(True, "out_of_scope") is None
+        assert session.close(True, OUT_OF_SCOPE) is None
         assert store.keys() == []

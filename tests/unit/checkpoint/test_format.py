@@ -24,7 +24,12 @@ GOLDEN = Path(__file__).parent / "golden" / "v1.ckpt"
 
 
 def encoded(*segments: bytes) -> bytes:
-    return b"".join(format.encode(FIELDS, segments))
+    return b"".join(format.encode(FIELDS, [[s[:9], s[9:]] for s in segments]))
+
+
+def joined(captured: capture.Captured) -> list[bytearray]:
+    """The segments as a reader of the file gets them."""
+    return [bytearray().join(segment) for segment in captured.segments]
 
 
 class TestFormat:
@@ -102,7 +107,7 @@ class TestCapture:
         assert len(captured.segments) == 2 and captured.size_bytes > big.nbytes
         big[:] = -1
         small[:] = -1
-        state: Any = capture.load([bytearray(s) for s in captured.segments])
+        state: Any = capture.load(joined(captured))
         assert state["big"][99_999] == 99_999.0 and state["small"][9] == 9.0
         state["big"][0] = 5  # restored arrays can be written to
 
@@ -121,8 +126,17 @@ class TestCapture:
             state = [
                 np.frombuffer(rng.randbytes(rng.choice([0, 9, 16_384, 300_001])), np.uint8) for _ in range(5)
             ]
-            copy: Any = capture.load([bytearray(s) for s in capturer.capture(state).segments])
+            copy: Any = capture.load(joined(capturer.capture(state)))
             assert all((a == b).all() for a, b in zip(state, copy, strict=True))
+
+    def test_large_bytes_are_not_copied_and_bytearrays_are(self) -> None:
+        text, data, array = "ü" * 200_000, bytes(range(256)) * 2000, bytearray(300_000)
+        state = {"text": text, "data": data, "array": array, "n": 1}
+        captured = capture.StateCapturer().capture(state)
+        assert any(piece is data for piece in captured.segments[0])
+        array[:] = b"x" * 300_000
+        again: Any = capture.load(joined(captured))
+        assert again == {"text": text, "data": data, "array": bytearray(300_000), "n": 1}
 
     def test_temporary_arrays_live_until_copied(self) -> None:
         class Lazy:
@@ -130,12 +144,12 @@ class TestCapture:
                 return np.asarray, (np.full(50_000, 7.0),)
 
         captured = capture.StateCapturer().capture([Lazy() for _ in range(5)])
-        arrays: Any = capture.load([bytearray(s) for s in captured.segments])
+        arrays: Any = capture.load(joined(captured))
         assert all((a == 7.0).all() for a in arrays)
 
     def test_what_cannot_be_imported_is_pickled_by_value(self) -> None:
         captured = capture.StateCapturer().capture({"f": lambda x: x + 1})
-        state: Any = capture.load(captured.segments)
+        state: Any = capture.load(joined(captured))
         assert state["f"](2) == 3
 
     def test_classes_of_main_load_in_another_main(self, tmp_path: Path) -> None:
@@ -147,7 +161,7 @@ class TestCapture:
             "    def __init__(self, x): self.x = x\n"
             "    def double(self): return self.x * 2\n"
             "stream, = capture.StateCapturer().capture({'p': Point(21)}).segments\n"
-            "sys.stdout.buffer.write(stream)\n"
+            "sys.stdout.buffer.write(b''.join(stream))\n"
         )
         stream = subprocess.run([sys.executable, str(program)], capture_output=True, check=True).stdout
         assert pickle.loads(stream)["p"].double() == 42

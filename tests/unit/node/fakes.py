@@ -16,10 +16,14 @@ import struct
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from ftray._node import client, session
 from ftray._node import frames as f
 from ftray._node.protocol import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BEAT = struct.Struct("<Q")
 
@@ -165,6 +169,7 @@ class FakeDriver:
         self.node = client.connect(session_dir, worker_id=self.worker_id, timeout_s=10.0, **options)
         self.node.sock.settimeout(10.0)
         self.seen: list[Message] = []
+        self.last_words: Callable[[], str] | None = None
 
     def send(self, frame: f.Frame, req: int = 0, **options: object) -> None:
         self.node.send(frame, req, **options)
@@ -177,12 +182,20 @@ class FakeDriver:
                 del self.seen[at]
                 return message.frame
         while True:
-            message = self.node.receive()
+            message = self._receive()
             if isinstance(message.frame, f.WorkerDied):
                 self.send(f.DeathAck(message.frame.worker_id, ()))
             if isinstance(message.frame, kind) and accept(message.frame):
                 return message.frame
             self.seen.append(message)
+
+    def _receive(self) -> Message:
+        try:
+            return self.node.receive()
+        except OSError as error:
+            told = [m.frame for m in self.seen]
+            words = self.last_words() if self.last_words is not None else ""
+            raise AssertionError(f"{error!r}; ftrayd's last words: {words!r}; seen before: {told}") from error
 
     def lease(self, key: int = 1, cpus: float = 1.0, **options: object) -> f.LeaseGrant:
         """Ask for one lease and wait for it."""
