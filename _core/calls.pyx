@@ -212,6 +212,7 @@ cdef class FunctionCaller:
     cdef uint64_t session
     cdef uint32_t fn
     cdef int nret, max_retries
+    cdef Py_ssize_t least, most     # positional arguments that surely fit
     cdef SchedClass *cls
 
     def remote(self, *args, **kwargs):
@@ -219,6 +220,8 @@ cdef class FunctionCaller:
         cdef Core *c = core()
         cdef list deps = [], refs = []
         cdef TaskRec *t
+        if kwargs or len(args) < self.least or len(args) > self.most:
+            self._check_arguments(args, kwargs)
         if not session_alive(self.session):
             self.bind()
         if not c.node_alive:
@@ -240,8 +243,9 @@ cdef class FunctionCaller:
         self.session = c.session
         return 0
 
-    def _unbind(self):
-        self.session = 0
+    def _limit_arguments(self, Py_ssize_t least, Py_ssize_t most):
+        self.least = least
+        self.most = most
 
 
 cdef class ActorCaller:
@@ -299,8 +303,12 @@ cdef class MethodCaller:
     cdef uint32_t fn
     cdef int nret, max_retries
     cdef int64_t max_pending
+    cdef Py_ssize_t least, most
 
-    def __init__(self, ActorCaller handle, bytes definition, int num_returns, int max_task_retries, int64_t max_pending):
+    def __init__(self, ActorCaller handle, bytes definition, int num_returns, int max_task_retries, int64_t max_pending,
+                 Py_ssize_t least, Py_ssize_t most):
+        self.least = least
+        self.most = most
         self._handle = handle
         self.definition = definition
         self.nret = num_returns
@@ -310,6 +318,8 @@ cdef class MethodCaller:
     def remote(self, *args, **kwargs):
         """Call the method on the actor; returns a ref (or a list, or None)."""
         cdef Core *c = core()
+        if kwargs or len(args) < self.least or len(args) > self.most:
+            self._check_arguments(args, kwargs)
         if not session_alive(self.session):
             check_usable()
             self.fn = function_index(c, self.definition)

@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close, getpid
 
 from ftray._core.actors cimport actor_after_death, actor_on_state
@@ -760,16 +760,34 @@ def detach():
         join_thread(c.bg)
     c.running = False
     c.node_alive = False
+    with nogil:
+        let_waiters_go(c)
     c.session += 1
     segments_close()
     for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd, c.loop_fd):
         if fd >= 0:
             close(fd)
-    for i in range(c.channels.size()):
-        if c.channels[i] != NULL and c.channels[i].fd >= 0:
-            close(c.channels[i].fd)
-            c.channels[i].fd = -1
+    with nogil:
+        for i in range(c.channels.size()):
+            if c.channels[i] != NULL:
+                chan_free(c, c.channels[i])
+    munmap(c.board, c.board_len)
+    c.board = NULL
+    c.me = NULL
     wake_inbox(c)
+
+
+cdef void let_waiters_go(Core *c) noexcept nogil:
+    """Threads that still wait in `core_wait` see that the runtime stopped, and leave."""
+    lock_take(&c.lock)
+    while c.followers or c.leading:
+        c.gen += 1
+        futex_wake(&c.gen, 1 << 30)
+        kick_fd(c.event_fd)
+        lock_drop(&c.lock)
+        futex_wait(&c.bg_word, c.bg_word, 100000)
+        lock_take(&c.lock)
+    lock_drop(&c.lock)
 
 
 cdef void reset_core(Core *c):

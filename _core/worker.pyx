@@ -73,6 +73,7 @@ cdef class Executor:
     cdef readonly object instance
     cdef str class_name
     cdef readonly str current
+    cdef readonly str method    # of the actor, while it runs on the main thread
     cdef object after_call      # the checkpoint session's hook, or None
     cdef object pool            # SimpleQueue of the thread pool
     cdef object loop
@@ -385,6 +386,8 @@ cdef class Executor:
             self.decode(call)
             if self.instance is None:
                 self.current = call.name
+            else:
+                self.method = bare(call.name)
             if self.before_call is not None:
                 self.before_call(bare(call.name))
             if call.kwargs is None:
@@ -396,6 +399,7 @@ cdef class Executor:
         except BaseException as e:
             error = e
         c.running_seq = 0
+        self.method = None
         context_end(&saved)
         if call.name is None:
             call.name = "?"

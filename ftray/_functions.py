@@ -8,7 +8,7 @@ import pickle
 import struct
 from typing import TYPE_CHECKING
 
-from ftray import _core, _lifecycle, _options
+from ftray import _core, _lifecycle, _options, _signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,12 +42,20 @@ class RemoteFunction(_core.FunctionCaller):
         self._explicit = explicit
         self._options = _options.task_options(explicit)
         functools.update_wrapper(self, function, updated=())
+        self._arity = _signature.arity_of(function, self._name())
+        if self._arity is None:
+            self._limit_arguments(0, _signature.NO_LIMIT)
+        else:
+            self._limit_arguments(self._arity.simple_min, self._arity.simple_max)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
             f"remote function {self._name()} cannot be called directly: call {self._name()}.remote(...), or the function "
             f"itself as {self._name()}._function(...)"
         )
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _signature.check(self._arity, args, kwargs)
 
     def _name(self) -> str:
         return getattr(self._function, "__qualname__", repr(self._function))

@@ -164,7 +164,8 @@ def _ready(error: bytes | None) -> None:
 def _close_checkpoint(reason: str) -> None:
     if _State.checkpoint is not None:
         session, _State.checkpoint = _State.checkpoint, None
-        session.close(final=True, reason=reason)
+        inside = _State.executor.method if _State.executor is not None else None
+        session.close(final=True, reason=reason, inside=inside)
 
 
 def _leave_fenced(error: BaseException) -> NoReturn:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import pickle
 import struct
-import sys
 from typing import TYPE_CHECKING
 
-from ftray import _core, _lifecycle, _options
+from ftray import _core, _lifecycle, _options, _signature
 from ftray.exceptions import NotSupportedError
 
 if TYPE_CHECKING:
@@ -46,7 +45,13 @@ class _Meta:
 
     __slots__ = ("class_name", "max_pending_calls", "max_task_retries", "methods")
 
-    def __init__(self, class_name: str, methods: dict[str, dict[str, Any]], max_task_retries: int, max_pending: int) -> None:
+    def __init__(
+        self,
+        class_name: str,
+        methods: dict[str, tuple[dict[str, Any], _signature.Arity | None]],
+        max_task_retries: int,
+        max_pending: int,
+    ) -> None:
         self.class_name = class_name
         self.methods = methods
         self.max_task_retries = max_task_retries
@@ -56,16 +61,28 @@ class _Meta:
         return _Meta, (self.class_name, self.methods, self.max_task_retries, self.max_pending_calls)
 
 
-def _methods_of(cls: type) -> dict[str, dict[str, Any]]:
-    """Return every callable attribute with its explicit options."""
-    found: dict[str, dict[str, Any]] = {}
+def _methods_of(cls: type) -> dict[str, tuple[dict[str, Any], _signature.Arity | None]]:
+    """Return every callable attribute with its explicit options and what it takes."""
+    found: dict[str, tuple[dict[str, Any], _signature.Arity | None]] = {}
     for name in dir(cls):
         if name.startswith("__") and name != "__call__":
             continue
         value = getattr(cls, name, None)
         if callable(value):
-            found[name] = dict(getattr(value, "__ftray_method__", {}))
+            plain = isinstance(_declared(cls, name), staticmethod)
+            found[name] = (
+                dict(getattr(value, "__ftray_method__", {})),
+                _signature.arity_of(value, f"{cls.__name__}.{name}", 0 if plain else 1),
+            )
     return found
+
+
+def _declared(cls: type, name: str) -> Any:
+    """Return an attribute as the class statement made it."""
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return None
 
 
 def _is_async(cls: type) -> bool:
@@ -80,15 +97,29 @@ def _is_async(cls: type) -> bool:
 class ActorMethod(_core.MethodCaller):
     """A method of an actor: call it with ``.remote(...)``."""
 
-    def __init__(self, handle: ActorHandle, name: str, explicit: dict[str, Any]) -> None:
+    def __init__(
+        self, handle: ActorHandle, name: str, explicit: dict[str, Any], arity: _signature.Arity | None
+    ) -> None:
         meta = handle._meta
         options = _options.method_options(explicit)
         if not isinstance(options.num_returns, int):
             raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
         retries = meta.max_task_retries if options.max_task_retries is None else options.max_task_retries
-        super().__init__(handle, _core.method_definition(name), options.num_returns, retries, meta.max_pending_calls)
+        super().__init__(
+            handle,
+            _core.method_definition(name),
+            options.num_returns,
+            retries,
+            meta.max_pending_calls,
+            0 if arity is None else arity.simple_min,
+            _signature.NO_LIMIT if arity is None else arity.simple_max,
+        )
+        self._arity = arity
         self._name = name
         self._explicit = explicit
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _signature.check(self._arity, args, kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"actor method {self._name} cannot be called directly: call .{self._name}.remote(...)")
@@ -96,7 +127,7 @@ class ActorMethod(_core.MethodCaller):
     def options(self, **options: Any) -> ActorMethod:
         """Return the same method with other options."""
         merged = _options.merge(self._explicit, _options.check("method", options))
-        return ActorMethod(self._handle, self._name, merged)
+        return ActorMethod(self._handle, self._name, merged, self._arity)
 
     def __repr__(self) -> str:
         return f"ActorMethod({self._handle!r}.{self._name})"
@@ -104,7 +135,7 @@ class ActorMethod(_core.MethodCaller):
 
 def _checkpoint_spec(cls: type) -> dict[str, object] | None:
     """Return what the actor's incarnations must know of its checkpoints, None for a class that keeps none."""
-    if "ftray.checkpoint.actor" not in sys.modules:
+    if not hasattr(cls, "__checkpoint_options__"):
         return None
     from ftray.checkpoint.engine import spec_of
 
@@ -131,10 +162,10 @@ class ActorHandle(_core.ActorCaller):
 
     def __getattr__(self, name: str) -> ActorMethod:
         meta: _Meta = self.__dict__["_meta"] if "_meta" in self.__dict__ else object.__getattribute__(self, "_meta")
-        explicit = meta.methods.get(name)
-        if explicit is None:
+        found = meta.methods.get(name)
+        if found is None:
             raise AttributeError(f"actor class {meta.class_name} has no method {name!r}; it has {', '.join(meta.methods)}")
-        made = ActorMethod(self, name, explicit)
+        made = ActorMethod(self, name, *found)
         self.__dict__[name] = made
         return made
 
@@ -200,6 +231,7 @@ class ActorClass:
         ValueError
             An actor of that name exists already.
         """
+        _signature.check(_signature.arity_of(self._cls.__init__, self._cls.__name__, 1), args, kwargs)  # type: ignore[misc]
         _lifecycle.ensure()
         if self._blob is None:
             from ftray._pickling import pickle_function
