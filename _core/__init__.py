@@ -1,7 +1,7 @@
 """The compiled core. `EXPORTS` names everything that ``ftray/`` and ``checkpoint/`` may use of it; a test holds it."""
 
 from ftray._core.calls import (
-    ActorCaller,
+    ActorTarget,
     FunctionCaller,
     MethodCaller,
     cancel,
@@ -25,7 +25,7 @@ from ftray._core.runtime import (
 from ftray._core.segments import segment_stats
 
 EXPORTS = (
-    "ActorCaller",
+    "ActorTarget",
     "FunctionCaller",
     "MethodCaller",
     "ObjectRef",

@@ -16,24 +16,37 @@ from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.refs cimport refs_borrower, refs_check, refs_find, refs_register
 from ftray._core.segments cimport segment_block_free, segment_producer
 from ftray._core.tasks cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
-from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Channel,
+from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Blob, Channel,
                                 Command, Core, Gated, Id16, Id28, ObjEntry, same_id)
 from ftray._core.wire cimport ERR_LOST, ERR_OWNER_DIED
+
+
+cdef void fail_ownerless(Core *c, ObjEntry *e) noexcept nogil:
+    """The owner is dead; its death report says how."""
+    cdef Blob *report
+    if e.ext != NULL and c.dead.count(e.ext.owner):
+        report = c.dead[e.ext.owner]
+        entry_set_error(c, e, ERR_OWNER_DIED, report.data, report.size)
+    else:
+        entry_set_error(c, e, ERR_OWNER_DIED, NULL, 0)
 
 
 cdef void borrow_fetch(Core *c, ObjEntry *e) noexcept nogil:
     """Ask the owner for the value of a borrowed object."""
     cdef Channel *ch
     cdef char *p
+    if e.lost == 1:
+        fail_ownerless(c, e)
+        return
     if e.lost:
-        entry_set_error(c, e, ERR_OWNER_DIED if e.lost == 1 else ERR_LOST, NULL, 0)
+        entry_set_error(c, e, ERR_LOST, NULL, 0)
         return
     e.flags |= OBJ_FETCHING
     ch = chan_connect(c, &e.ext.owner)
     if ch == NULL:
         if c.dead.count(e.ext.owner):
             e.lost = 1
-            entry_set_error(c, e, ERR_OWNER_DIED, NULL, 0)
+            fail_ownerless(c, e)
         return                              # otherwise its death report is on the way
     p = chan_begin(c, ch, FRAME_HEADER + 28, F_GET_OBJ, 0, 0, 0)
     memcpy(p, e.id.b, 28)
@@ -217,7 +230,7 @@ cdef void borrow_process_died(Core *c, const Id28 *worker) noexcept nogil:
     for i in range(waiting.size()):
         waiting[i].holds += 1
     for i in range(waiting.size()):
-        entry_set_error(c, waiting[i], ERR_OWNER_DIED, NULL, 0)
+        fail_ownerless(c, waiting[i])
     for i in range(waiting.size()):
         waiting[i].holds -= 1
         refs_check(c, waiting[i])

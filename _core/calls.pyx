@@ -248,40 +248,36 @@ cdef class FunctionCaller:
         self.most = most
 
 
-cdef class ActorCaller:
-    """Base of ActorHandle: the actor, and the ref that counts its handles."""
+cdef class ActorTarget:
+    """An actor as callers know it; what handles and their methods share (so that neither has to hold the other).
 
-    cdef readonly ObjectRef _ref
+    Attributes
+    ----------
+    ref : ObjectRef
+        Counts the handles of this process.
+    """
+
+    cdef readonly ObjectRef ref
     cdef ActorClient *a
-    cdef uint64_t session
 
-    def _attach(self, ObjectRef ref):
+    def __init__(self, ObjectRef ref):
         cdef Core *c = core()
         cdef Id16 id
         memcpy(id.b, usable(ref).id.b + 8, 16)
-        self._ref = ref
-        self.session = c.session
+        self.ref = ref
         with nogil:
             core_enter(c)
             self.a = actor_client(c, &id)
             core_leave(c)
 
-    def _actor_id_bytes(self):
-        return usable(self._ref).id.b[8:24]
-
-    def _state(self):
-        """Where the actor stands, as far as this process knows: (state, incarnation)."""
-        usable(self._ref)
-        return self.a.state, self.a.incarnation
-
-    def _call(self, bytes definition, int nret, int max_retries, int64_t max_pending, tuple args, dict kwargs):
-        cdef Core *c = core()
-        return self.call(c, function_index(c, definition), nret, max_retries, max_pending, args, kwargs)
+    def actor_id(self):
+        """Return the actor's 16 bytes."""
+        return usable(self.ref).id.b[8:24]
 
     cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, tuple args, dict kwargs):
         cdef list deps = [], refs = []
         cdef TaskRec *t
-        cdef ObjEntry *handle = usable(self._ref)
+        cdef ObjEntry *handle = usable(self.ref)
         if not c.node_alive:
             check_usable()
         if max_pending >= 0 and self.a.npending >= <uint64_t>max_pending:
@@ -297,7 +293,7 @@ cdef class ActorCaller:
 cdef class MethodCaller:
     """``handle.method``: base of ActorMethod."""
 
-    cdef readonly ActorCaller _handle
+    cdef readonly ActorTarget _target
     cdef bytes definition
     cdef uint64_t session
     cdef uint32_t fn
@@ -305,11 +301,11 @@ cdef class MethodCaller:
     cdef int64_t max_pending
     cdef Py_ssize_t least, most
 
-    def __init__(self, ActorCaller handle, bytes definition, int num_returns, int max_task_retries, int64_t max_pending,
+    def __init__(self, ActorTarget target, bytes definition, int num_returns, int max_task_retries, int64_t max_pending,
                  Py_ssize_t least, Py_ssize_t most):
         self.least = least
         self.most = most
-        self._handle = handle
+        self._target = target
         self.definition = definition
         self.nret = num_returns
         self.max_retries = max_task_retries
@@ -324,7 +320,7 @@ cdef class MethodCaller:
             check_usable()
             self.fn = function_index(c, self.definition)
             self.session = c.session
-        return self._handle.call(c, self.fn, self.nret, self.max_retries, self.max_pending, args, kwargs)
+        return self._target.call(c, self.fn, self.nret, self.max_retries, self.max_pending, args, kwargs)
 
 
 def method_definition(str name):
@@ -332,9 +328,10 @@ def method_definition(str name):
     return bytes([DEF_METHOD]) + name.encode()
 
 
-def function_definition(bytes meta, bytes function):
-    """The definition of a function: pickled (name, retry_exceptions), and the pickled function."""
-    return bytes([DEF_FUNCTION]) + len(meta).to_bytes(4, "little") + meta + function
+def function_definition(str name, bytes retry, bytes function):
+    """The definition of a function: its name, pickled retry_exceptions, and the pickled function."""
+    raw = name.encode()[:1000]
+    return bytes([DEF_FUNCTION]) + len(raw).to_bytes(2, "little") + raw + len(retry).to_bytes(4, "little") + retry + function
 
 
 def encode_constructor_args(tuple args, dict kwargs):

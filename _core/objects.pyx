@@ -214,10 +214,8 @@ cdef int64_t deadline_of(object timeout) except -2:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     t = timeout
-    if t < 0:
-        if t == -1:
-            return -1
-        raise ValueError(f"timeout must not be negative, got {timeout!r}")
+    if not t >= 0:
+        raise ValueError(f"timeout must be a number of seconds >= 0, or None; got {timeout!r}")
     if t > 3e8:
         return -1
     return <int64_t>mono_ns() + <int64_t>(t * 1e9)
@@ -356,11 +354,28 @@ cdef object value_of(ObjectRef r, int64_t deadline_ns):
     return shared_value(e, deadline_ns)
 
 
+cdef bytes owner_report(ObjEntry *e):
+    """The death report of an object's owner, b"" when there is none."""
+    cdef Core *c = core()
+    cdef Blob *report = NULL
+    with nogil:
+        core_enter(c)
+        if e.ext != NULL and c.dead.count(e.ext.owner):
+            report = blob_hold(c.dead[e.ext.owner])
+        core_leave(c)
+    if report == NULL:
+        return b""
+    data = PyBytes_FromStringAndSize(report.data, report.size)
+    blob_drop(report)
+    return data
+
+
 cdef int raise_without_value(ObjEntry *e) except -1:
     check_usable()
     from ftray import exceptions
     if e.lost == 1:
-        raise exceptions.OwnerDiedError(e.id.b[:28].hex(), "its owner has died, and the value went with it")
+        from ftray import _system_errors
+        raise _system_errors.owner_died(owner_report(e), e.id.b[:28].hex())
     raise exceptions.ObjectLostError(e.id.b[:28].hex(), "no copy of it is left")
 
 

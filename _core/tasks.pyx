@@ -8,12 +8,13 @@ channel, or in an actor's limbo. Records of a finished task are freed at once: i
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport (F_CANCEL, F_FN_DEF, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin, chan_commit,
                                   chan_connect)
 from ftray._core.nodelink cimport N_WORKER_KILL, node_lease_request, node_lease_return, node_put
-from ftray._core.refs cimport refs_borrowed, refs_borrower, refs_check, refs_contain, refs_register, refs_unhold
+from ftray._core.refs cimport refs_borrowed, refs_borrower, refs_check, refs_contain, refs_expose, refs_register, refs_unhold
 from ftray._core.rules cimport (COMPLETE, FAIL_ACTOR_DEAD, FAIL_CANCELLED, FAIL_CRASHED, FAIL_UNAVAILABLE, REPLY_GIVEN_BACK, RUN_AGAIN,
                                 Verdict, after_death, after_reply, leases_wanted, list_insert, list_pop, list_push, list_remove,
                                 overloaded, pick_lease)
@@ -302,6 +303,7 @@ cdef char *write_deps(Core *c, TaskRec *t, char *p) noexcept nogil:
             memcpy(p, e.blob.data, e.blob.size)
             p += e.blob.size
         else:
+            refs_expose(c, e)               # the callee may keep a view and so become a borrower
             d.kind = VALUE_SHM
             d.seg = e.seg
             d.off = e.off
@@ -628,7 +630,22 @@ cdef void settle(Core *c, TaskRec *t, bint started, const char *report, uint64_t
     elif v == FAIL_CANCELLED:
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     else:
-        task_fail(c, t, ERR_CRASHED, report, size)
+        fail_crashed(c, t, report, size)
+
+
+cdef void fail_crashed(Core *c, TaskRec *t, const char *report, uint64_t size) noexcept nogil:
+    """The error's payload: the function's name as its definition has it (u16 length, bytes), then the death report."""
+    cdef string payload
+    cdef Blob *b = c.fns[t.fn]
+    cdef uint16_t n = 0
+    if b.size >= 3:
+        memcpy(&n, b.data + 1, 2)
+    if <uint64_t>n + 3 > b.size:
+        n = 0
+    payload.append(<const char *>&n, 2)
+    payload.append(b.data + 3, n)
+    payload.append(report, size)
+    task_fail(c, t, ERR_CRASHED, payload.data(), payload.size())
 
 
 cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t size) noexcept nogil:

@@ -112,7 +112,6 @@ cdef class Executor:
         return entry
 
     cdef tuple load(self, bytes definition):
-        import pickle
         if definition[0] == 1:
             name = definition[1:].decode()
             if self.instance is None:
@@ -120,9 +119,12 @@ cdef class Executor:
             function = self.entry_points.get(name) or getattr(self.instance, name)
             return function, f"{self.class_name}.{name}", None
         from ftray._pickling import unpickle_function
-        size = int.from_bytes(definition[1:5], "little")
-        name, retry = pickle.loads(definition[5:5 + size])
-        return unpickle_function(definition[5 + size:]), name, retry
+        at = 3 + int.from_bytes(definition[1:3], "little")
+        name = definition[3:at].decode("utf-8", "replace")
+        size = int.from_bytes(definition[at:at + 4], "little")
+        at += 4
+        retry = unpickle_function(definition[at:at + size]) if size else None
+        return unpickle_function(definition[at + size:]), name, retry
 
     # --- arguments
 
@@ -351,9 +353,9 @@ cdef class Executor:
                 if call.t.seq == EXEC_TERMINATE:
                     self.on_terminate(1)
                     return
-                self.start_actor(call.t.frame.data[:call.t.frame.size])
-                if self.mode == MODE_ASYNC:
-                    return self.run_async()
+                start_in_loop = self.start_actor(call.t.frame.data[:call.t.frame.size])
+                if start_in_loop is not None:
+                    return self.run_async(start_in_loop)
             elif self.mode == MODE_THREADS:
                 self.pool.put(call)
             else:
@@ -461,15 +463,16 @@ cdef class Executor:
 
     # --- async actors
 
-    def run_async(self):
+    def run_async(self, start):
         import asyncio
-        asyncio.run(self.async_main())
+        asyncio.run(self.async_main(start))
 
-    async def async_main(self):
+    async def async_main(self, start):
         import asyncio
         import os
         cdef Core *c = core()
         self.loop = asyncio.get_running_loop()
+        start()                             # the constructor may use the running loop
         stop = self.loop.create_future()
         c.loop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.loop.add_reader(c.epoll_fd, self.async_step, stop)
@@ -585,6 +588,7 @@ cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
     out[0] = c.exec_queue.front()
     c.exec_queue.pop_front()
     if out.ch != NULL:
+        memcpy(&c.job, out.frame.data + 20, 4)      # what this call submits belongs to its job
         if out.ch.map != NULL:
             store64(&out.ch.out.h.started, out.seq)
         if mode == MODE_SYNC:

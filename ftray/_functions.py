@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 import struct
 from typing import TYPE_CHECKING
 
@@ -78,27 +77,29 @@ class RemoteFunction(_core.FunctionCaller):
         raise NotSupportedError("RemoteFunction.bind (lazy task graphs) is not supported")
 
     @functools.cached_property
-    def _definition_of(self) -> dict[str, bytes]:
+    def _definition_of(self) -> dict[str, Any]:
         """The pickled function, made at the first call: shared by all `.options()` variants."""
         return {}
 
     def _bind(self) -> tuple[bytes, int, bytes, int, int]:
+        from ftray._pickling import pickle_function
+
         _lifecycle.ensure()
         shared = self._definition_of
         if "function" not in shared:
-            from ftray._pickling import pickle_function
-
-            shared["function"] = pickle_function(self._function)
+            refs: list[Any] = []
+            shared["function"] = pickle_function(self._function, refs)
+            shared["refs"] = refs  # what its closure refers to lives as long as the function
         options = self._options
         name = options.name or self._name()
-        meta = pickle.dumps((name, options.retry_exceptions or None), 5)
+        retry = pickle_function(options.retry_exceptions) if options.retry_exceptions else b""
         key, request = lease_request(options.resources, options.scheduling_strategy, name)
         if not isinstance(options.num_returns, int):
             from ftray.exceptions import NotSupportedError
 
             raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
         return (
-            _core.function_definition(meta, shared["function"]),
+            _core.function_definition(name, retry, shared["function"]),
             key,
             request,
             options.num_returns,

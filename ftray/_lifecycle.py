@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ftray._node.launch import NodeHandle
 
 _DEFAULT_SPIN_US = 40
+_LEAST_STORE_BYTES = 1 << 20
 
 
 class Session:
@@ -138,13 +139,22 @@ def init(
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be given when attaching to a running session (address={address!r})")
-        from ftray._node.launch import find_node
-
-        assert address is not None
-        _session = _register(find_node(address), None, namespace)
+        _session = _register(_find(address), None, namespace)
     _start_printer(_session, log_to_driver)
     atexit.register(shutdown)
     return RayContext(_session)
+
+
+def _find(address: str | None) -> str:
+    from ftray._node.launch import find_node
+    from ftray._node.session import SessionError
+
+    if not isinstance(address, str):
+        raise TypeError(f"address must be a string or None, not {address!r}")
+    try:
+        return find_node(address)
+    except SessionError as error:
+        raise ConnectionError(f"address={address!r}: {error}") from None
 
 
 def _reject(unsupported: dict[str, Any]) -> None:
@@ -162,6 +172,10 @@ def _start(
 ) -> Session:
     from ftray._node.launch import NodeOptions, start_node
 
+    if object_store_memory is not None and not isinstance(object_store_memory, int):
+        raise TypeError(f"object_store_memory must be an int (bytes), not {object_store_memory!r}")
+    if object_store_memory is not None and object_store_memory < _LEAST_STORE_BYTES:
+        raise ValueError(f"object_store_memory={object_store_memory} is too small: at least {_LEAST_STORE_BYTES} bytes")
     node = start_node(
         NodeOptions(
             num_cpus=num_cpus,

@@ -324,8 +324,6 @@ NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("task actor", "placement_group_capture_child_tasks", bool, "placement groups"),
     ("task actor", "object_store_memory", bool, "a share of the object store per task or actor"),
     ("task actor method", "enable_task_events", lambda value: not value, "task events"),
-    ("actor", "lifetime", lambda value: value == "detached", "actors that outlive their driver"),
-    ("actor", "max_pending_calls", lambda value: value != -1, "a limit on waiting calls"),
     ("actor", "concurrency_groups", bool, "concurrency groups"),
     ("actor", "allow_out_of_order_execution", bool, "calls that overtake each other"),
     ("method", "concurrency_group", bool, "concurrency groups"),

@@ -34,9 +34,10 @@ def build(code: int, payload: bytes) -> Exception:
         return exc.TaskCancelledError()
     if code in (ACTOR_DIED, ACTOR_UNAVAILABLE):
         return _actor_error(code, payload)
+    if code == OWNER_DIED:
+        return owner_died(payload)
     text = payload.decode("utf-8", "replace")
     simple: dict[int, type[exc.RayError]] = {
-        OWNER_DIED: exc.OwnerDiedError,
         LOST: exc.ObjectLostError,
         HEAD_DIED: exc.HeadDiedError,
         UNSCHEDULABLE: exc.TaskUnschedulableError,
@@ -68,10 +69,24 @@ def death_from_report(payload: bytes) -> exc.DeathCause | None:
 
 
 def _crashed(payload: bytes) -> Exception:
-    death = death_from_report(payload)
-    if death is not None and payload[32] == _OUT_OF_MEMORY:
-        return exc.OutOfMemoryError(death=death)
-    return exc.WorkerCrashedError(death=death)
+    """Payload: u16 length and name of the function, then the report."""
+    (size,) = struct.unpack_from("<H", payload, 0)
+    name = payload[2 : 2 + size].decode("utf-8", "replace")
+    report = payload[2 + size :]
+    death = death_from_report(report)
+    if death is not None and report[32] == _OUT_OF_MEMORY:
+        return exc.OutOfMemoryError(f"the worker that ran {name}() was ended for its memory", death=death)
+    return exc.WorkerCrashedError(f"the worker died while it ran {name}(), and no retry is left", death=death)
+
+
+def owner_died(report: bytes, object_hex: str = "") -> exc.OwnerDiedError:
+    """Make the error for an object whose owner is dead (``report``: its WORKER_DIED frame, or b"")."""
+    death = death_from_report(report)
+    if death is None:
+        return exc.OwnerDiedError(object_hex)
+    return exc.OwnerDiedError(
+        object_hex, f"its owner has died, and the value went with it: {death.describe()}", owner=f"process {death.pid}"
+    )
 
 
 def _actor_error(code: int, payload: bytes) -> Exception:

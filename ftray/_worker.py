@@ -18,6 +18,7 @@ from ftray._core.worker import flush as _flush
 from ftray._node.frames import KIND_WORKER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Any, TextIO
 
@@ -33,12 +34,18 @@ class _State:
     executor: Executor | None = None
     actor_id: bytes = b""
     incarnation: int = 0
+    spec: dict[str, Any] | None = None
     checkpoint: Any = None
 
 
 def actor_id() -> bytes:
     """Return the id of the actor that lives in this process, b"" when none does."""
     return _State.actor_id
+
+
+def actor_spec() -> dict[str, Any] | None:
+    """Return the record of this process's actor, None when it has none."""
+    return _State.spec
 
 
 def incarnation() -> int:
@@ -118,14 +125,29 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _start_actor(payload: bytes) -> None:
-    """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec."""
+def _start_actor(payload: bytes) -> Callable[[], None] | None:
+    """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec.
+
+    Returns
+    -------
+    callable or None
+        For an async actor what makes the instance, to be called inside the running event loop.
+    """
     (number,) = struct.unpack_from("<I", payload, 16)
     spec = pickle.loads(payload[24:])
     _State.actor_id = payload[:16]
     _State.incarnation = number
     assert _State.executor is not None
     _lifecycle.current().namespace = spec["namespace"]
+    _State.spec = spec
+    if spec["is_async"]:
+        return lambda: _make_actor(spec, number)
+    _make_actor(spec, number)
+    return None
+
+
+def _make_actor(spec: dict[str, Any], number: int) -> None:
+    assert _State.executor is not None
     try:
         instance, hook = _construct(spec, number)
     except SystemExit:

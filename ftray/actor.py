@@ -98,15 +98,19 @@ class ActorMethod(_core.MethodCaller):
     """A method of an actor: call it with ``.remote(...)``."""
 
     def __init__(
-        self, handle: ActorHandle, name: str, explicit: dict[str, Any], arity: _signature.Arity | None
+        self,
+        target: _core.ActorTarget,
+        meta: _Meta,
+        name: str,
+        explicit: dict[str, Any],
+        arity: _signature.Arity | None,
     ) -> None:
-        meta = handle._meta
         options = _options.method_options(explicit)
         if not isinstance(options.num_returns, int):
             raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
         retries = meta.max_task_retries if options.max_task_retries is None else options.max_task_retries
         super().__init__(
-            handle,
+            target,
             _core.method_definition(name),
             options.num_returns,
             retries,
@@ -115,6 +119,7 @@ class ActorMethod(_core.MethodCaller):
             _signature.NO_LIMIT if arity is None else arity.simple_max,
         )
         self._arity = arity
+        self._meta = meta
         self._name = name
         self._explicit = explicit
 
@@ -127,10 +132,10 @@ class ActorMethod(_core.MethodCaller):
     def options(self, **options: Any) -> ActorMethod:
         """Return the same method with other options."""
         merged = _options.merge(self._explicit, _options.check("method", options))
-        return ActorMethod(self._handle, self._name, merged, self._arity)
+        return ActorMethod(self._target, self._meta, self._name, merged, self._arity)
 
     def __repr__(self) -> str:
-        return f"ActorMethod({self._handle!r}.{self._name})"
+        return f"ActorMethod({self._meta.class_name}.{self._name})"
 
 
 def _checkpoint_spec(cls: type) -> dict[str, object] | None:
@@ -142,13 +147,14 @@ def _checkpoint_spec(cls: type) -> dict[str, object] | None:
     return spec_of(cls)
 
 
-class ActorHandle(_core.ActorCaller):
+class ActorHandle:
     """A handle of an actor; ``handle.method.remote(...)`` calls it.
 
     Handles can be passed to tasks and other actors. When the last handle is gone, the actor ends.
     """
 
     _meta: _Meta
+    _target: _core.ActorTarget
 
     def __init__(self) -> None:
         raise TypeError("ActorHandle cannot be made directly: call .remote() on an actor class, or ftray.get_actor(name)")
@@ -157,15 +163,15 @@ class ActorHandle(_core.ActorCaller):
     def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
         handle = cls.__new__(cls)
         handle._meta = meta
-        handle._attach(ref)
+        handle._target = _core.ActorTarget(ref)
         return handle
 
     def __getattr__(self, name: str) -> ActorMethod:
-        meta: _Meta = self.__dict__["_meta"] if "_meta" in self.__dict__ else object.__getattribute__(self, "_meta")
+        meta: _Meta = object.__getattribute__(self, "_meta")
         found = meta.methods.get(name)
         if found is None:
             raise AttributeError(f"actor class {meta.class_name} has no method {name!r}; it has {', '.join(meta.methods)}")
-        made = ActorMethod(self, name, *found)
+        made = ActorMethod(self._target, meta, name, *found)
         self.__dict__[name] = made
         return made
 
@@ -173,19 +179,19 @@ class ActorHandle(_core.ActorCaller):
     def _actor_id(self) -> Any:
         from ftray._ids import ActorID
 
-        return ActorID(self._actor_id_bytes())
+        return ActorID(self._target.actor_id())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_handle, (self._ref, self._meta)
+        return _rebuild_handle, (self._target.ref, self._meta)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActorHandle) and self._ref == other._ref
+        return isinstance(other, ActorHandle) and self._target.ref == other._target.ref
 
     def __hash__(self) -> int:
-        return hash(self._ref)
+        return hash(self._target.ref)
 
     def __repr__(self) -> str:
-        return f"Actor({self._meta.class_name}, {self._actor_id_bytes().hex()})"
+        return f"Actor({self._meta.class_name}, {self._target.actor_id().hex()})"
 
 
 def _rebuild_handle(ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
@@ -203,6 +209,7 @@ class ActorClass:
         self._explicit = explicit
         self._options = _options.actor_options(explicit)
         self._blob: bytes | None = None
+        self._class_refs: list[Any] = []  # what methods' closures refer to lives as long as the class
         functools.update_wrapper(self, cls, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -212,7 +219,7 @@ class ActorClass:
     def options(self, **options: Any) -> ActorClass:
         """Return the same class with other options."""
         made = ActorClass(self._cls, _options.merge(self._explicit, _options.check("actor", options)))
-        made._blob = self._blob
+        made._blob, made._class_refs = self._blob, self._class_refs
         return made
 
     def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -236,7 +243,7 @@ class ActorClass:
         if self._blob is None:
             from ftray._pickling import pickle_function
 
-            self._blob = pickle_function(self._cls)
+            self._blob = pickle_function(self._cls, self._class_refs)
         options = self._options
         actor_id = _core.next_actor_id()
         ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
@@ -379,7 +386,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """
     if not isinstance(actor, ActorHandle):
         raise ValueError(f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)")
-    _core.tell_node(_ACTOR_KILL, actor._actor_id_bytes() + struct.pack("<BB", bool(no_restart), 0))
+    _core.tell_node(_ACTOR_KILL, actor._target.actor_id() + struct.pack("<BB", bool(no_restart), 0))
 
 
 def exit_actor() -> NoReturn:

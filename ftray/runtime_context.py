@@ -9,6 +9,8 @@ from ftray import _core, _lifecycle
 if TYPE_CHECKING:
     from typing import Any
 
+    from ftray.actor import ActorHandle
+
 
 class RuntimeContext:
     """Facts about the process, task and actor that the calling code is part of; read when asked for."""
@@ -20,7 +22,7 @@ class RuntimeContext:
 
     def get_job_id(self) -> str:
         """Return the job's id in hexadecimal."""
-        return self._context()["job_id"].to_bytes(4, "little").hex()
+        return str(self._context()["task_id"][20:24].hex())
 
     def get_node_id(self) -> str:
         """Return the node's id in hexadecimal."""
@@ -44,6 +46,32 @@ class RuntimeContext:
     def get_call_id(self) -> str:
         """Return the identity of the running call, which a re-execution keeps, in hexadecimal."""
         return str(self._context()["call_id"].hex())
+
+    def get_actor_name(self) -> str | None:
+        """Return the current actor's name, "" when it has none, None outside an actor."""
+        from ftray import _worker
+
+        spec = _worker.actor_spec()
+        return None if spec is None else spec["name"] or ""
+
+    @property
+    def current_actor(self) -> ActorHandle:
+        """A handle of the actor that the code runs in.
+
+        Raises
+        ------
+        RuntimeError
+            Outside an actor.
+        """
+        import pickle
+
+        from ftray import _worker
+        from ftray.actor import ActorHandle
+
+        spec = _worker.actor_spec()
+        if spec is None:
+            raise RuntimeError("current_actor is for code that runs in an actor's method")
+        return ActorHandle._make(_core.foreign_actor_ref(spec["actor_id"], spec["owner"]), pickle.loads(spec["meta"]))
 
     @property
     def namespace(self) -> str:
