@@ -1,4 +1,9 @@
-"""The compiled core. `EXPORTS` names everything that ``ftray/`` and ``checkpoint/`` may use of it; a test holds it."""
+"""The compiled core.
+
+`EXPORTS` names everything that ``ftray/`` and ``checkpoint/`` may use of it; ``tests/unit/test_exports.py``
+holds them to it. A plain name is here, for ``_core.name``. ``module.name`` is what only some processes or
+moments need: it is imported from its own module, which ``import ftray`` does not have to execute.
+"""
 
 from ftray._core.calls import (
     ActorTarget,
@@ -24,7 +29,7 @@ from ftray._core.runtime import (
 )
 from ftray._core.segments import segment_stats
 
-EXPORTS = (
+__all__ = [
     "ActorTarget",
     "FunctionCaller",
     "MethodCaller",
@@ -49,6 +54,20 @@ EXPORTS = (
     "segment_stats",
     "tell_node",
     "wait",
-)
+]
 
-__all__ = list(EXPORTS)
+EXPORTS = (
+    *__all__,
+    "callargs.deserialize_args",
+    "pickler.probe",
+    "procs.close_range",
+    "procs.fork_sibling",
+    "procs.set_child_subreaper",
+    "procs.set_name",
+    "procs.set_pdeathsig",
+    "procs.thread_count",
+    "serial.deserialize",
+    "serial.serialize",
+    "worker.Executor",
+    "worker.flush",
+)

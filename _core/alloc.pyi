@@ -1,9 +1,12 @@
-from typing import TypedDict
+from typing import TypedDict, type_check_only
+
+from typing_extensions import Self
 
 GRANULE_BYTES: int
 MAX_SEGMENT_BYTES: int
 INVARIANTS: tuple[str, ...]
 
+@type_check_only
 class BlockFields(TypedDict):
     seg_id: int
     offset: int
@@ -12,6 +15,7 @@ class BlockFields(TypedDict):
     minimum_bytes: int
     dedicated: bool
 
+@type_check_only
 class AllocStatsFields(TypedDict):
     segments: int
     blocks: int
@@ -29,15 +33,15 @@ class Allocator:
     arena_max_bytes: int
     warm_limit_bytes: int
     idle_ms: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         arena_block_max_bytes: int = ...,
         arena_first_bytes: int = ...,
         arena_max_bytes: int = ...,
         warm_limit_bytes: int = ...,
         idle_ms: int = ...,
-    ) -> None: ...
+    ) -> Self: ...
     def py_alloc(self, size: int, now_ms: int = 0) -> tuple[int, BlockFields]: ...
     def py_add_segment(self, seg_id: int, size: int, dedicated: bool, now_ms: int = 0) -> int: ...
     def py_free(self, seg_id: int, offset: int, now_ms: int = 0) -> int: ...

@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from ftray._core.actors cimport actor_client
+from ftray._core.actors cimport actor_client, actor_on_state
 from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.callargs cimport encode_args
 from ftray._core.context cimport Context, child_task_id, context
@@ -153,6 +153,7 @@ cdef void submit_locked(Core *c, TaskRec *t, Context *x) noexcept nogil:
     else:
         child_task_id(x, c.job, NULL, t.id, t.call_id)
     t.depth = x.depth + 1
+    t.parent = x.unique
     for i in range(t.ndeps + t.nnested):
         t.deps[i].holds += 1
 
@@ -273,6 +274,18 @@ cdef class ActorTarget:
     def actor_id(self):
         """Return the actor's 16 bytes."""
         return usable(self.ref).id.b[8:24]
+
+    def fail(self, bytes cause):
+        """The actor could not even be created: calls fail with this pickled cause."""
+        cdef Core *c = core()
+        cdef const char *p = cause
+        cdef uint64_t n = len(cause)
+        cdef Id28 nobody
+        memset(nobody.b, 0, 28)
+        with nogil:
+            core_enter(c)
+            actor_on_state(c, &self.a.id, ACTOR_DEAD, 1, &nobody, p, n)
+            core_leave(c)
 
     cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, tuple args, dict kwargs):
         cdef list deps = [], refs = []
@@ -414,7 +427,7 @@ def cancel(ref, *, force=False, recursive=True):
     force : bool, default False
         End the worker process instead of raising KeyboardInterrupt in it. Not for actor methods.
     recursive : bool, default True
-        Also cancel the tasks that it has submitted. Only True is supported.
+        Also cancel the tasks that it has submitted and that are not finished.
 
     Raises
     ------
@@ -425,17 +438,14 @@ def cancel(ref, *, force=False, recursive=True):
     """
     cdef Core *c = core()
     cdef ObjEntry *e
-    cdef bint f = force
+    cdef bint f = force, r = recursive
     if type(ref) is not ObjectRef:
         raise TypeError(f"cancel() takes an ObjectRef, not {type(ref).__name__}")
     e = usable(ref)
-    if not recursive:
-        from ftray.exceptions import NotSupportedError
-        raise NotSupportedError("cancel(recursive=False) is not supported yet")
     if e.task != NULL and e.task.actor != NULL and force:
         raise ValueError("cancel(force=True) is for tasks only; use ftray.kill(actor) to end an actor")
     with nogil:
         core_enter(c)
         if e.task != NULL:
-            task_cancel(c, e.task, f)
+            task_cancel(c, e.task, f, r)
         core_leave(c)

@@ -17,3 +17,4 @@ cdef void exec_channel_died(Core *c, Channel *ch) noexcept nogil
 cdef void exec_give_back_all(Core *c) noexcept nogil
 cdef void exec_reply_status(Core *c, Channel *ch, uint64_t seq, uint8_t status, uint16_t aux) noexcept nogil
 cdef void exec_post(Core *c) noexcept nogil
+cdef bint exec_runnable(Core *c) noexcept nogil

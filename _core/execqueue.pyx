@@ -9,10 +9,14 @@ from libc.string cimport memcpy, memset
 from libcpp.deque cimport deque
 
 from ftray._core.channel cimport (F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin, chan_commit)
-from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_EXIT, NodeHeader
+from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_GIVEN_BACK
-from ftray._core.types cimport CH_OPEN, Blob, Channel, Core, ExecTask, blob_copy, blob_drop
+from ftray._core.tasks cimport tasks_cancel_children
+from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Blob, Channel, Core, ExecTask, blob_copy, blob_drop
 from ftray._core.wire cimport KIND_TASK, ReplyHead, TaskHead
+
+cdef enum:
+    EXIT_IF_IDLE = 1
 
 cdef extern from *:
     """
@@ -117,7 +121,7 @@ cdef void exec_give_back_all(Core *c) noexcept nogil:
     c.exec_queue.swap(keep)
 
 
-cdef void on_cancel(Core *c, Channel *ch, uint64_t seq) noexcept nogil:
+cdef void on_cancel(Core *c, Channel *ch, uint64_t seq, bint recursive) noexcept nogil:
     cdef size_t i
     for i in range(c.exec_queue.size()):
         if c.exec_queue[i].ch == ch and c.exec_queue[i].seq == seq:
@@ -126,12 +130,17 @@ cdef void on_cancel(Core *c, Channel *ch, uint64_t seq) noexcept nogil:
             c.exec_queue.erase(c.exec_queue.begin() + i)
             return
     if c.running_ch == ch and c.running_seq == seq:
-        c.cancel_ch = ch
-        c.cancel_seq = seq
-        interrupt_thread(c.main_thread)
+        if recursive:
+            tasks_cancel_children(c, c.running_unique)
+        if not c.is_actor:              # a method is never interrupted
+            c.cancel_ch = ch
+            c.cancel_seq = seq
+            interrupt_thread(c.main_thread)
     else:
         c.cancels.push_back(seq)
         c.changed = True
+        if c.loop_fd >= 0:
+            kick(c.loop_fd)
 
 
 cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
@@ -143,20 +152,54 @@ cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t 
     elif h.kind == F_TAKE_BACK:
         give_back(c, ch, h.seq)
     elif h.kind == F_CANCEL:
-        on_cancel(c, ch, h.seq)
+        on_cancel(c, ch, h.seq, h.flags)
     else:
         return False
     return True
 
 
+cdef void push_start(Core *c, Blob *frame) noexcept nogil:
+    """The actor is made before anything else: calls of fast callers may be here already."""
+    cdef ExecTask t
+    t.ch = NULL
+    t.seq = EXEC_ACTOR_START
+    t.frame = frame
+    t.order = 0
+    c.exec_queue.push_front(t)
+    c.is_actor = True
+    c.changed = True
+
+
+cdef bint owns_something(Core *c) noexcept nogil:
+    """Does this process own objects that others may still want?"""
+    for item in c.objects:
+        if item.second.flags & OBJ_OWNED:
+            return True
+    return c.n_tasks > 0
+
+
+cdef bint exec_runnable(Core *c) noexcept nogil:
+    """Is there something to run now? Methods wait until ftrayd has said which actor this is."""
+    cdef ExecTask *t
+    if c.exec_queue.empty():
+        return False
+    t = &c.exec_queue.front()
+    return t.ch == NULL or c.is_actor or (<TaskHead *>t.frame.data).kind == KIND_TASK
+
+
 cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
     if h.kind == N_ACTOR_START:
-        push(c, NULL, EXEC_ACTOR_START, blob_copy(body, h.size))
+        push_start(c, blob_copy(body, h.size))
     elif h.kind == N_ACTOR_TERMINATE:
         push(c, NULL, EXEC_TERMINATE, NULL)
     elif h.kind == N_EXIT:
-        c.exit_requested = True
-        c.changed = True
+        if h.flags & EXIT_IF_IDLE and (owns_something(c) or c.is_actor or not c.exec_queue.empty() or c.running_ch != NULL):
+            node_put(c, N_EXIT_DECLINED, 0, NULL, 0)
+        else:
+            c.exit_requested = True
+            c.changed = True
+            if c.loop_fd >= 0:
+                kick(c.loop_fd)
     else:
         return False
     return True

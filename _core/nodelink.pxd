@@ -32,6 +32,7 @@ cdef enum NodeFrame:
     N_WORKER_DIED = 50
     N_WORKER_KILL = 51
     N_EXIT = 52
+    N_EXIT_DECLINED = 53
     N_LOG = 60
     N_WARN = 61
     N_RPC = 100

@@ -1,7 +1,13 @@
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pickle import PickleBuffer
+from typing import Any, TypeVar, final
 
 _T = TypeVar("_T")
+
+@final
+class Encoder:
+    def write(self, data: bytes | bytearray | memoryview) -> int: ...
+    def take_buffer(self, buffer: PickleBuffer) -> None: ...
 
 def note_ref(ref: object) -> bool: ...
 def probe(value: object) -> int: ...

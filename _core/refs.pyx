@@ -306,6 +306,9 @@ cdef class RefTable:
         e.seg = seg
         e.off = off
 
+    def actor_handle(self, n):
+        self.entry(n).flags |= OBJ_ACTOR
+
     def died(self, worker):
         cdef Id28 w = self.make_id(worker)
         refs_process_died(&self.core, &w)

@@ -51,7 +51,7 @@ cdef Lease *pick_lease(SchedClass *k) noexcept nogil:
     cdef size_t i
     for i in range(k.leases.size()):
         l = k.leases[i]
-        if l.broken or l.paused or l.ch.state != CH_OPEN or l.ch.ninflight >= WINDOW:
+        if l.broken or l.paused or l.reclaimed or l.ch.state != CH_OPEN or l.ch.ninflight >= WINDOW:
             continue
         if best == NULL or l.ch.ninflight < best.ch.ninflight:
             best = l

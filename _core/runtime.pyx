@@ -30,7 +30,7 @@ from ftray._core.nodelink cimport (N_ACTOR_START, N_ACTOR_STATE, N_ACTOR_TERMINA
 from ftray._core.refs cimport refs_drain, refs_process_died
 from ftray._core.segments cimport (segment_gone, segment_map, segment_take_dead, segments_close, segments_drain, segments_next_trim_ms, segments_open, segments_process_died, segments_trim)
 from ftray._core.store cimport DeadMapping, bury as bury_mapping
-from ftray._core.tasks cimport (class_fail, lease_granted, leases_idle, leases_reclaim, tasks_fail_all, tasks_on_reply, tasks_process_died,
+from ftray._core.tasks cimport (class_fail, lease_granted, lease_reclaim, leases_idle, tasks_fail_all, tasks_on_reply, tasks_process_died,
                                 tasks_run_ready, tasks_set_hooks)
 from ftray._core.actors cimport actor_pump
 from ftray._core.types cimport (CH_BROKEN, CH_CONNECTING, OBJ_INLINE, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, ObjEntry, Slot, blob_copy, blob_drop, cas64,
@@ -127,7 +127,9 @@ cdef int check_usable() except -1:
     from ftray import exceptions
     if the_core.running and not in_fork():
         if not the_core.node_alive:
-            raise exceptions.HeadDiedError()
+            from ftray import _lifecycle
+            words = _lifecycle.last_words()
+            raise exceptions.HeadDiedError(f"{exceptions.HeadDiedError._default()}\n{words}" if words else "")
         return 0
     if the_core.running:
         raise exceptions.ForkedProcessError(the_core.pid, getpid())
@@ -317,8 +319,9 @@ cdef void on_lease_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
         memcpy(&lease, body + 8, 8)
         memcpy(worker.b, body + 16, 28)
         lease_granted(c, key, lease, &worker)
-    elif h.kind == N_LEASE_RECLAIM:
-        leases_reclaim(c)
+    elif h.kind == N_LEASE_RECLAIM and h.size >= 8:
+        memcpy(&lease, body, 8)
+        lease_reclaim(c, lease)
     elif h.size >= 11:
         memcpy(&key, body, 8)
         memcpy(&size, body + 9, 2)

@@ -12,7 +12,8 @@ cdef void tasks_run_ready(Core *c) noexcept nogil
 cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint64_t size) noexcept nogil
 cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t size) noexcept nogil
-cdef void task_cancel(Core *c, TaskRec *t, bint force) noexcept nogil
+cdef void task_cancel(Core *c, TaskRec *t, bint force, bint recursive) noexcept nogil
+cdef void tasks_cancel_children(Core *c, uint64_t parent) noexcept nogil
 cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *worker) noexcept nogil
 cdef void leases_idle(Core *c, uint64_t now_ns) noexcept nogil
 cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil
@@ -29,5 +30,5 @@ ctypedef void (*answer_fn)(Core *c, ObjEntry *e, Channel *ch, uint64_t token) no
 ctypedef void (*actor_fn)(Core *c, ActorClient *a) noexcept nogil
 ctypedef void (*wake_fn)(Core *c, ObjEntry *e, uint64_t token) noexcept nogil
 cdef void tasks_set_hooks(fetch_fn fetch, answer_fn answer, actor_fn pump_actor, wake_fn wake) noexcept nogil
-cdef void leases_reclaim(Core *c) noexcept nogil
+cdef void lease_reclaim(Core *c, uint64_t lease_id) noexcept nogil
 cdef void class_fail(Core *c, uint64_t class_key, const char *text, uint32_t size) noexcept nogil

@@ -21,7 +21,7 @@ from ftray._core.rules cimport (COMPLETE, FAIL_ACTOR_DEAD, FAIL_CANCELLED, FAIL_
 from ftray._core.segments cimport segment_owned
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, CH_BROKEN, CH_OPEN, OBJ_FETCHING, OBJ_INLINE, OBJ_IS_ERROR, OBJ_OWNED, OBJ_PENDING,
                                 OBJ_SHM, OBJ_UNKNOWN, TASK_CANCELLED, TASK_CANCEL_FORCE, TASK_DONE, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
-                                TASK_WAITS_DEPS, ActorClient, Blob, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskRec, Waiter,
+                                TASK_WAITS_DEPS, ActorClient, Blob, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec, Waiter,
                                 blob_copy, blob_drop, blob_hold, blob_new, load64, mono_ns, store8)
 from ftray._core.wire cimport (ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED, ERR_CRASHED, ERR_LOST, ERR_OWNER_DIED, ERR_UNSCHEDULABLE, KIND_METHOD,
                                KIND_TASK, SYSTEM_ERROR, VALUE_INLINE, VALUE_LOST, VALUE_SHM, DepHead, ReplyHead, RetHead, TaskHead)
@@ -216,6 +216,7 @@ cdef void task_submit(Core *c, TaskRec *t) noexcept nogil:
         enqueue(c, t)
     else:
         t.state = TASK_WAITS_DEPS
+        list_push(&c.waiting, t)
 
 
 cdef bint tasks_fail_dep(Core *c, TaskRec *t) noexcept nogil:
@@ -258,6 +259,7 @@ cdef void tasks_run_ready(Core *c) noexcept nogil:
             t.state = TASK_QUEUED
             pump_actor_queue(c, t.actor)
         else:
+            list_remove(&c.waiting, t)
             enqueue(c, t)
 
 
@@ -488,7 +490,7 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     if k != NULL:
         if k.queue.head != NULL or l == NULL:
             class_pump(c, k)
-        elif l.ch.ninflight == 0:
+        if l != NULL and l.ch.ninflight == 0:
             lease_is_idle(c, l)
     elif ch.actor != NULL and ch.actor.queue.head != NULL:
         pump_actor_queue(c, ch.actor)
@@ -507,7 +509,7 @@ cdef void lease_is_idle(Core *c, Lease *l) noexcept nogil:
     l.idle_since_ns = now
     if k.asked:
         node_lease_request(c, k, leases_wanted(k))
-    if k.reclaim:
+    if l.reclaimed:
         drop_lease(c, l, 1)
         return
     set_timer(c, now + (STALE_NS if k.leases.size() > 1 else IDLE_LEASE_NS))
@@ -527,8 +529,6 @@ cdef void drop_lease(Core *c, Lease *l, uint8_t reusable) noexcept nogil:
     if l.ch.lease == l:
         l.ch.lease = NULL
     del l
-    if k.leases.empty():
-        k.reclaim = 0
 
 
 cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *worker) noexcept nogil:
@@ -564,9 +564,7 @@ cdef void take_back_for_idle(Core *c, SchedClass *k, uint64_t now_ns) noexcept n
     cdef Lease *l = overloaded(k, now_ns, STALE_NS)
     if l == NULL:
         return
-    l.taking_back = l.ch.ninflight // 2
-    chan_begin(c, l.ch, FRAME_HEADER, F_TAKE_BACK, 0, 0, l.taking_back)
-    chan_commit(c, l.ch, FRAME_HEADER)
+    take_back(c, l, l.ch.ninflight // 2)
 
 
 cdef bint someone_loaded(SchedClass *k) noexcept nogil:
@@ -591,22 +589,33 @@ cdef void leases_idle(Core *c, uint64_t now_ns) noexcept nogil:
         if someone_loaded(l.cls):
             take_back_for_idle(c, l.cls, now_ns)
             set_timer(c, now_ns + STALE_NS)
-        elif l.cls.reclaim or now_ns - l.idle_since_ns >= IDLE_LEASE_NS:
+        elif l.reclaimed or now_ns - l.idle_since_ns >= IDLE_LEASE_NS:
             drop_lease(c, l, 0 if l.broken else 1)
         else:
             set_timer(c, l.idle_since_ns + IDLE_LEASE_NS)
 
 
-cdef void leases_reclaim(Core *c) noexcept nogil:
-    """Somebody waits for a worker: idle leases go back now, the others as soon as they are idle."""
-    cdef vector[Lease *] idle
-    cdef size_t i
-    for item in c.leases:
-        item.second.cls.reclaim = 1
-        if item.second.ch.ninflight == 0:
-            idle.push_back(item.second)
-    for i in range(idle.size()):
-        drop_lease(c, idle[i], 1)
+cdef void take_back(Core *c, Lease *l, uint64_t wanted) noexcept nogil:
+    """Ask a worker for calls that it has not begun."""
+    l.taking_back = wanted
+    chan_begin(c, l.ch, FRAME_HEADER, F_TAKE_BACK, 0, 0, wanted)
+    chan_commit(c, l.ch, FRAME_HEADER)
+
+
+cdef void lease_reclaim(Core *c, uint64_t lease_id) noexcept nogil:
+    """Somebody waits for this worker: it goes back as soon as the call that it runs has ended."""
+    cdef Lease *l
+    cdef SchedClass *k
+    if c.leases.count(lease_id) == 0:
+        return
+    l = c.leases[lease_id]
+    k = l.cls
+    l.reclaimed = 1
+    if l.ch.ninflight == 0:
+        drop_lease(c, l, 1)
+    elif l.ch.ninflight > 1 and not l.taking_back and l.ch.state == CH_OPEN:
+        take_back(c, l, l.ch.ninflight)
+    node_lease_request(c, k, leases_wanted(k))
 
 
 cdef void class_fail(Core *c, uint64_t class_key, const char *text, uint32_t size) noexcept nogil:
@@ -700,36 +709,87 @@ cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
         ch.base_seq += ch.inflight.size()
         ch.inflight.clear()
         ch.ninflight = 0
+    while c.waiting.head != NULL:
+        t = list_pop(&c.waiting)
+        forget_waits(t)
+        open_tasks.push_back(t)
     for item in c.classes:
         while item.second.queue.head != NULL:
             open_tasks.push_back(list_pop(&item.second.queue))
     for entry in c.actors:
         while entry.second.queue.head != NULL:
             t = list_pop(&entry.second.queue)
-            if t.state != TASK_WAITS_DEPS:
-                open_tasks.push_back(t)
+            forget_waits(t)
+            open_tasks.push_back(t)
         while entry.second.limbo.head != NULL:
             open_tasks.push_back(list_pop(&entry.second.limbo))
     for i in range(open_tasks.size()):
         task_fail(c, open_tasks[i], code, NULL, 0)
 
 
-cdef void task_cancel(Core *c, TaskRec *t, bint force) noexcept nogil:
+cdef void forget_waits(TaskRec *t) noexcept nogil:
+    """Dependencies shall not tell this task any more."""
+    cdef Waiter **at
+    cdef Waiter *w
+    cdef uint16_t i
+    for i in range(t.ndeps):
+        at = &t.deps[i].waiters
+        while at[0] != NULL:
+            w = at[0]
+            if w.kind == 0 and w.task == t:
+                at[0] = w.next
+                del w
+            else:
+                at = &w.next
+    t.deps_pending = 0
+
+
+cdef void task_cancel(Core *c, TaskRec *t, bint force, bint recursive) noexcept nogil:
     """Cancel a task wherever it is; a running one is asked to stop (or, with force, its process is ended)."""
     cdef char p[64]
     cdef uint16_t zero = 0
     t.flags |= TASK_CANCELLED
-    if t.state == TASK_QUEUED or (t.state == TASK_WAITS_DEPS and t.actor != NULL):
-        if t.deps_pending:
-            return                      # fails when its last argument has come
-        list_remove(&t.actor.queue if t.actor != NULL else &t.cls.queue, t)
+    if t.state == TASK_WAITS_DEPS or t.state == TASK_QUEUED:
+        if t.actor != NULL:
+            list_remove(&t.actor.queue, t)
+        elif t.state == TASK_WAITS_DEPS:
+            list_remove(&c.waiting, t)
+        else:
+            list_remove(&t.cls.queue, t)
+        forget_waits(t)
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     elif t.state == TASK_PUSHED:
+        chan_begin(c, t.ch, FRAME_HEADER, F_CANCEL, 1 if recursive else 0, 0, t.seq)
+        chan_commit(c, t.ch, FRAME_HEADER)
         if force and t.actor == NULL:
             memcpy(p, t.ch.worker.b, 28)
             p[28] = 1
             memcpy(p + 29, &zero, 2)
             node_put(c, N_WORKER_KILL, 0, p, 31)
-        else:
-            chan_begin(c, t.ch, FRAME_HEADER, F_CANCEL, 0, 0, t.seq)
-            chan_commit(c, t.ch, FRAME_HEADER)
+
+
+cdef void collect_children(TaskList *l, uint64_t parent, vector[TaskRec *] *out) noexcept nogil:
+    cdef TaskRec *t = l.head
+    while t != NULL:
+        if t.parent == parent:
+            out.push_back(t)
+        t = t.next
+
+
+cdef void tasks_cancel_children(Core *c, uint64_t parent) noexcept nogil:
+    """A task that ran here was cancelled: so is everything that it has submitted."""
+    cdef vector[TaskRec *] children
+    cdef size_t i, j
+    collect_children(&c.waiting, parent, &children)
+    for item in c.classes:
+        collect_children(&item.second.queue, parent, &children)
+    for entry in c.actors:
+        collect_children(&entry.second.queue, parent, &children)
+    for i in range(c.channels.size()):
+        if c.channels[i] == NULL:
+            continue
+        for j in range(c.channels[i].inflight.size()):
+            if c.channels[i].inflight[j] != NULL and c.channels[i].inflight[j].parent == parent:
+                children.push_back(c.channels[i].inflight[j])
+    for i in range(children.size()):
+        task_cancel(c, children[i], False, True)

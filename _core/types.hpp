@@ -111,6 +111,7 @@ struct TaskRec {
     ObjEntry **rets;        // nret > 1
     SchedClass *cls;        // plain tasks
     ActorClient *actor;     // actor calls
+    uint64_t parent;        // unique part of the submitting task's id
     Channel *ch;
     TaskRec *next, *prev;   // queue links
     uint64_t pushed_ns;
@@ -188,16 +189,16 @@ struct Lease {
     uint64_t idle_since_ns = 0;
     uint64_t taking_back = 0;
     uint8_t broken = 0;
+    uint8_t reclaimed = 0;   // ftrayd wants it back: nothing new is pushed, it goes when it is idle
     uint8_t paused = 0;      // its worker waits in get(): nothing is pushed until the running call replies
 };
 
 struct SchedClass {
     uint64_t key = 0;
-    std::string request;   // the part of LEASE_REQUEST that never changes
+    std::string request;   // LEASE_REQUEST, whose count is written in each time
     TaskList queue;
     std::vector<Lease *> leases;
     uint32_t asked = 0;
-    uint8_t reclaim = 0;
     std::string fatal;     // never schedulable: why
 };
 
@@ -301,6 +302,7 @@ struct Core {
     std::unordered_map<Id16, ActorClient *, IdHash> actors;
     std::vector<Blob *> fns;
     uint64_t task_number = 0;
+    TaskList waiting;                // plain tasks whose dependencies are not there yet
     uint64_t root = 0;               // seeds TaskIDs of this process's own flow
     uint64_t child_index = 0;
     std::vector<TaskRec *> ready;    // dependencies came while something else was being done
@@ -308,7 +310,9 @@ struct Core {
     // execution
     std::deque<ExecTask> exec;
     uint64_t exec_order = 0;
-    bool exit_requested = false, terminate_requested = false;
+    bool exit_requested = false;
+    bool is_actor = false;           // ACTOR_START has come: methods may run
+    uint64_t running_unique = 0;     // of the id of the call that the main thread is in
     uint64_t running_seq = 0;        // plain worker: the call that the main thread is in
     Channel *running_ch = nullptr;
     uint64_t cancel_seq = 0;

@@ -122,6 +122,7 @@ cdef extern from "types.hpp" nogil:
         ObjEntry **rets
         SchedClass *cls
         ActorClient *actor
+        uint64_t parent
         Channel *ch
         TaskRec *next
         TaskRec *prev
@@ -179,7 +180,7 @@ cdef extern from "types.hpp" nogil:
         SchedClass *cls
         Channel *ch
         uint64_t idle_since_ns, taking_back
-        uint8_t broken, paused
+        uint8_t broken, reclaimed, paused
 
     cppclass SchedClass:
         uint64_t key
@@ -187,7 +188,6 @@ cdef extern from "types.hpp" nogil:
         TaskList queue
         vector[Lease *] leases
         uint32_t asked
-        uint8_t reclaim
         string fatal
 
     cppclass ActorClient:
@@ -278,13 +278,14 @@ cdef extern from "types.hpp" nogil:
         unordered_map[uint64_t, LeaseP] leases
         unordered_map[Id16, ActorClientP, IdHash] actors
         vector[Blob *] fns
+        TaskList waiting
         uint64_t task_number, root, child_index
         vector[TaskRec *] ready
         uint64_t timer_ns
         deque[ExecTask] exec_queue "exec"
         uint64_t exec_order
-        cbool exit_requested, terminate_requested
-        uint64_t running_seq
+        cbool exit_requested, is_actor
+        uint64_t running_seq, running_unique
         Channel *running_ch
         uint64_t cancel_seq
         Channel *cancel_ch

@@ -22,7 +22,7 @@ from ftray._core.buf cimport Buf, buf_clear, buf_extend, buf_free, buf_init, buf
 from ftray._core.callargs cimport decode_args
 from ftray._core.channel cimport F_REPLY, FRAME_HEADER, FrameHeader, chan_begin, chan_commit
 from ftray._core.context cimport Context, context_begin, context_end
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post, exec_runnable
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, place_shared, usable, value_of
 from ftray._core.refs cimport refs_borrowed, refs_drain, refs_expose, refs_register
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
@@ -41,7 +41,7 @@ cdef enum:
 
 
 cdef bint work_here(Core *c, void *arg) noexcept nogil:
-    return not c.exec_queue.empty() or c.exit_requested
+    return exec_runnable(c) or c.exit_requested
 
 
 cdef class Call:
@@ -281,7 +281,7 @@ cdef class Executor:
             return f"<{self.class_name} whose repr() failed>"
 
     cdef uint8_t error_status(self, Call call, object error):
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or (self.loop is not None and is_cancellation(error)):
             return REPLY_CANCELLED
         if call.retry is True or (call.retry and isinstance(error, call.retry)):
             return REPLY_RETRY
@@ -328,7 +328,7 @@ cdef class Executor:
         cdef Call call = Call.__new__(Call)
         while True:
             if core_try(c):
-                if not c.exec_queue.empty():
+                if exec_runnable(c):
                     begin(c, &call.t, self.mode)
                     core_leave(c)
                     return call
@@ -518,6 +518,7 @@ cdef class Executor:
                     stop.set_result(None)
                     return
                 self.start_async(call)
+            self.cancel_async()
             if c.exit_requested:
                 if not stop.done():
                     stop.set_result(None)
@@ -532,6 +533,23 @@ cdef class Executor:
                     store32(&c.me.asleep, 0)
                     c.loop_armed = False
                 core_leave(c)
+
+    cdef int cancel_async(self) except -1:
+        """Cancel the coroutines whose callers ask for it."""
+        cdef Core *c = core()
+        cdef vector[uint64_t] wanted
+        cdef size_t i
+        if c.cancels.empty():
+            return 0
+        with nogil:
+            core_enter(c)
+            wanted.swap(c.cancels)
+            core_leave(c)
+        for i in range(wanted.size()):
+            task = self.running_async.get(wanted[i])
+            if task is not None:
+                task.cancel()
+        return 0
 
     cdef int start_async(self, Call call) except -1:
         cdef Context saved
@@ -578,6 +596,11 @@ cdef class Executor:
         self.answer(call, result, error)
 
 
+cdef bint is_cancellation(object error):
+    import asyncio
+    return isinstance(error, asyncio.CancelledError)
+
+
 cdef str bare(str name):
     """The method's own name."""
     return name.rpartition(".")[2]
@@ -594,6 +617,7 @@ cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
         if mode == MODE_SYNC:
             c.running_ch = out.ch
             c.running_seq = out.seq
+            memcpy(&c.running_unique, out.frame.data, 8)
 
 
 cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:

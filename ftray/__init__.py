@@ -1,6 +1,7 @@
 """ftray: Python functions as tasks and classes as actors, whose state survives any crash.
 
-``import ftray as ray`` runs programs written against Ray's public API on one machine. See ``docs/quickstart.md``.
+``import ftray as ray`` runs programs written against Ray's public API on one machine. See
+``docs/quickstart.md``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import sys as _sys
 
 if not _sys.platform.startswith("linux"):
-    raise ImportError(f"ftray runs on Linux only (this is {_sys.platform}): it needs memfd, pidfd and futexes")
+    raise ImportError(
+        f"ftray runs on Linux only (this is {_sys.platform}): it needs memfd, pidfd and futexes"
+    )
 
 from ftray import exceptions
 from ftray._api import (

@@ -38,7 +38,8 @@ def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | Actor
     if callable(target) and hasattr(target, "__code__"):
         if target.__code__.co_flags & 0x280:
             raise TypeError(
-                f"{target.__qualname__} is an async function: tasks run plain functions; async def works for methods of actors"
+                f"{target.__qualname__} is an async function: tasks run plain functions;"
+                " async def works for methods of actors"
             )
         return RemoteFunction(target, _options.check("task", options))
     raise TypeError(f"@remote takes a function or a class, not {type(target).__name__}: {target!r:.100}")
@@ -57,7 +58,9 @@ def remote(*args: Any, **options: Any) -> Any:
     if len(args) == 1 and not options:
         return _make_remote(args[0], {})
     if args or not options:
-        raise TypeError("use @ftray.remote without parentheses, or with keyword options: @ftray.remote(num_cpus=2)")
+        raise TypeError(
+            "use @ftray.remote without parentheses, or with keyword options: @ftray.remote(num_cpus=2)"
+        )
     return lambda target: _make_remote(target, options)
 
 

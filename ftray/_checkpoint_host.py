@@ -22,7 +22,9 @@ class NativeHost:
     def __init__(
         self, spec: dict[str, Any], incarnation: int, executor: Executor, end: Callable[[BaseException], None]
     ) -> None:
-        self.identity = ActorIdentity(spec["namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"])
+        self.identity = ActorIdentity(
+            spec["namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"]
+        )
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
         self.max_concurrency: int = spec["max_concurrency"]
@@ -44,7 +46,11 @@ class NativeHost:
 
 
 def open_session(
-    instance: Any, spec: dict[str, Any], incarnation: int, executor: Executor, end: Callable[[BaseException], None]
+    instance: Any,
+    spec: dict[str, Any],
+    incarnation: int,
+    executor: Executor,
+    end: Callable[[BaseException], None],
 ) -> ActorSession:
     """Restore the instance's state and begin its checkpoints."""
     from ftray.checkpoint import engine

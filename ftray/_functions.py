@@ -49,8 +49,8 @@ class RemoteFunction(_core.FunctionCaller):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
-            f"remote function {self._name()} cannot be called directly: call {self._name()}.remote(...), or the function "
-            f"itself as {self._name()}._function(...)"
+            f"remote function {self._name()} cannot be called directly: call {self._name()}.remote(...),"
+            f" or the function itself as {self._name()}._function(...)"
         )
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

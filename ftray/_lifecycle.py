@@ -1,7 +1,7 @@
 """Starting, attaching and stopping the runtime of a driver.
 
-Owns: the one session of this process. ``init()`` starts ``ftrayd`` (or finds a running one), registers, and hands the
-connection to the core; ``shutdown()`` undoes it. Workers use `connect` only.
+Owns: the one session of this process. ``init()`` starts ``ftrayd`` (or finds a running one), registers, and
+hands the connection to the core; ``shutdown()`` undoes it. Workers use `connect` only.
 """
 
 from __future__ import annotations
@@ -93,10 +93,11 @@ def init(
     Parameters
     ----------
     address : str, optional
-        None or "local": start a node of one's own, which ends with this process. "auto": attach to the newest session of
-        this user. Otherwise the directory of a session (``ctx.address_info["address"]`` of its first driver).
+        None or "local": start a node of one's own, which ends with this process. "auto": attach to the newest
+        session of this user. Otherwise the directory of a session (``ctx.address_info["address"]`` of its first driver).
     num_cpus, num_gpus : float, optional
-        What tasks and actors can ask for; by default the CPUs that this process may use (affinity, cgroup quota).
+        What tasks and actors can ask for; by default the CPUs that this process may use (affinity, cgroup
+        quota).
     resources : dict, optional
         Custom resources.
     object_store_memory : int, optional
@@ -119,13 +120,15 @@ def init(
     TypeError
         An unknown argument, or one of the wrong type.
     """
-    global _session
+    global _session, _owner_pid
     _reject(unsupported)
+    _owner_pid = os.getpid()
     if _core.attached() and _session is not None:
         if ignore_reinit_error:
             return RayContext(_session)
         raise RuntimeError(
-            "ftray.init() was called before in this process; call ftray.shutdown() first, or give ignore_reinit_error=True"
+            "ftray.init() was called before in this process;"
+            " call ftray.shutdown() first, or give ignore_reinit_error=True"
         )
     if address in (None, "local"):
         _session = _start(num_cpus, num_gpus, resources, object_store_memory, namespace)
@@ -138,7 +141,10 @@ def init(
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
-            raise ValueError(f"{', '.join(wrong)} cannot be given when attaching to a running session (address={address!r})")
+            raise ValueError(
+                f"{', '.join(wrong)} cannot be given when attaching to a running session"
+                f" (address={address!r})"
+            )
         _session = _register(_find(address), None, namespace)
     _start_printer(_session, log_to_driver)
     atexit.register(shutdown)
@@ -159,7 +165,10 @@ def _find(address: str | None) -> str:
 
 def _reject(unsupported: dict[str, Any]) -> None:
     if unsupported:
-        known = "address, num_cpus, num_gpus, resources, object_store_memory, namespace, ignore_reinit_error, log_to_driver"
+        known = (
+            "address, num_cpus, num_gpus, resources, object_store_memory, namespace, ignore_reinit_error,"
+            " log_to_driver"
+        )
         raise TypeError(f"init() does not take {', '.join(map(repr, unsupported))}; it takes {known}")
 
 
@@ -175,7 +184,9 @@ def _start(
     if object_store_memory is not None and not isinstance(object_store_memory, int):
         raise TypeError(f"object_store_memory must be an int (bytes), not {object_store_memory!r}")
     if object_store_memory is not None and object_store_memory < _LEAST_STORE_BYTES:
-        raise ValueError(f"object_store_memory={object_store_memory} is too small: at least {_LEAST_STORE_BYTES} bytes")
+        raise ValueError(
+            f"object_store_memory={object_store_memory} is too small: at least {_LEAST_STORE_BYTES} bytes"
+        )
     node = start_node(
         NodeOptions(
             num_cpus=num_cpus,
@@ -191,6 +202,7 @@ def _start(
         node.shutdown()
         raise
     session.node = node
+    node.wait_warm()
     return session
 
 
@@ -209,10 +221,12 @@ def connect(session_dir: str, token: bytes | None, kind: int, namespace: str) ->
     name = f"{worker_id.hex()[:16]}.sock"
     listener = session.listen_in(session_dir, name)
     listener.setblocking(False)
-    connection = client.connect(session_dir, worker_id=worker_id, token=token, kind=kind, sock_name=name, namespace=namespace)
+    connection = client.connect(
+        session_dir, worker_id=worker_id, token=token, kind=kind, sock_name=name, namespace=namespace
+    )
     found = Session(connection, worker_id, namespace)
     node_fd, messages = connection.detach()
-    pending = b"".join(protocol.encode(m.frame, m.req) for m in messages)
+    pending = b"".join(protocol.encode(m.frame, m.req, m.flags) for m in messages)
     os.set_blocking(node_fd, False)
     _core.attach(
         node_fd,
@@ -258,6 +272,13 @@ def _forked(session: Session) -> bool:
     return os.getpid() != _owner_pid
 
 
+def last_words() -> str:
+    """Return what ftrayd said when it died of an error of its own, "" otherwise."""
+    if _session is None or _session.node is None or _forked(_session):
+        return ""
+    return _session.node.last_words()
+
+
 def is_initialized() -> bool:
     """Whether ftray runs in this process."""
     return _core.attached()
@@ -271,6 +292,10 @@ def current() -> Session:
     NotInitializedError
         There is none.
     """
+    if _session is not None and _forked(_session):
+        from ftray.exceptions import ForkedProcessError
+
+        raise ForkedProcessError(_owner_pid, os.getpid())
     if _session is None or not _core.attached():
         from ftray.exceptions import NotInitializedError
 

@@ -1,7 +1,7 @@
 """Prints what workers print, and what ftrayd warns of, in the driver.
 
-A thread of its own waits in the core (without the GIL) for messages. Equal lines of many workers are printed once,
-with a count (`LineCollapser`).
+A thread of its own waits in the core (without the GIL) for messages. Equal lines of many workers are printed
+once, with a count (`LineCollapser`).
 """
 
 from __future__ import annotations

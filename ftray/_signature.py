@@ -1,7 +1,7 @@
 """Do arguments fit a function? Checked at the call, before anything travels.
 
-Works on code objects, without ``inspect`` (slow to import) and without binding (slow to run): a call that gives only
-positional arguments costs two comparisons in the core.
+Works on code objects, without ``inspect`` (slow to import) and without binding (slow to run): a call that
+gives only positional arguments costs two comparisons in the core.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NO_LIMIT = 1 << 30
 
 
 class Arity(NamedTuple):
-    """What a function takes. ``simple_min``/``simple_max``: how many arguments fit when all are positional."""
+    """What a function takes. ``simple_min``/``simple_max``: how many arguments fit if all are positional."""
 
     name: str
     positional: tuple[str, ...]
@@ -50,7 +50,7 @@ def arity_of(function: Callable[..., Any], name: str, skip: int = 0) -> Arity | 
     if code is None:
         return None
     names = code.co_varnames
-    positional = names[:code.co_argcount][skip:]
+    positional = names[: code.co_argcount][skip:]
     keyword_only = names[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
     given = getattr(target, "__kwdefaults__", None) or {}
     return Arity(
@@ -78,7 +78,8 @@ def check(arity: Arity | None, args: tuple[Any, ...], kwargs: dict[str, Any] | N
     named = kwargs or {}
     if len(args) > len(arity.positional) and not arity.varargs:
         raise TypeError(
-            f"{arity.name}() takes {_count(len(arity.positional))} but {len(args)} {'was' if len(args) == 1 else 'were'} given"
+            f"{arity.name}() takes {_count(len(arity.positional))} but {len(args)}"
+            f" {'was' if len(args) == 1 else 'were'} given"
         )
     taken = set(arity.positional[: len(args)])
     by_name = set(arity.positional[arity.positional_only :]) | set(arity.keyword_only)
@@ -86,7 +87,9 @@ def check(arity: Arity | None, args: tuple[Any, ...], kwargs: dict[str, Any] | N
         if key in taken and key in by_name:
             raise TypeError(f"{arity.name}() got multiple values for argument {key!r}")
         if key not in by_name and not arity.varkeywords:
-            raise TypeError(f"{arity.name}() got an unexpected keyword argument {key!r}; it takes {_names(by_name)}")
+            raise TypeError(
+                f"{arity.name}() got an unexpected keyword argument {key!r}; it takes {_names(by_name)}"
+            )
     required = arity.positional[len(args) : len(arity.positional) - arity.defaults]
     missing = [n for n in (*required, *arity.keyword_required) if n not in named or n not in by_name]
     if missing:

@@ -85,7 +85,9 @@ def owner_died(report: bytes, object_hex: str = "") -> exc.OwnerDiedError:
     if death is None:
         return exc.OwnerDiedError(object_hex)
     return exc.OwnerDiedError(
-        object_hex, f"its owner has died, and the value went with it: {death.describe()}", owner=f"process {death.pid}"
+        object_hex,
+        f"its owner has died, and the value went with it: {death.describe()}",
+        owner=f"process {death.pid}",
     )
 
 
@@ -101,7 +103,7 @@ def _actor_error(code: int, payload: bytes) -> Exception:
         pid=death.get("pid"),
         exit_code=number if kind not in (None, 2) else None,
         signal=number if kind == 2 else None,
-        unix_time=death.get("unix_time"),
+        unix_time=death.get("unix_time_s"),
         incarnation=cause.get("incarnation"),
         worker_id=death["worker_id"].hex() if death.get("worker_id") else "",
     )
@@ -116,11 +118,15 @@ def _actor_error(code: int, payload: bytes) -> Exception:
             " (max_task_retries has such calls run again)",
             **fields,
         )
-    error = exc.ActorDiedError(text, actor_init_failed=bool(cause.get("error")), **fields)
-    if cause.get("error"):
-        from ftray._task_errors import load_error
+    if not cause.get("error"):
+        return exc.ActorDiedError(text, **fields)
+    from ftray._task_errors import load_error
 
-        error.__cause__ = load_error(cause["error"])
+    origin = load_error(cause["error"])
+    error = exc.ActorDiedError(
+        f"its constructor raised:\n{origin}", actor_init_failed=True, **{**fields, "death": None}
+    )
+    error.__cause__ = origin
     return error
 
 
@@ -128,7 +134,8 @@ def store_error(code: int, size_bytes: int) -> Exception:
     """Make the exception for a failed write to the object store (codes of `_core/store.pxd`)."""
     reasons = {
         -1: "this process was forked from one that uses ftray",
-        -9: "no file descriptor is left (EMFILE): raise the limit with ulimit -n, or hold fewer large objects",
+        -9: "no file descriptor is left (EMFILE):"
+        " raise the limit with ulimit -n, or hold fewer large objects",
         -10: "the machine has no memory left for it",
         -11: "the process's file size limit (RLIMIT_FSIZE) is lower",
     }

@@ -100,9 +100,9 @@ def main(session_dir: str, startup_token: bytes) -> int:
     _State.executor = executor
     signal.signal(signal.SIGINT, _on_interrupt)
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.stdout = _Labelled(sys.stdout, executor)  # type: ignore[assignment]
-    sys.stderr = _Labelled(sys.stderr, executor)  # type: ignore[assignment]
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+    sys.stdout = _Labelled(sys.stdout, executor)
+    sys.stderr = _Labelled(sys.stderr, executor)
+    sys.stdout.reconfigure(line_buffering=True)
     executor.run()
     _close_checkpoint("the worker ends")
     sys.stdout.flush()
@@ -157,7 +157,9 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
 
         _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
         return
-    _State.executor.become_actor(instance, spec["class_name"], hook, spec["max_concurrency"], spec["is_async"])
+    _State.executor.become_actor(
+        instance, spec["class_name"], hook, spec["max_concurrency"], spec["is_async"]
+    )
     _ready(None)
 
 

@@ -127,7 +127,9 @@ class ActorMethod(_core.MethodCaller):
         _signature.check(self._arity, args, kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(f"actor method {self._name} cannot be called directly: call .{self._name}.remote(...)")
+        raise TypeError(
+            f"actor method {self._name} cannot be called directly: call .{self._name}.remote(...)"
+        )
 
     def options(self, **options: Any) -> ActorMethod:
         """Return the same method with other options."""
@@ -157,7 +159,9 @@ class ActorHandle:
     _target: _core.ActorTarget
 
     def __init__(self) -> None:
-        raise TypeError("ActorHandle cannot be made directly: call .remote() on an actor class, or ftray.get_actor(name)")
+        raise TypeError(
+            "ActorHandle cannot be made directly: call .remote() on an actor class, or ftray.get_actor(name)"
+        )
 
     @classmethod
     def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
@@ -170,7 +174,9 @@ class ActorHandle:
         meta: _Meta = object.__getattribute__(self, "_meta")
         found = meta.methods.get(name)
         if found is None:
-            raise AttributeError(f"actor class {meta.class_name} has no method {name!r}; it has {', '.join(meta.methods)}")
+            raise AttributeError(
+                f"actor class {meta.class_name} has no method {name!r}; it has {', '.join(meta.methods)}"
+            )
         made = ActorMethod(self._target, meta, name, *found)
         self.__dict__[name] = made
         return made
@@ -238,7 +244,8 @@ class ActorClass:
         ValueError
             An actor of that name exists already.
         """
-        _signature.check(_signature.arity_of(self._cls.__init__, self._cls.__name__, 1), args, kwargs)  # type: ignore[misc]
+        constructor: Callable[..., Any] = self._cls.__init__  # type: ignore[misc]
+        _signature.check(_signature.arity_of(constructor, self._cls.__name__, 1), args, kwargs)
         _lifecycle.ensure()
         if self._blob is None:
             from ftray._pickling import pickle_function
@@ -247,7 +254,9 @@ class ActorClass:
         options = self._options
         actor_id = _core.next_actor_id()
         ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
-        meta = _Meta(self._cls.__name__, _methods_of(self._cls), options.max_task_retries, options.max_pending_calls)
+        meta = _Meta(
+            self._cls.__name__, _methods_of(self._cls), options.max_task_retries, options.max_pending_calls
+        )
         handle = ActorHandle._make(ref, meta)
         spec = self._spec(actor_id, meta)
         if options.name:
@@ -297,7 +306,7 @@ def _rebuild_class(cls: type, explicit: dict[str, Any]) -> ActorClass:
 
 
 def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with top-level refs replaced by their values: they are kept with the actor's record."""
+    """Return the arguments with their refs replaced by values, as the actor's record keeps them."""
 
     def value(item: Any) -> Any:
         return _core.get(item) if isinstance(item, _core.ObjectRef) else item
@@ -307,34 +316,57 @@ def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 def _waits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     refs = [a for a in (*args, *kwargs.values()) if isinstance(a, _core.ObjectRef)]
-    return bool(refs) and len(_core.wait(list(dict.fromkeys(refs)), num_returns=len(set(refs)), timeout=0)[1]) > 0
+    return (
+        bool(refs)
+        and len(_core.wait(list(dict.fromkeys(refs)), num_returns=len(set(refs)), timeout=0)[1]) > 0
+    )
 
 
-def _create(handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _create(
+    handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Send the record to the head; not before the constructor's arguments are there."""
-    if not _waits(args, kwargs):
-        _send(handle, actor_id, spec, args, kwargs)
-        return
-    import threading
 
-    def later() -> None:
+    def create() -> None:
         try:
             _send(handle, actor_id, spec, args, kwargs)
-        except Exception as error:
-            _send(handle, actor_id, {**spec, "refuse": repr(error)}, (), {})
+        except Exception as error:  # an argument is an error, or cannot be had: so is the actor
+            from ftray._task_errors import dump_error, make_task_error
+            from ftray.exceptions import RayError
 
-    threading.Thread(target=later, name="ftray-create", daemon=True).start()
+            payload = (
+                dump_error(error)
+                if isinstance(error, RayError)
+                else make_task_error(error, spec["class_name"], 0)
+            )
+            text = f"an argument of its constructor cannot be had: {error}"
+            cause = {"kind": "creation failed", "actor_id": actor_id, "text": text, "error": payload}
+            handle._target.fail(pickle.dumps(cause, 5))
+
+    if not any(isinstance(a, _core.ObjectRef) for a in (*args, *kwargs.values())):
+        _send(handle, actor_id, spec, args, kwargs)
+    elif not _waits(args, kwargs):
+        create()
+    else:
+        import threading
+
+        threading.Thread(target=create, name="ftray-create", daemon=True).start()
 
 
-def _payload(actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
+def _payload(
+    actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[bytes, list[Any]]:
     blob, refs = _core.encode_constructor_args(*_resolved(args, kwargs))
     record = pickle.dumps({**spec, "args_blob": blob}, 5)
     return actor_id + struct.pack("<I", len(record)) + record, refs
 
 
-def _send(handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _send(
+    handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     payload, refs = _payload(actor_id, spec, args, kwargs)
-    handle.__dict__["_constructor_refs"] = refs  # refs inside the arguments live as long as the creator's handle
+    # Refs inside the arguments live as long as the creator's handle.
+    handle.__dict__["_constructor_refs"] = refs
     _core.tell_node(_ACTOR_CREATE, payload)
 
 
@@ -385,7 +417,9 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         False: it is restarted if its `max_restarts` allows.
     """
     if not isinstance(actor, ActorHandle):
-        raise ValueError(f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)")
+        raise ValueError(
+            f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)"
+        )
     _core.tell_node(_ACTOR_KILL, actor._target.actor_id() + struct.pack("<BB", bool(no_restart), 0))
 
 

@@ -17,8 +17,7 @@ class RuntimeContext:
 
     def _context(self) -> dict[str, Any]:
         _lifecycle.current()
-        found: dict[str, Any] = _core.current_context()
-        return found
+        return _core.current_context()
 
     def get_job_id(self) -> str:
         """Return the job's id in hexadecimal."""
@@ -71,7 +70,9 @@ class RuntimeContext:
         spec = _worker.actor_spec()
         if spec is None:
             raise RuntimeError("current_actor is for code that runs in an actor's method")
-        return ActorHandle._make(_core.foreign_actor_ref(spec["actor_id"], spec["owner"]), pickle.loads(spec["meta"]))
+        return ActorHandle._make(
+            _core.foreign_actor_ref(spec["actor_id"], spec["owner"]), pickle.loads(spec["meta"])
+        )
 
     @property
     def namespace(self) -> str:

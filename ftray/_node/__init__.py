@@ -1,1 +1,1 @@
-"""The node of one machine: the ``ftrayd`` process, its decision machines, and what others need to reach it."""
+"""The node of one machine: the ``ftrayd`` process, its decision machines, and the way to reach it."""

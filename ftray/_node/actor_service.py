@@ -1,7 +1,8 @@
 """Actors: carries the decisions of ``actors`` out.
 
 Owns: the pickled spec of each living actor, the amounts that it needs and holds.
-Invariants: an incarnation starts only in the process that the pool gave it; every change reaches every subscriber.
+Invariants: an incarnation starts only in the process that the pool gave it; every change reaches every
+subscriber.
 Leaves to others: the decisions; resources and processes (``lease_service``, ``workers``).
 """
 
@@ -11,6 +12,7 @@ import pickle
 import time
 
 from ftray._node import actors as machine
+from ftray._node.amounts import CPU, UNIT, ResourceError, fixed_point
 from ftray._node.frames import (
     DEATH_INTENDED,
     KILL_OUT_OF_SCOPE,
@@ -25,17 +27,20 @@ from ftray._node.frames import (
     RpcReply,
 )
 from ftray._node.protocol import ProtocolError
-from ftray._node.resources import CPU, UNIT, ResourceError, fixed_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from ftray._node.amounts import Amounts
     from ftray._node.clients import Client
     from ftray._node.daemon import Node
-    from ftray._node.resources import Amounts
     from ftray._node.workers import Death, WorkerProcess
+
+
+class _OwnerGone(Exception):
+    """An actor whose owner died before it was created."""
 
 
 class _Kept:
@@ -75,7 +80,9 @@ class ActorService:
                 bool(fields["get_if_exists"]),
                 fields["max_restarts"],
             )
-        except ResourceError as error:
+            if spec.owner and self._node.clients.by_worker_id(spec.owner) is None:
+                raise _OwnerGone(f"the owner of {spec.title} is dead, so that the actor would be too")
+        except (ResourceError, _OwnerGone) as error:
             self.apply([machine.Refused(client.number, req, frame.actor_id, str(error))])
             return
         except Exception as error:

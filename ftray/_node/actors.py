@@ -8,8 +8,8 @@ be dead; events of another incarnation or another process change nothing; a name
 which its actor is dead; DEAD is final.
 Leaves to others: processes and resources (``pool``, ``scheduler``), the spec's blobs, frames.
 
-States: PENDING -> ALIVE -> (RESTARTING -> ALIVE)* -> DEAD.  ALIVE begins when a process is assigned: calls queue
-behind the constructor.
+States: PENDING -> ALIVE -> (RESTARTING -> ALIVE)* -> DEAD. ALIVE begins when a process is assigned: calls
+queue behind the constructor.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ class State(IntEnum):
 class ActorSettings(Record):
     """Pace of restarts.
 
-    The first restart is immediate.  An incarnation that dies before it was ready, or less than ``stable_s``
-    after, counts as quick; from the second quick death in a row the restart waits ``backoff_s``, doubled each time
-    up to ``max_backoff_s``.
+    A restart is immediate, unless restarting does not help: from the second incarnation in a row that dies
+    before it was ready, or from the ``free_restarts``-th that dies less than ``stable_s`` after it was, the
+    restart waits ``backoff_s``, doubled each time up to ``max_backoff_s``.
     """
+
+    free_restarts: int = 64
 
     stable_s: float = 0.1
     backoff_s: float = 0.02
@@ -53,7 +55,7 @@ class ActorSettings(Record):
 
 
 class Spec(Record):
-    """What the table needs to know of an actor.  ``owner`` is b"" for a detached one; -1 restarts without limit."""
+    """What the table needs to know of an actor; ``owner`` is b"" for a detached one."""
 
     actor_id: bytes
     owner: bytes
@@ -178,6 +180,7 @@ class _Actor:
         self.ready_s: float | None = None
         self.restarts = 0  # counted against max_restarts
         self.quick_deaths = 0
+        self.stillborn = 0
         self.intended: int | None = None  # kind of the exit that the process announced
         self.doom: tuple[str, str] | None = None  # kind and reason of a coming death that is final
         self.error = b""  # serialised error of the constructor
@@ -209,8 +212,8 @@ class ActorTable:
         if holder is not None:
             if not spec.get_if_exists:
                 text = (
-                    f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living actor; use another "
-                    "name, get_if_exists=True, or get_actor()"
+                    f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living actor; "
+                    "use another name, get_if_exists=True, or get_actor()"
                 )
                 return [Refused(client, req, spec.actor_id, text)]
             return [Created(client, req, holder, existing=True), *self.subscribed(holder, client)]
@@ -451,17 +454,19 @@ class ActorTable:
         return commands
 
     def _restart(self, actor: _Actor, cause: Cause, now_s: float) -> Commands:
-        quick = actor.ready_s is None or now_s - actor.ready_s < self._settings.stable_s
+        settings = self._settings
+        quick = actor.ready_s is None or now_s - actor.ready_s < settings.stable_s
+        actor.stillborn = actor.stillborn + 1 if actor.ready_s is None else 0
         actor.quick_deaths = actor.quick_deaths + 1 if quick else 0
+        steps = max(actor.stillborn - 2, actor.quick_deaths - settings.free_restarts)
         actor.state = State.RESTARTING
         actor.cause = cause
         actor.incarnation += 1
         actor.intended = None
         actor.ready_s = None
-        if actor.quick_deaths < 2:
+        if steps < 0:
             actor.phase = _Phase.PLACING
             return [self._publish(actor), Place(actor.spec.actor_id, actor.incarnation, restart=True)]
         actor.phase = _Phase.BACKOFF
-        pause_s = self._settings.backoff_s * 2 ** min(actor.quick_deaths - 2, 16)
-        when_s = now_s + min(pause_s, self._settings.max_backoff_s)
+        when_s = now_s + min(settings.backoff_s * 2 ** min(steps, 16), settings.max_backoff_s)
         return [self._publish(actor), SetTimer(actor.spec.actor_id, actor.incarnation, when_s)]

@@ -1,23 +1,24 @@
 """The script that starts ``ftrayd`` and replaces a dead zygote; run by path, not imported.
 
 ``boot.py node <fd>``: read the configuration from the lifeline, fork the zygote before anything else
-exists, become ``ftrayd``.  ``boot.py zygote <fd> <ftrayd pid>``: become a zygote.
+exists, become ``ftrayd``. ``boot.py zygote <fd> <ftrayd pid>``: become a zygote.
 
 The package ``ftray`` is entered into ``sys.modules`` without running its ``__init__``: ``ftrayd`` needs only
-``ftray._node``, and the public API would cost it most of its start-up time and memory.  The zygote, whose
+``ftray._node``, and the public API would cost it most of its start-up time and memory. The zygote, whose
 children run user code, completes the same module object.
 """
 
 import sys
 
-del sys.path[0]  # this script's directory: its modules are no top-level modules
+if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # this script's directory: its modules are no top-level modules
 
-import marshal  # noqa: E402
-import os  # noqa: E402
-import socket  # noqa: E402
-import time  # noqa: E402
-from importlib.machinery import PathFinder  # noqa: E402
-from types import ModuleType  # noqa: E402
+import marshal
+import os
+import socket
+import time
+from importlib.machinery import PathFinder
+from types import ModuleType
 
 _CONFIG_BYTES = 1 << 20
 

@@ -156,7 +156,7 @@ def connect(
     worker_id
         28 bytes that name this process; never used twice in a session.
     token
-        The startup token of a worker.  For a driver the session's token, read from the directory when None.
+        The startup token of a worker. For a driver the session's token, read from the directory when None.
     kind
         ``KIND_DRIVER`` or ``KIND_WORKER``.
     sock_name
@@ -165,7 +165,7 @@ def connect(
     namespace, job_key
         The driver's namespace ("" for one of its own) and the key that lets it resume.
     timeout_s
-        For each step of the connection; None waits for ever.  The socket comes back blocking.
+        For each step of the connection; None waits for ever. The socket comes back blocking.
 
     Returns
     -------

@@ -35,6 +35,7 @@ _UCRED = struct.Struct("iii")
 _REGISTER_LIMIT_BYTES = 1 << 16
 _REGISTER_TIMEOUT_S = 30.0
 _MAX_UNREGISTERED = 256
+_ACCEPT_PAUSE_S = 0.2
 
 
 class Client:
@@ -51,6 +52,7 @@ class Client:
         self.job_id = 0
         self.sock_name = ""
         self.namespace = ""
+        self.job_key = ""
         self.pidfd = -1
         self.worker: WorkerProcess | None = None
 
@@ -74,6 +76,7 @@ class Clients:
         self._by_worker_id: dict[bytes, Client] = {}
         self._drivers: dict[int, Client] = {}  # by job
         self._unregistered = 0
+        self._paused = False
         self._next_number = 1
         self._next_job = 1
         listener.setblocking(False)
@@ -138,7 +141,8 @@ class Clients:
             except BlockingIOError:
                 return
             except OSError as error:  # no descriptors left: the others must go on
-                self._node.report(f"a process cannot connect: {error}")
+                self._node.report(f"processes cannot connect at present: {error}")
+                self._pause_accepting()
                 return
             pid, uid, _gid = _UCRED.unpack(
                 sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -148,6 +152,18 @@ class Clients:
                 sock.close()
                 continue
             self._add(sock, pid)
+
+    def _pause_accepting(self) -> None:
+        """Look away from the listening socket for a moment: it stays ready while nobody can be accepted."""
+        listener = self._listener
+        self._node.loop.unregister(listener.fileno())
+        self._paused = True
+
+        def resume() -> None:
+            self._paused = False
+            self._node.loop.register(listener.fileno(), self._accept)
+
+        self._node.loop.set_timer("accept", time.monotonic() + _ACCEPT_PAUSE_S, resume)
 
     def _add(self, sock: socket.socket, pid: int) -> None:
         client = Client(self._next_number, Connection(sock), pid)
@@ -218,6 +234,7 @@ class Clients:
         client.worker_id = frame.worker_id
         client.sock_name = frame.sock_name
         client.namespace = frame.namespace
+        client.job_key = frame.job_key
         client.registered = True
         self._unregistered -= 1
         client.connection.limit_frames(1 << 30)
@@ -241,13 +258,26 @@ class Clients:
             return f"a process with the id {frame.worker_id.hex()} is registered already"
         if "/" in frame.sock_name or not frame.sock_name:
             return f"{frame.sock_name!r} is no name of a socket in the session directory"
+        if frame.pid != client.pid:
+            return (
+                f"the process says that its id is {frame.pid}, here it is {client.pid}; "
+                "all processes of a session must share one PID namespace"
+            )
         if frame.kind == KIND_DRIVER:
             if not compare_digest(frame.token, self._node.session.token):
                 return "wrong session token"
-            return self._node.refusal_of_driver(client)
+            return self._refusal_of_driver(frame)
         if frame.kind == KIND_WORKER:
             return self._node.workers.claim(client, frame.token)
         return f"kind {frame.kind} is neither a driver (0) nor a worker (1)"
+
+    def _refusal_of_driver(self, frame: Register) -> str:
+        if self._node.stopping:
+            return "this node is shutting down"
+        for other in self._drivers.values():
+            if frame.job_key and other.job_key == frame.job_key:
+                return f"the job key {frame.job_key!r} is in use by driver {other.pid}, which still runs"
+        return ""
 
     def _watch_driver(self, client: Client) -> None:
         """A driver's children may keep its connection open: its process id tells reliably."""
@@ -295,8 +325,10 @@ class Clients:
 
     def stop_accepting(self) -> None:
         """Close the listening socket."""
+        self._node.loop.set_timer("accept", None, self._node.loop.stop)
         if self._listener.fileno() >= 0:
-            self._node.loop.unregister(self._listener.fileno())
+            if not self._paused:
+                self._node.loop.unregister(self._listener.fileno())
             self._listener.close()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import time
 from ftray._core import procs
 from ftray._node import frames, session
 from ftray._node.actor_service import ActorService
+from ftray._node.amounts import CPU, GPU, MEMORY, fixed_point
 from ftray._node.board import Board
 from ftray._node.clients import Clients
 from ftray._node.lease_service import LeaseService
@@ -28,16 +29,7 @@ from ftray._node.loop import Loop
 from ftray._node.object_service import ObjectService
 from ftray._node.pool import PoolSettings
 from ftray._node.protocol import PROTOCOL_VERSION, ProtocolError
-from ftray._node.resources import (
-    CPU,
-    GPU,
-    MEMORY,
-    OBJECT_STORE_SHARE,
-    count_cpus,
-    count_gpus,
-    fixed_point,
-    memory_limit_bytes,
-)
+from ftray._node.resources import OBJECT_STORE_SHARE, count_cpus, count_gpus, memory_limit_bytes
 from ftray._node.rpc import RpcService
 from ftray._node.workers import Death, Workers
 from ftray._node.zygote_link import ZygoteLink
@@ -57,6 +49,7 @@ LOG_FILE = "ftrayd.log"
 _PLAIN_GRACE_S = 0.5
 # Importing what is to be preloaded competes with the first tasks for CPUs.
 _PRELOAD_PAUSE_S = 0.1
+_SWEEP_PAUSE_S = 5.0
 
 
 class Node:
@@ -92,7 +85,7 @@ class Node:
         self.rpc = RpcService(self)
         self._lifeline = lifeline
         self._primary: Client | None = None
-        self._stopping = False
+        self.stopping = False
         self._terminated = False
         self._warm = False
         self._trouble = ""
@@ -166,7 +159,7 @@ class Node:
             for fd in message.fds:
                 os.close(fd)
             raise ProtocolError(f"{type(message.frame).__name__} is not for the node")
-        if not self._stopping or isinstance(message.frame, (frames.ActorExit, frames.Rpc)):
+        if not self.stopping or isinstance(message.frame, (frames.ActorExit, frames.Rpc)):
             route(client, message)
         else:
             for fd in message.fds:
@@ -182,13 +175,10 @@ class Node:
             self.workers.retire(target.worker, may_decline=False)
 
     def _on_exit_declined(self, worker: WorkerProcess) -> None:
+        worker.asked_to_exit = False
         self.pool_event(lambda pool, now_s: pool.declined(worker.number, now_s))
 
     # Arrivals -------------------------------------------------------------------------------------
-
-    def refusal_of_driver(self, client: Client) -> str:
-        """Return why a driver may not register, "" when it may."""
-        return "this node is shutting down" if self._stopping else ""
 
     def on_registered(self, client: Client, _frame: frames.Register) -> None:
         """A process has its slot and its answer."""
@@ -197,7 +187,7 @@ class Node:
             if self._primary is None and client.pid == self.config["driver_pid"]:
                 self._primary = client
             return
-        if self._stopping:
+        if self.stopping:
             self.workers.retire(worker, may_decline=False)
             return
         self.pool_event(lambda pool, now_s: pool.started(worker.number, now_s))
@@ -267,7 +257,7 @@ class Node:
 
     def on_zygote_restarted(self, text: str) -> None:
         """The zygote died and another takes its place."""
-        if not self._stopping:
+        if not self.stopping:
             self.report(f"the process that forks workers {text}; it was started again")
 
     # Departures -----------------------------------------------------------------------------------
@@ -276,7 +266,7 @@ class Node:
         self.workers.reap()
         if self._terminated:
             self.begin_shutdown("it was terminated")
-        if self._stopping:
+        if self.stopping:
             self._stop_when_empty()
 
     def on_connection_lost(self, client: Client, why: str) -> None:
@@ -299,7 +289,7 @@ class Node:
     def _process_died(self, client: Client, worker: WorkerProcess | None, death: Death) -> None:
         """Tell everybody, and every service, that a process is gone."""
         self.clients.forget(client)
-        if self._stopping:
+        if self.stopping:
             return
         self.objects.process_died(client)
         self.clients.broadcast(
@@ -332,8 +322,15 @@ class Node:
     def report(self, text: str) -> None:
         """Record something unusual, in the node's log and at the first driver."""
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-        if not self._stopping:
+        if not self.stopping:
             self.warn_job(0, text)
+
+    def sweep(self) -> None:
+        """Remove what dead nodes of this user left."""
+        try:
+            session.sweep_stale(self.config["base_dir"])
+        except (OSError, session.SessionError) as error:
+            self.report(f"directories of ended sessions cannot be removed: {error}")
 
     # Shutdown -------------------------------------------------------------------------------------
 
@@ -342,13 +339,15 @@ class Node:
 
     def begin_shutdown(self, why: str) -> None:
         """End every worker: asked first, killed when its grace is over."""
-        if self._stopping:
+        if self.stopping:
             return
         self.report(f"the node shuts down: {why}")
-        self._stopping = True
+        self.stopping = True
         self.loop.unregister(self._lifeline.fileno())
         self.clients.stop_accepting()
         self.leases.pool.stopped()
+        self.zygote.close()
+        self.loop.set_timer("zygote", None, self.loop.stop)
         grace_s = _PLAIN_GRACE_S
         for worker in self.workers.all():
             if self.actors.saves_state(worker.actor_id):
@@ -376,6 +375,8 @@ class Node:
         self.clients.close()
         self.objects.close()
         self.session.close()
+        self.board.close()
+        self.loop.close()
 
 
 def _worker(client: Client) -> WorkerProcess:
@@ -386,15 +387,29 @@ def _worker(client: Client) -> WorkerProcess:
 
 def kill_children() -> None:
     """Kill and reap every child: the zygote, workers, and what orphans they left to this subreaper."""
-    while True:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = [int(pid) for pid in file.read().split()]
-        if not children:
-            return
+    while children := _children():
         for pid in children:
             os.kill(pid, signal.SIGKILL)  # ours and not reaped: the id cannot be another's
         for pid in children:
             os.waitid(os.P_PID, pid, os.WEXITED)
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [
+            int(name) for name in os.listdir("/proc") if name.isdigit() and _parent_of(name) == os.getpid()
+        ]
+
+
+def _parent_of(pid: str) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _prepare_process() -> None:
@@ -422,7 +437,7 @@ def run(
     zygote_pid: int,
     started_s: float,
 ) -> None:
-    """Be ``ftrayd`` until the driver leaves.  An error before "ready" goes to stderr, which the driver shows."""
+    """Be ``ftrayd`` until the driver leaves; stderr of an error before "ready" is shown there."""
     spans_ms = {"boot": (time.monotonic() - started_s) * 1000}
     _prepare_process()
     if os.getppid() != config["driver_pid"]:
@@ -433,7 +448,7 @@ def run(
         spans_ms["ready"] = (time.monotonic() - started_s) * 1000
         node.send_ready(spans_ms)
         _redirect_output(node.session.path)
-        node.loop.set_timer("sweep", time.monotonic() + 5.0, lambda: session.sweep_stale(config["base_dir"]))
+        node.loop.set_timer("sweep", time.monotonic() + _SWEEP_PAUSE_S, node.sweep)
         node.loop.run()
     except BaseException:
         node.tell_crash()

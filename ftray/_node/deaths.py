@@ -22,7 +22,7 @@ class Deaths:
         self._awaited: dict[bytes, set[int]] = {}
 
     def died(self, dead: bytes, survivors: Iterable[int]) -> bool:
-        """A process died while ``survivors`` (client numbers) were registered; True when it is settled at once."""
+        """A process died while ``survivors`` (client numbers) lived; True when it is settled at once."""
         if dead in self._awaited:
             raise RuntimeError(f"process {dead.hex()} died twice")
         self._awaited[dead] = set(survivors)
@@ -31,14 +31,11 @@ class Deaths:
     def acknowledged(self, dead: bytes, client: int) -> bool:
         """``client`` has drained its channel to ``dead``; True when that settles the death.
 
-        Raises
-        ------
-        KeyError
-            When nothing was awaited of ``client`` for this process.
+        An acknowledgement that is not awaited (a second one, one of a death that was settled) means nothing.
         """
         awaited = self._awaited.get(dead)
         if awaited is None or client not in awaited:
-            raise KeyError(dead)
+            return False
         awaited.discard(client)
         return self._settle(dead)
 

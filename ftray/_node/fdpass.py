@@ -1,7 +1,7 @@
 """Receiving descriptors over a Unix socket.
 
-``socket.recv_fds`` of several CPython releases (3.11 among them) drops its ``flags`` argument, so that descriptors would arrive without
-close-on-exec and leak into every program that is started later.
+``socket.recv_fds`` of several CPython releases (3.11 among them) drops its ``flags`` argument, so that
+descriptors would arrive without close-on-exec and leak into every program that is started later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def recv_with_fds(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, 
     Returns
     -------
     tuple
-        The bytes, the descriptors (the caller's to close), and whether some were lost because there were too many.
+        The bytes, the descriptors (the caller's to close), and whether some were lost because there
+        were too many.
     """
     fds = array.array("i")
     data, ancillary, flags, _address = sock.recvmsg(

@@ -1,6 +1,7 @@
 """Every frame of the control protocol between a process (C, a worker W, a driver D) and its node (N).
 
-Owns: type numbers, fields and layouts; the meaning of flag and kind numbers.  One class a frame, its fields in wire order.
+Owns: type numbers, fields and layouts; the meaning of flag and kind numbers. One class a frame, its
+fields in wire order.
 Leaves to others: the codec (``protocol``) and what is done about a frame (the daemon's handlers, the core).
 """
 

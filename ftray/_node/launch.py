@@ -1,8 +1,8 @@
 """Starting a node from a driver, and ending it.
 
 Owns: the options of a node, spawning ``ftrayd``, the driver's end of the lifeline, finding a running session.
-Invariants: a failed start leaves no process and raises with what ``ftrayd`` said; after ``shutdown`` the process
-is reaped and its session directory is gone.
+Invariants: a failed start leaves no process and raises with what ``ftrayd`` said; after ``shutdown`` the
+process is reaped and its session directory is gone.
 Leaves to others: registering (``client``), everything that happens in ``ftrayd``.
 """
 
@@ -36,14 +36,29 @@ class NodeStartError(RuntimeError):
 class NodeOptions(Record):
     """What a node offers and how it behaves; None means "as this machine has it".
 
-    ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources``: what tasks and actors can ask for.
-    ``object_store_memory``: bytes for large objects, 30 % of memory when None.  ``preload``: modules that workers
-    share (the driver has loaded them).  ``prestart_workers``: workers kept at hand, one a CPU when None.
-    ``idle_timeout_s``: an idle worker beyond those leaves after so long.  ``startup_timeout_s``: bound of one
-    worker's start.  ``hang_timeout_s``: a worker without heartbeat for so long is killed, 0 turns that off,
-    ``FTRAY_HANG_TIMEOUT_S`` or 10 when None.  ``shutdown_grace_s``: time that actors with checkpoints get to save at
-    shutdown.  ``tmpdir``: where session directories go, ``FTRAY_TMPDIR`` or the system's when None.
-    ``worker_module``: the module whose ``main(session_dir, startup_token)`` is a worker.
+    Attributes
+    ----------
+    num_cpus, num_gpus, memory, resources
+        What tasks and actors can ask for; memory in bytes.
+    object_store_memory
+        Bytes for large objects; 30 % of memory when None.
+    preload
+        Modules that workers share because the driver has loaded them.
+    prestart_workers
+        Workers kept at hand; one a CPU when None.
+    idle_timeout_s
+        An idle worker beyond those leaves after so long.
+    startup_timeout_s
+        Bound of one worker's start.
+    hang_timeout_s
+        A worker without heartbeat for so long is killed, 0 turns that off; ``FTRAY_HANG_TIMEOUT_S`` or 10
+        when None.
+    shutdown_grace_s
+        Time that actors with checkpoints get to save at shutdown.
+    tmpdir
+        Where session directories go; ``FTRAY_TMPDIR`` or the system's when None.
+    worker_module
+        The module whose ``main(session_dir, startup_token)`` is a worker.
     """
 
     num_cpus: float | None = None

@@ -13,6 +13,7 @@ import time
 
 from ftray._node import pool as pool_machine
 from ftray._node import scheduler as scheduler_machine
+from ftray._node.amounts import ResourceError, fixed_point
 from ftray._node.frames import (
     DEATH_DRIVER_LEFT,
     DEATH_INTENDED,
@@ -24,16 +25,15 @@ from ftray._node.frames import (
     LeaseReturn,
     clip,
 )
-from ftray._node.resources import ResourceError, fixed_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ftray._node.amounts import Amounts
     from ftray._node.clients import Client
     from ftray._node.daemon import Node
     from ftray._node.pool import Pool, PoolSettings
-    from ftray._node.resources import Amounts
     from ftray._node.workers import WorkerProcess
 
 

@@ -2,11 +2,11 @@
 
 Two pure state machines.
 
-``LineBuffer`` belongs to one pipe.  Owns: the unfinished line, the label that the worker announced in-band
-(a line of ``\\x1e`` name ``\\x1e``), the tail for error messages.  Invariants: what it holds is bounded; a line longer
-than the bound comes out in pieces.
+``LineBuffer`` belongs to one pipe. Owns: the unfinished line, the label that the worker announced in-band
+(a line of ``\\x1e`` name ``\\x1e``), the tail for error messages. Invariants: what it holds is bounded; a
+line longer than the bound comes out in pieces.
 
-``LineCollapser`` belongs to a driver.  Owns: which lines other processes have just printed.  Invariants: the
+``LineCollapser`` belongs to a driver. Owns: which lines other processes have just printed. Invariants: the
 first of equal lines comes out at once; the others come out as one line with their count, never silently.
 Leaves to others: pipes, frames, printing, the clock.
 """

@@ -48,7 +48,7 @@ class Loop:
         self._epoll.unregister(fd)
 
     def set_timer(self, name: object, when_s: float | None, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once at ``when_s`` (monotonic); replaces the timer of that name, None clears it."""
+        """Call ``callback`` once at ``when_s`` (monotonic; None: not at all) instead of the old timer."""
         if when_s is None:
             self._timers.pop(name, None)
         else:

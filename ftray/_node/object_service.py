@@ -1,8 +1,8 @@
 """The object store's frames and the acknowledgements of deaths: carries ``segments`` and ``deaths`` out.
 
 Owns: the descriptor of every registered segment.
-Invariants: a descriptor is closed exactly when its segment leaves the accounts; a slot of the board is given back
-only when its user's death is settled.
+Invariants: a descriptor is closed exactly when its segment leaves the accounts; a slot of the board is
+given back only when its user's death is settled.
 Leaves to others: the decisions; memory itself (producers and readers map it).
 """
 
@@ -30,7 +30,7 @@ from ftray._node.protocol import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ftray._node.clients import Client
     from ftray._node.daemon import Node
@@ -89,17 +89,10 @@ class ObjectService:
     def on_death_ack(self, client: Client, frame: DeathAck) -> None:
         """DEATH_ACK."""
         self.segments.held(client.number, frame.worker_id, frame.held)
-        try:
-            settled = self.deaths.acknowledged(frame.worker_id, client.number)
-        except KeyError:
-            raise ProtocolError(
-                f"DEATH_ACK for {frame.worker_id.hex()}, which was not awaited from this process"
-            ) from None
-        if settled:
+        if self.deaths.acknowledged(frame.worker_id, client.number):
             self._settle(frame.worker_id)
 
-    def _checked(self, act: object) -> None:
-        assert callable(act)
+    def _checked(self, act: Callable[[], None]) -> None:
         try:
             act()
         except machine.SegmentError as error:

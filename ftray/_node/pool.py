@@ -23,12 +23,22 @@ if TYPE_CHECKING:
 class PoolSettings(Record):
     """Sizes and times of a pool.
 
-    ``prestart``: task workers kept at hand; ``spare_min``/``spare_max``: bounds of the unused idle workers
-    kept beyond what is asked for; ``max_starting``: start-ups at a time; ``max_workers``: processes at a time;
-    ``idle_timeout_s``: an idle worker beyond the target leaves after so long; ``startup_timeout_s``: a
-    worker that has not registered by then failed; ``leave_timeout_s``: one that was asked to exit and neither
-    did nor declined is killed; ``max_failures``: start-ups that may fail in a row before
-    waiting requests get the error; ``backoff_s``: pause after the first failure, doubled by each further one.
+    Attributes
+    ----------
+    prestart
+        Task workers kept at hand.
+    spare_min, spare_max
+        Bounds of the number of unused idle workers kept beyond what is asked for.
+    max_starting, max_workers
+        Start-ups, and processes, at a time.
+    idle_timeout_s
+        An idle worker beyond the target leaves after so long.
+    startup_timeout_s, leave_timeout_s
+        A worker that has not registered by then failed; one that was asked to exit and neither did nor
+        declined is killed.
+    max_failures, backoff_s
+        Start-ups that may fail in a row before waiting requests get the error; the pause after the first
+        failure, doubled by each further one.
     """
 
     prestart: int
@@ -287,10 +297,11 @@ class Pool:
         )
 
     def _failure(self, text: str) -> str:
-        return f"no worker process could be started, {self._failures} tries failed in a row; the last one: {text}"
+        tries = f"{self._failures} tries failed in a row"
+        return f"no worker process could be started, {tries}; the last one: {text}"
 
     def _best_idle(self, request: _Request) -> _Worker | None:
-        """Return the warmest fitting worker: one used by this job last, else the newest kind of unused one."""
+        """Return the warmest that fits: the one this job used last, else the newest kind of unused."""
         best = None
         for worker in self._at[Stage.IDLE].values():
             if worker.job_id not in (None, request.job_id):
@@ -348,7 +359,9 @@ class Pool:
         for _ in range(self._missing()):
             number = self._next_number
             self._next_number += 1
-            self._workers[number] = self._at[Stage.STARTING][number] = _Worker(number, self._generation, now_s)
+            self._workers[number] = self._at[Stage.STARTING][number] = _Worker(
+                number, self._generation, now_s
+            )
             commands.append(Fork(number))
         return commands
 

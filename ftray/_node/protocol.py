@@ -1,13 +1,13 @@
 """The codec of the control protocol between a process and its node: encoding and the incremental decoder.
 
 Owns: the header, the mini-language of layouts (little-endian), the limits, matching descriptors with frames.
-Invariants: ``decode(encode(f)) == f``; a malformed byte stream raises ``ProtocolError`` and never anything else; the
-decoder holds at most one incomplete frame and a bounded number of descriptors.
-Leaves to others: the frames themselves (``frames``), sockets (``connection``, ``client``) and what a frame means (the
-daemon's handlers).
+Invariants: ``decode(encode(f)) == f``; a malformed byte stream raises ``ProtocolError`` and never
+anything else; the decoder holds at most one incomplete frame and a bounded number of descriptors.
+Leaves to others: the frames themselves (``frames``), sockets (``connection``, ``client``) and what a
+frame means (the daemon's handlers).
 
-A layout names one token a field: a ``struct`` code, ``str`` (u16 length, UTF-8), ``blob`` (u32 length, bytes),
-``amounts`` (u16 count, then str and f64 each) or ``ids`` (u32 count, then u64 each).
+A layout names one token a field: a ``struct`` code, ``str`` (u16 length, UTF-8), ``blob`` (u32 length,
+bytes), ``amounts`` (u16 count, then str and f64 each) or ``ids`` (u32 count, then u64 each).
 """
 
 from __future__ import annotations
@@ -210,10 +210,8 @@ class FrameDecoder:
     max_payload_bytes
         Longer frames are refused before anything of them is buffered.
 
-    Notes
-    -----
-    A descriptor arrives with the first byte of its frame, so that descriptors are matched with the frames that need one
-    in order of arrival.  One that no frame asked for is an error.
+    Notes ----- A descriptor arrives with the first byte of its frame, so that descriptors are matched
+    with the frames that need one in order of arrival. One that no frame asked for is an error.
     """
 
     def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
@@ -227,7 +225,7 @@ class FrameDecoder:
         Raises
         ------
         ProtocolError
-            The stream is malformed.  ``drop`` returns the descriptors to close.
+            The stream is malformed. ``drop`` returns the descriptors to close.
         """
         self._fds += fds
         if len(self._fds) > MAX_PENDING_FDS:
@@ -252,7 +250,7 @@ class FrameDecoder:
                 raise ProtocolError(f"unknown frame type {kind}")
             if size > self.max_payload_bytes:
                 raise ProtocolError(
-                    f"{frame_class.__name__} of {size} bytes; at most {self.max_payload_bytes} are allowed here"
+                    f"{frame_class.__name__} of {size} bytes; at most {self.max_payload_bytes} are allowed"
                 )
             end = at + HEADER.size + size
             if len(self._buffer) < end:

@@ -1,7 +1,7 @@
 """Frozen value objects without the import cost of ``dataclasses`` (10 ms of every start of ``ftrayd``).
 
-Owns: ``Record``.  A subclass annotates its fields; instances are immutable, comparable, hashable and printable.  Type
-checkers see a frozen dataclass.
+Owns: ``Record``. A subclass annotates its fields; instances are immutable, comparable, hashable and
+printable. Type checkers see a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -65,7 +65,3 @@ class Record:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={self.__dict__[n]!r}' for n in self._fields)})"
-
-    def replace(self, **changes: Any) -> Any:
-        """Return a copy with ``changes``."""
-        return type(self)(**{**self.__dict__, **changes})

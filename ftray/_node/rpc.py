@@ -116,7 +116,7 @@ class RpcService:
         ]
 
     def actor_info(self, client: Client, actor_id: bytes) -> dict[str, Any] | None:
-        """Return what is known of an actor: state, incarnation, cause, address, and its spec while it lives."""
+        """Return state, incarnation, cause and address of an actor, and its spec while it lives."""
         info = self._node.actors.table.info(actor_id)
         if info is None:
             return None

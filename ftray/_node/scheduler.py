@@ -4,7 +4,7 @@ A pure state machine: methods are events, their results are commands, no I/O, cl
 
 Owns: the node's resources, the demands of every client by scheduling class, the allocations.
 Invariants: what is available plus what is held (less what blocked workers lent) is the total, for every
-resource; a grant is made only when it fits.  Availability goes below zero in one case: a blocked worker
+resource; a grant is made only when it fits. Availability goes below zero in one case: a blocked worker
 lent its CPUs, they were granted to another, and it runs again (as in Ray, it gets them back at once).
 No starvation: clients take turns, and within a client its classes take turns; a demand that was passed
 over ``PASS_LIMIT`` times keeps others from what it lacks until it is served.
@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
+from ftray._node.amounts import CPU, as_floats, describe, lacking
 from ftray._node.record import Record
-from ftray._node.resources import CPU, as_floats, describe, lacking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ftray._node.resources import Amounts
+    from ftray._node.amounts import Amounts
 
     Commands = list["Command"]
 
@@ -231,7 +231,7 @@ class Scheduler:
             self._change({CPU: allocation.held.get(CPU, 0)}, -1)
 
     def client_gone(self, client: int) -> tuple[list[object], Commands]:
-        """The client died: its demands go; the workers that served its leases (to be killed: they run its tasks)."""
+        """The client died: its demands go; return the workers that run its tasks, to be killed."""
         for demand in [d for d in self._demands.values() if d.client == client and not d.is_actor]:
             self._forget(demand)
         workers: list[object] = []
@@ -361,8 +361,8 @@ class Scheduler:
             if not demand.told_limit and not demand.infeasible and self._fits(demand):
                 demand.told_limit = True
                 text = (
-                    f"{demand.name or 'a task'} waits: all {self._max_allocations} worker processes that this node "
-                    "may have are taken; end some actors, or nest fewer waiting tasks"
+                    f"{demand.name or 'a task'} waits: all {self._max_allocations} worker processes that "
+                    "this node may have are taken; end some actors, or nest fewer waiting tasks"
                 )
                 commands.append(Infeasible(demand.client, demand.key, demand.is_actor, text))
         return commands

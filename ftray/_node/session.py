@@ -72,8 +72,8 @@ def _check_private(path: str) -> None:
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise SessionError(
-            f"{path} must be a directory of uid {os.getuid()} with mode 0700, but has uid {status.st_uid} and mode "
-            f"{stat.S_IMODE(status.st_mode):04o}; remove it or set FTRAY_TMPDIR to another place"
+            f"{path} must be a directory of uid {os.getuid()} with mode 0700, not uid {status.st_uid} and "
+            f"mode {stat.S_IMODE(status.st_mode):04o}; remove it or set FTRAY_TMPDIR to another place"
         )
 
 
@@ -110,7 +110,7 @@ def create_session(base: str, unix_time_s: float) -> Session:
     with _locked_directory(user):
         os.mkdir(path, 0o700)
         lock_fd = os.open(os.path.join(path, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)  # somebody who looks for sessions may hold it for a moment
     token = os.urandom(TOKEN_BYTES)
     fd = os.open(os.path.join(path, TOKEN_FILE), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -140,7 +140,7 @@ def _is_live(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -60,6 +60,7 @@ class WorkerProcess:
         self.actor_id: bytes | None = None
         self.job_id = 0
         self.registered_ms = 0
+        self.asked_to_exit = False
         self.verdict: tuple[int, str] | None = (
             None  # kind and reason of a death that we caused or were told of
         )
@@ -158,6 +159,7 @@ class Workers:
 
     def retire(self, worker: WorkerProcess, may_decline: bool) -> None:
         """Ask the worker to exit."""
+        worker.asked_to_exit = True
         if worker.verdict is None and not may_decline:
             worker.verdict = (DEATH_INTENDED, "was asked to exit")
         if worker.client is not None:
@@ -229,6 +231,8 @@ class Workers:
         if worker.verdict is not None:
             kind, why = worker.verdict
             text = f"{why} ({end})"
+        elif worker.asked_to_exit and not signalled and si_status == 0:
+            kind, text = DEATH_INTENDED, "was idle and exited as asked"
         elif signalled and si_status == signal.SIGKILL and self._killed_for_memory():
             kind, text = DEATH_OOM, "was killed by the kernel because memory ran out"
         else:

@@ -6,10 +6,9 @@ Invariants: one thread at every fork; a child whose ``ftrayd`` is gone ends; a r
 Leaves to others: deciding when to fork (``pool``), watching workers: they are children of ``ftrayd``
 (``CLONE_PARENT``), so that nothing depends on the zygote once a worker runs.
 
-Messages are marshalled tuples over a SOCK_SEQPACKET pair (both ends run the same interpreter):
-``("fork", number, token, session_dir)`` with the write ends of two pipes, ``("preload", modules)``; answered by
-``("forked", number, pid)``, ``("failed", number, text)``, ``("preloaded", modules, error)``.  ``("ready", error)``
-comes first.
+Messages are marshalled tuples over a SOCK_SEQPACKET pair (both ends run the same interpreter). Requests:
+``("fork", number, token, session_dir)`` with the write ends of two pipes, ``("preload", modules)``. Answers:
+``("forked", number, pid)`` or ``("failed", number, text)``, and ``("preloaded", modules, error)``.
 """
 
 from __future__ import annotations
@@ -41,7 +40,15 @@ _THREAD_LIMITS = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-_SHARED_MODULES = ("pickle", "cloudpickle")
+# What every worker needs to register and to run its first call: imported once here, not once a worker.
+_SHARED_MODULES = (
+    "pickle",
+    "cloudpickle",
+    "queue",
+    "ftray._node.client",
+    "ftray._pickling",
+    "ftray._task_errors",
+)
 
 
 class Zygote:
@@ -72,7 +79,6 @@ class Zygote:
             self._broken = f"{self._worker_module} cannot be imported:\n{_describe(error)}"
         gc.disable()
         _freeze()
-        self._send("ready", self._broken)
 
     def serve(self) -> Callable[[], None]:
         """Answer requests until ``ftrayd`` is gone; in a child, return what it is to run.

@@ -51,7 +51,6 @@ class ZygoteLink:
         self, sock: socket.socket, pid: int, loop: Loop, listener: Listener, config: dict[str, Any]
     ) -> None:
         self.pid = pid
-        self.broken = ""
         self._sock = sock
         self._loop = loop
         self._listener = listener
@@ -61,6 +60,7 @@ class ZygoteLink:
         self._backlog: list[tuple[bytes, tuple[int, ...]]] = []
         self._started_s = time.monotonic()
         self._quick_deaths = 0
+        self._closed = False
         self._watch()
 
     def _watch(self) -> None:
@@ -118,9 +118,7 @@ class ZygoteLink:
 
     def _answered(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
-        if kind == "ready":
-            self.broken = message[1]
-        elif kind == "forked":
+        if kind == "forked":
             self._pending.pop(message[1], None)
             self._listener.on_forked(message[1], message[2])
         elif kind == "failed":
@@ -133,6 +131,8 @@ class ZygoteLink:
 
     def exited(self, text: str) -> None:
         """The zygote died: fail what it had not answered and start another."""
+        if self._closed:
+            return
         if self._sock.fileno() >= 0:
             self._readable(0)
         for _data, fds in self._backlog:
@@ -165,7 +165,8 @@ class ZygoteLink:
             self._send(("preload", list(self._preloads)), ())
 
     def close(self) -> None:
-        """Forget the zygote; it ends when its socket closes."""
+        """Forget the zygote; it ends when its socket closes, and no other takes its place."""
+        self._closed = True
         if self._sock.fileno() >= 0:
             self._loop.unregister(self._sock.fileno())
             self._sock.close()

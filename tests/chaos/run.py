@@ -153,7 +153,9 @@ def run_submitters(seed: str, scratch: Path, score: Score, seconds: float) -> No
             raise submitter.error
 
 
-def phase_of_workers(seed: str, seconds: float, scratch: Path, score: Score, num_cpus: int) -> Counter[str]:
+def phase_of_workers(
+    seed: str, seconds: float, scratch: Path, score: Score, faults: Counter[str], num_cpus: int
+) -> None:
     """Workers and zygotes die; everything else must not be impressed."""
     footprint = Footprint(os.environ[processes.MARK], Path(os.environ["FTRAY_TMPDIR"]))
     ray.init(num_cpus=num_cpus, log_to_driver=False)
@@ -163,13 +165,13 @@ def phase_of_workers(seed: str, seconds: float, scratch: Path, score: Score, num
         run_submitters(seed, scratch, score, seconds)
     finally:
         saboteur.stop()
+        faults += saboteur.done
     for batch in (next(batches("afterwards", random.Random(f"{seed}/{i}"), scratch)) for i in range(10)):
         collect(batch, score, RESULT_DEADLINE_S)
     del batch
     footprint.check_settled()
     ray.shutdown()
     footprint.check_restored()
-    return saboteur.done
 
 
 def phase_of_the_head(seed: str, rounds: int, scratch: Path, score: Score, num_cpus: int) -> None:
@@ -222,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         scratch = Path(base, "scratch")
         scratch.mkdir()
         try:
-            faults += phase_of_workers(seed, options.seconds, scratch, score, options.cpus)
+            phase_of_workers(seed, options.seconds, scratch, score, faults, options.cpus)
             phase_of_the_head(seed, rounds, scratch, score, options.cpus)
             faults["SIGKILL ftrayd"] = rounds
         except Exception as error:

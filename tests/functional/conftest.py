@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,18 @@ from tests.helpers.leaks import Footprint
 from tests.helpers.sync import Gate, Mailbox, Tally
 
 DEFAULT_OPTIONS: dict[str, Any] = {"num_cpus": 2}
+FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "runtime(**options): arguments of init() for the shared runtime")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
 
 
 class SharedRuntime:
@@ -94,8 +101,10 @@ def runtime(request: pytest.FixtureRequest, shared_runtime: SharedRuntime) -> It
     marker = request.node.get_closest_marker("runtime")
     shared_runtime.use({**DEFAULT_OPTIONS, **(marker.kwargs if marker else {})})
     yield shared_runtime
-    sys.last_value = sys.last_traceback = None  # pytest keeps a failed test's frames, and so its refs
-    shared_runtime.check()
+    if request.node.stash.get(FAILED, False):
+        shared_runtime.drop()  # pytest keeps a failed test's frames, and so its refs
+    else:
+        shared_runtime.check()
 
 
 @pytest.fixture

@@ -471,11 +471,11 @@ def test_get_if_exists():
 def test_get_if_exists_from_many_tasks_makes_one():
     @ray.remote
     def join():
-        handle = Counter.options(name="race", get_if_exists=True, lifetime="detached").remote()
-        return ray.get(handle.pid.remote())
+        handle = Counter.options(name="race", get_if_exists=True).remote()
+        return ray.get(handle.pid.remote()), handle
 
-    assert len(set(ray.get([join.remote() for _ in range(10)]))) == 1
-    ray.kill(ray.get_actor("race"))
+    joined = ray.get([join.remote() for _ in range(10)])
+    assert len({pid for pid, _ in joined}) == 1
 
 
 @pytest.mark.parametrize("end", ["kill", "out-of-scope"])
@@ -506,15 +506,6 @@ def test_names_live_in_namespaces():
     with pytest.raises(ValueError):
         ray.get_actor("local", namespace="nowhere")
     ray.get([mine.get.remote(), other.get.remote()])
-
-
-def test_detached_actor_outlives_its_handles():
-    counter = Counter.options(name="detached", lifetime="detached").remote()
-    pid = ray.get(counter.pid.remote())
-    del counter
-    again = ray.get_actor("detached")
-    assert ray.get(again.pid.remote()) == pid
-    ray.kill(again)
 
 
 # -- wrong use

@@ -179,7 +179,7 @@ def test_every_way_to_die(how, store, tally):
                 crash(how)
             return self.n
 
-    actor = ray.remote(**RESTARTING)(Fragile).options(name="fragile").remote()
+    actor = ray.remote(**RESTARTING)(Fragile).options(name=f"fragile-{how}").remote()
     ray.get([actor.incr.remote() for _ in range(5)])
     ray.get(actor.checkpoint.remote())
     assert ray.get(actor.die_once.remote(how, tally)) == 5
@@ -301,9 +301,7 @@ def test_a_named_actor_that_is_created_again_resumes(store):
     actor = remote_class.options(name="phoenix").remote()
     ray.get([actor.incr.remote() for _ in range(9)])
     ray.get(actor.checkpoint.remote())
-    ray.kill(actor)
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(actor.value.remote())
+    end(actor)
     again = eventually(
         lambda: try_to(lambda: remote_class.options(name="phoenix").remote()), "the name is free"
     )

@@ -30,7 +30,7 @@ class Actor:
     def forever(self):
         time.sleep(1000)
 
-actors = [Actor.remote(), Actor.options(name="detached", lifetime="detached").remote()]
+actors = [Actor.remote(), Actor.options(name="named").remote()]
 pids = ray.get([actor.pid.remote() for actor in actors])
 big = ray.put(b"x" * 3_000_000)
 refs = [forever.remote() for _ in range(3)] + [actors[0].forever.remote()]

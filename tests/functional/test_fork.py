@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.helpers import processes
@@ -113,7 +115,8 @@ os.waitpid(pid, 0)
     driver.check_nothing_left()
 
 
-def test_a_child_that_outlives_the_driver_keeps_nothing_alive(start_driver):
+@pytest.mark.parametrize("ending", ["normal", "sigkill"])
+def test_a_child_that_outlives_the_driver_keeps_nothing_alive(ending, start_driver):
     """It has inherited descriptors, among them the lifeline; the node must see the driver go all the same."""
     driver = start_driver(
         f"""{SETUP}
@@ -123,14 +126,19 @@ if pid == 0:
     signal.pause()
     os._exit(0)
 tell("child", pid)
+await_word()
 """
     )
     child = driver.expect("child")
-    assert driver.process.wait(20) == 0
     others = [pid for pid in driver.started() if pid != child]
-    processes.wait_ended(others)
+    if ending == "sigkill":
+        driver.signal(signal.SIGKILL)
+    else:
+        driver.say("end")
+    assert driver.process.wait(20) == (-signal.SIGKILL if ending == "sigkill" else 0)
+    processes.wait_ended(others, 5)
     processes.end(child)
-    driver.finish()
+    driver.finish(status=None)
     driver.check_nothing_left()
 
 

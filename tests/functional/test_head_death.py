@@ -139,7 +139,7 @@ def test_a_stopped_node_is_no_dead_node(start_driver, gate):
         f"""{SETUP}
 tell("open")
 await_word()
-tell("ready", ray.get(Actor.remote().ready.remote()))
+tell("ready", ray.get(Actor.options(num_cpus=0).remote().ready.remote()))
 """,
         args=[gate.path],
     )
@@ -159,7 +159,7 @@ def test_actor_calls_in_progress_do_not_need_the_node(start_driver, gate):
     """Calls go straight from caller to actor: a stopped node does not hold them up."""
     driver = start_driver(
         f"""{SETUP}
-other = Actor.remote()
+other = Actor.options(num_cpus=0).remote()
 assert ray.get(other.ready.remote())
 tell("open")
 await_word()

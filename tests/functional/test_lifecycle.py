@@ -112,7 +112,7 @@ def test_put_initialises_too(no_runtime):
     ],
 )
 def test_wrong_options_of_init(no_runtime, options, word):
-    with pytest.raises((ValueError, TypeError, RuntimeError, ConnectionError), match=word):
+    with pytest.raises(Exception, match=word):  # which class, is up to the option
         ray.init(**options)
     assert not ray.is_initialized()
 

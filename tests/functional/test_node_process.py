@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import select
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -18,89 +15,28 @@ from typing import Any
 
 import pytest
 
-from ftray._node import client, launch, session
 from ftray._node import frames as f
-from ftray._node.protocol import HEADER, encode
+from ftray._node import launch, session
 from tests.helpers import processes
 from tests.helpers.sync import eventually
-from tests.unit.node.fakes import FakeDriver, actor_spec, ask, unconnected
-
-FAKES = "tests.unit.node.fakes"
-
-
-class Running:
-    """A node under test and its drivers."""
-
-    def __init__(self, base: Path, **options: Any) -> None:
-        values = {"num_cpus": 2, "num_gpus": 0, "worker_module": FAKES, "tmpdir": str(base), **options}
-        self.base = base
-        self.handle = launch.start_node(launch.NodeOptions(**values))
-        self.drivers: list[FakeDriver] = []
-        self.log_fd = os.open(Path(self.dir, "ftrayd.log"), os.O_RDONLY | os.O_CREAT)
-
-    def story(self) -> str:
-        """What there is to say about a node that is gone though a test needs it."""
-        status = os.waitid(os.P_PID, self.handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return f"{self.handle.last_words()}; {status}; log: {os.pread(self.log_fd, 1 << 16, 0).decode()}"
-
-    @property
-    def dir(self) -> str:
-        return self.handle.session_dir
-
-    def driver(self, **options: Any) -> FakeDriver:
-        driver = FakeDriver(self.dir, **options)
-        driver.last_words = self.story
-        self.drivers.append(driver)
-        return driver
-
-    def descendants(self) -> list[int]:
-        return [pid for pid in processes.descendants_of(self.handle.pid) if processes.is_running(pid)]
-
-    def close(self) -> None:
-        for driver in self.drivers:
-            driver.close()
-        self.handle.shutdown()
-        if self.log_fd >= 0:
-            os.close(self.log_fd)
-            self.log_fd = -1
-
-
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Signal a process of this test through a pidfd."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    finally:
-        os.close(pidfd)
-
-
-def wait_ended(pids: list[int], timeout_s: float = 20.0) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                assert select.select([pidfd], [], [], timeout_s)[0], f"process {pid} lives on"
-            finally:
-                os.close(pidfd)
+from tests.unit.node.fakes import FakeDriver, actor_spec, ask
+from tests.unit.node.running import (
+    ALIVE,
+    DEAD,
+    FAKES,
+    RESTARTING,
+    Running,
+    create,
+    kill,
+    nodes,
+    state,
+    wait_ended,
+)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Start nodes; afterwards no process, descriptor or session directory may be left."""
-    before = sorted(os.listdir("/proc/self/fd"))
-    running: list[Running] = []
-
-    def begin(**options: Any) -> Running:
-        running.append(Running(tmp_path, **options))
-        return running[-1]
-
-    yield begin
-    pids = [pid for node in running for pid in [node.handle.pid, *processes.descendants_of(node.handle.pid)]]
-    for node in running:
-        node.close()
-    wait_ended(pids)
-    assert list(tmp_path.glob("ftray-*/s-*")) == []
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    yield from nodes(tmp_path)
 
 
 @pytest.fixture
@@ -111,23 +47,6 @@ def node(start: Callable[..., Running]) -> Running:
 @pytest.fixture
 def driver(node: Running) -> FakeDriver:
     return node.driver()
-
-
-def create(driver: FakeDriver, **changes: Any) -> bytes:
-    """Create an actor and return its id."""
-    actor_id = os.urandom(16)
-    driver.send(f.ActorCreate(actor_id, actor_spec(driver, actor_id, **changes)))
-    return actor_id
-
-
-def state(driver: FakeDriver, actor_id: bytes, wanted: int, incarnation: int = 0) -> Any:
-    return driver.wait(
-        f.ActorState,
-        lambda s: s.actor_id == actor_id and s.state == wanted and s.incarnation >= incarnation,
-    )
-
-
-PENDING, ALIVE, RESTARTING, DEAD = 1, 2, 3, 4
 
 
 class TestStart:
@@ -260,7 +179,8 @@ class TestDeaths:
             "import sys, os\n"
             "from ftray._node import launch\n"
             "from tests.unit.node.fakes import FakeDriver\n"
-            f"h = launch.start_node(launch.NodeOptions(num_cpus=2, worker_module={FAKES!r}, tmpdir={str(tmp_path)!r}))\n"
+            f"options = dict(num_cpus=2, worker_module={FAKES!r}, tmpdir={str(tmp_path)!r})\n"
+            "h = launch.start_node(launch.NodeOptions(**options))\n"
             "d = FakeDriver(h.session_dir); g = d.lease()\n"
             "child = d.ask(g, 'child', ['/bin/sleep', '1000'])\n"
             "pid = os.fork()\n"  # a foreign child that keeps the driver's descriptors
@@ -387,7 +307,8 @@ class TestLeases:
         driver.ask(first, "decline", True)
         for grant in (first, second):
             driver.send(f.LeaseReturn(grant.lease_id, 1))
-        driver.wait(f.WorkerDied, lambda d: d.pid == second.pid)
+        died: Any = driver.wait(f.WorkerDied, lambda d: d.pid == second.pid)
+        assert died.kind == f.DEATH_INTENDED
         assert driver.ask(first, "echo", 1) == 1
 
 
@@ -465,153 +386,13 @@ class TestActors:
         driver.send(f.ActorKill(actor_id, 1, f.KILL_EXPLICIT))
         assert state(driver, actor_id, DEAD)
 
+    def test_an_actor_of_a_dead_owner_is_refused(self, driver: FakeDriver) -> None:
+        actor_id = create(driver, owner=b"?" * 28)
+        assert "owner" in pickle.loads(state(driver, actor_id, DEAD).cause)["text"]
+
     def test_many_actors_in_one_burst(self, driver: FakeDriver) -> None:
         ids = [create(driver) for _ in range(30)]
         assert len({state(driver, actor_id, ALIVE).pid for actor_id in ids}) == 30
-
-
-class TestSegments:
-    def register(self, driver: FakeDriver, seg_id: int, content: bytes) -> None:
-        driver.send(f.SegReserve(len(content)), req=seg_id)
-        assert driver.wait(f.SegReserved).ok  # type: ignore[attr-defined]
-        fd = os.memfd_create("segment")
-        os.write(fd, content)
-        driver.send(f.SegRegister(seg_id, len(content)), fds=[fd])
-        os.close(fd)
-
-    def test_a_reader_gets_the_producers_memory_and_hears_of_its_end(
-        self, node: Running, driver: FakeDriver
-    ) -> None:
-        reader = node.driver()
-        self.register(driver, 5, b"hello")
-        eventually(lambda: driver.node.rpc("object_store")["segments"] == 1)
-        reader.send(f.SegOpen(5), req=1)
-        message = reader.node.receive()
-        assert message.frame == f.SegFd(1, 5, 5)
-        assert os.pread(message.fds[0], 5, 0) == b"hello"
-        os.close(message.fds[0])
-        driver.send(f.SegRelease(5))
-        assert reader.wait(f.SegGone) == f.SegGone(5)
-        reader.send(f.SegOpen(5), req=2)
-        assert reader.wait(f.SegFd) == f.SegFd(0, 5, 0)
-        assert driver.node.rpc("object_store")["used"] == 0
-
-    def test_a_dead_producers_segment_lives_while_it_is_held(self, node: Running, driver: FakeDriver) -> None:
-        producer = node.driver()
-        self.register(producer, 9, b"x" * 100)
-        eventually(lambda: driver.node.rpc("object_store")["used"] == 100)
-        dead = producer.worker_id
-        producer.close()
-        driver.seen.clear()
-        while not isinstance(driver.node.receive().frame, f.WorkerDied):
-            pass
-        driver.send(f.DeathAck(dead, (9,)))
-        driver.send(f.SegOpen(9), req=1)
-        message = driver.node.receive()
-        assert message.frame == f.SegFd(1, 9, 100)
-        os.close(message.fds[0])
-        driver.send(f.SegUnhold(9))
-        eventually(lambda: driver.node.rpc("object_store")["segments"] == 0)
-
-    def test_a_reservation_that_does_not_fit_asks_for_room_and_is_then_refused(
-        self, start: Callable[..., Running]
-    ) -> None:
-        node = start(object_store_memory=1000)
-        first, second = node.driver(), node.driver()
-        self.register(first, 1, b"x" * 800)
-        second.send(f.SegReserve(500), req=1)
-        first.wait(f.SegShrink)
-        assert not second.wait(f.SegReserved).ok  # type: ignore[attr-defined]
-        second.send(f.SegReserve(500), req=2)
-        first.wait(f.SegShrink)
-        first.send(f.SegRelease(1))
-        assert second.wait(f.SegReserved) == f.SegReserved(1, 500, 1000)
-        second.send(f.SegReserve(500), flags=f.FLAG_GIVE_BACK)
-        eventually(lambda: second.node.rpc("object_store")["used"] == 0)
-
-
-class TestLogs:
-    def test_lines_arrive_with_name_pid_and_stream(self, driver: FakeDriver) -> None:
-        grant = driver.lease()
-        driver.ask(grant, "print", ("\x1ework\x1e\nhello\nhalf", 1))
-        log: Any = driver.wait(f.Log)
-        assert (log.pid, log.stream, log.name, log.text) == (grant.pid, 1, "work", b"hello\n")
-        driver.ask(grant, "print", (" a line\n", 1))
-        assert driver.wait(f.Log).text == b"half a line\n"  # type: ignore[attr-defined]
-        driver.ask(grant, "print", ("oops\n", 2))
-        assert driver.wait(f.Log).stream == 2  # type: ignore[attr-defined]
-
-    def test_the_last_words_of_a_dying_worker_arrive(self, driver: FakeDriver) -> None:
-        grant = driver.lease()
-        driver.ask(grant, "print", ("famous last words", 2))
-        kill(grant.pid)
-        assert driver.wait(f.Log).text == b"famous last words\n"  # type: ignore[attr-defined]
-
-    def test_a_flood_neither_blocks_the_node_nor_grows_it(self, node: Running, driver: FakeDriver) -> None:
-        grant = driver.lease()
-        driver.ask(grant, "flood", 40)  # returns only when everything was taken; nobody reads here
-        resident_kb = int(Path(f"/proc/{node.handle.pid}/statm").read_text().split()[1]) * 4
-        assert resident_kb < 60_000
-        dropped: Any = driver.wait(f.Log, lambda log: b"lines dropped" in log.text)
-        assert int(dropped.text.split()[1]) > 100_000
-
-
-class TestHostileClients:
-    def closed(self, sock: socket.socket) -> bool:
-        sock.settimeout(10)
-        try:
-            while sock.recv(4096):
-                pass
-        except ConnectionResetError:
-            return True
-        return True
-
-    @pytest.mark.parametrize(
-        "data",
-        [
-            b"GET / HTTP/1.0\r\n\r\n",
-            encode(f.Blocked()),
-            HEADER.pack(1 << 30, f.Register.TYPE, 0, 0),
-            HEADER.pack(3, f.Register.TYPE, 0, 0) + b"abc",
-        ],
-    )
-    def test_garbage_before_registration_closes_the_connection(self, node: Running, data: bytes) -> None:
-        driver = node.driver()
-        with unconnected(node.dir) as sock:
-            sock.sendall(data)
-            assert self.closed(sock)
-        assert driver.ask(driver.lease(), "echo", 1) == 1
-        assert driver.wait(f.Warn)
-
-    def test_a_wrong_token_is_refused_with_the_reason(self, node: Running) -> None:
-        with pytest.raises(client.RegistrationError, match="wrong session token"):
-            client.connect(node.dir, worker_id=bytes(28), token=bytes(32))
-        with pytest.raises(client.RegistrationError, match="unknown startup token"):
-            client.connect(node.dir, worker_id=bytes(28), token=bytes(32), kind=f.KIND_WORKER)
-
-    def test_a_worker_that_breaks_the_protocol_is_ended_and_reported(self, driver: FakeDriver) -> None:
-        grant = driver.lease()
-        with contextlib.suppress(EOFError, ConnectionError):
-            driver.ask(grant, "raw", struct.pack("<IHHQ", 0, 999, 0, 0))
-        assert "unknown frame type 999" in driver.wait(f.Warn).text  # type: ignore[attr-defined]
-        assert driver.wait(f.WorkerDied).pid == grant.pid  # type: ignore[attr-defined]
-        assert driver.lease().pid != grant.pid
-
-    def test_a_driver_that_sends_a_workers_frame_is_dropped(self, node: Running, driver: FakeDriver) -> None:
-        other = node.driver()
-        other.send(f.ActorExit(bytes(16), 0))
-        assert self.closed(other.node.sock)
-        assert "only workers send" in driver.wait(f.Warn).text  # type: ignore[attr-defined]
-
-    def test_a_method_that_does_not_exist_or_fails_is_an_error_for_its_caller(
-        self, driver: FakeDriver
-    ) -> None:
-        with pytest.raises(ValueError, match="no method 'nonsense'"):
-            driver.node.rpc("nonsense")
-        with pytest.raises(TypeError):
-            driver.node.rpc("kv_get", wrong=1)
-        assert driver.node.rpc("kv_put", key=b"k", value=b"v") is False
-        assert driver.node.rpc("kv_get", key=b"k") == b"v"
 
 
 def test_nothing_grows_over_many_workers(node: Running, driver: FakeDriver) -> None:

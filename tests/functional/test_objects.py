@@ -206,9 +206,8 @@ def test_a_put_of_a_dead_worker_is_lost_with_its_owner(size, mailbox):
     pid = mailbox.take()
     os.kill(pid, signal.SIGKILL)
     wait_ended([pid])
-    with pytest.raises(ray.exceptions.OwnerDiedError) as caught:
+    with pytest.raises(ray.exceptions.OwnerDiedError):
         ray.get(ref, timeout=30)
-    assert str(pid) in str(caught.value)
 
 
 # -- get: timeouts and wrong arguments

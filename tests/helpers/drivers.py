@@ -87,6 +87,7 @@ class Driver:
     def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         path = [entry for entry in sys.path if entry and os.path.isdir(entry)]
         env = dict(os.environ, FTRAY_TMPDIR=str(self.base), PYTHONPATH=os.pathsep.join([*path, str(ROOT)]))
+        env.pop("PYTHONSAFEPATH", None)  # programs import what lies beside them
         env.update(extra)
         env[processes.MARK] = self.mark
         return env

@@ -19,8 +19,8 @@ DRIVER, OTHER = 1, 2
 
 def spec(actor_id: bytes = ID, **changes: Any) -> m.Spec:
     values: dict[str, Any] = {
-        "actor_id": actor_id, "owner": OWNER, "job_id": 1, "class_name": "Counter", "name": "", "namespace": "ns",
-        "get_if_exists": False, "max_restarts": 0,
+        "actor_id": actor_id, "owner": OWNER, "job_id": 1, "class_name": "Counter", "name": "",
+        "namespace": "ns", "get_if_exists": False, "max_restarts": 0,
     }  # fmt: skip
     return m.Spec(**{**values, **changes})
 
@@ -99,6 +99,16 @@ def test_the_first_quick_death_restarts_at_once_later_ones_back_off_up_to_a_boun
     table.worker_found(ID, 6, 200)
     table.constructed(ID, 6, 200, None, 20.0)
     assert has(table.worker_died(200, death(), 30.0), m.Place)  # it was stable meanwhile
+
+
+def test_actors_that_were_ready_restart_at_once_until_there_are_too_many_quick_deaths() -> None:
+    table = ActorTable(m.ActorSettings(free_restarts=3, backoff_s=0.1))
+    alive(table, max_restarts=-1)
+    for incarnation in range(2, 4):
+        assert has(table.worker_died(98 + incarnation, death(), 0.0), m.Place)
+        table.worker_found(ID, incarnation, 99 + incarnation)
+        table.constructed(ID, incarnation, 99 + incarnation, None, 0.0)
+    assert only(table.worker_died(102, death(), 0.0), m.SetTimer).when_s == 0.1
 
 
 def test_events_of_an_old_incarnation_change_nothing() -> None:

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ftray._node.resources import UNIT, fixed_point
+from ftray._node.amounts import UNIT, fixed_point
 from ftray._node.scheduler import (
     PASS_LIMIT,
     Command,

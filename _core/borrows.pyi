@@ -1,0 +1,1 @@
+"""Nothing for Python; ``borrows.pxd`` is what other extensions see of the borrowing protocol."""

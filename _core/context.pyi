@@ -1,0 +1,1 @@
+"""Nothing for Python; ``context.pxd`` is what other extensions see of what a thread executes."""

@@ -1,0 +1,1 @@
+"""Nothing for Python; ``nodelink.pxd`` is what other extensions see of the stream to ftrayd."""

@@ -1,0 +1,1 @@
+"""Nothing for Python; ``tasks.pxd`` is what other extensions see of the task manager."""

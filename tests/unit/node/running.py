@@ -1,0 +1,109 @@
+"""Nodes under test: real ``ftrayd`` processes whose workers are the fakes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ftray._node import frames as f
+from ftray._node import launch
+from tests.helpers import processes
+from tests.unit.node.fakes import FakeDriver, actor_spec
+
+FAKES = "tests.unit.node.fakes"
+
+
+class Running:
+    """A node under test and its drivers."""
+
+    def __init__(self, base: Path, **options: Any) -> None:
+        values = {"num_cpus": 2, "num_gpus": 0, "worker_module": FAKES, "tmpdir": str(base), **options}
+        self.base = base
+        self.handle = launch.start_node(launch.NodeOptions(**values))
+        self.drivers: list[FakeDriver] = []
+        self.log_fd = os.open(Path(self.dir, "ftrayd.log"), os.O_RDONLY | os.O_CREAT)
+
+    def story(self) -> str:
+        """What there is to say about a node that is gone though a test needs it."""
+        status = os.waitid(os.P_PID, self.handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return f"{self.handle.last_words()}; {status}; log: {os.pread(self.log_fd, 1 << 16, 0).decode()}"
+
+    @property
+    def dir(self) -> str:
+        return self.handle.session_dir
+
+    def driver(self, **options: Any) -> FakeDriver:
+        driver = FakeDriver(self.dir, **options)
+        driver.last_words = self.story
+        self.drivers.append(driver)
+        return driver
+
+    def descendants(self) -> list[int]:
+        return [pid for pid in processes.descendants_of(self.handle.pid) if processes.is_running(pid)]
+
+    def close(self) -> None:
+        for driver in self.drivers:
+            driver.close()
+        self.handle.shutdown()
+        if self.log_fd >= 0:
+            os.close(self.log_fd)
+            self.log_fd = -1
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Signal a process of this test through a pidfd."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    finally:
+        os.close(pidfd)
+
+
+def wait_ended(pids: list[int], timeout_s: float = 20.0) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                assert select.select([pidfd], [], [], timeout_s)[0], f"process {pid} lives on"
+            finally:
+                os.close(pidfd)
+
+
+def nodes(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start nodes; afterwards no process, descriptor or session directory may be left."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    running: list[Running] = []
+
+    def begin(**options: Any) -> Running:
+        running.append(Running(tmp_path, **options))
+        return running[-1]
+
+    yield begin
+    pids = [pid for node in running for pid in [node.handle.pid, *processes.descendants_of(node.handle.pid)]]
+    for node in running:
+        node.close()
+    wait_ended(pids)
+    assert list(tmp_path.glob("ftray-*/s-*")) == []
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def create(driver: FakeDriver, **changes: Any) -> bytes:
+    """Create an actor and return its id."""
+    actor_id = os.urandom(16)
+    driver.send(f.ActorCreate(actor_id, actor_spec(driver, actor_id, **changes)))
+    return actor_id
+
+
+def state(driver: FakeDriver, actor_id: bytes, wanted: int, incarnation: int = 0) -> Any:
+    return driver.wait(
+        f.ActorState,
+        lambda s: s.actor_id == actor_id and s.state == wanted and s.incarnation >= incarnation,
+    )
+
+
+PENDING, ALIVE, RESTARTING, DEAD = 1, 2, 3, 4
