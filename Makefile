@@ -1,5 +1,5 @@
-# Everything runs in .venv (bench also in .venv-ray), on a wheel built from this tree. The first run of
-# a target sets up all it needs; stamp files let later runs skip what is up to date.
+# Everything runs in .venv (bench also in .venv-ray and .venv-peers), on a wheel built from this tree. The
+# first run of a target sets up all it needs; stamp files let later runs skip what is up to date.
 #
 #   make demo         build with full optimisation and run the demonstration
 #   make test         build quickly, run all tests, then lint; this is what CI runs
@@ -31,6 +31,9 @@ CHAOS_ARGS ?= --seconds 60
 BENCH_ARGS ?=
 SCALE_ARGS ?=
 
+# Further engines, only when the benchmark is to show them.
+PEERS := $(if $(filter --peers,$(BENCH_ARGS)),.venv-peers/.has-peers)
+
 export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
 
 .PHONY: demo test unit functional chaos bench scale asan lint clean FORCE
@@ -49,7 +52,7 @@ unit functional: .venv/.installed-fast .venv/.has-test
 chaos: .venv/.installed-fast .venv/.has-test
 	$(PY) -m tests.chaos.run $(CHAOS_ARGS)
 
-bench: .venv/.installed-release .venv/.has-bench .venv-ray/.has-ray
+bench: .venv/.installed-release .venv/.has-bench .venv-ray/.has-ray $(PEERS)
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 scale: .venv/.installed-release .venv/.has-bench
@@ -70,7 +73,7 @@ lint: .venv/.has-test
 		--cache-dir $(CURDIR)/.mypy_cache --explicit-package-bases ftray
 
 clean:
-	rm -rf build dist *.egg-info .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .venv .venv-ray .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f _core/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -100,7 +103,13 @@ endef
 .venv-ray/.has-ray:
 	@$(CHECK_MACHINE)
 	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install ray numpy
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install 'ray==2.60.*' numpy
+	touch $@
+
+.venv-peers/.has-peers:
+	@$(CHECK_MACHINE)
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install distributed xoscar numpy
 	touch $@
 
 .venv/.has-build: pyproject.toml .ci/requirements.py .venv/bin/python

@@ -448,6 +448,10 @@ cdef class Executor:
             for i in range(max_concurrency):
                 threading.Thread(target=self.serve, name=f"ftray-call-{i}", daemon=True).start()
 
+    def refuse_calls(self):
+        """There will be no instance: calls stay unbegun, and end with this process."""
+        core().is_actor = False
+
     def serve(self):
         """One thread of a threaded actor."""
         cdef Call call
@@ -505,7 +509,7 @@ cdef class Executor:
                 call = Call.__new__(Call)
                 with nogil:
                     core_enter(c)
-                    more = not c.exec_queue.empty()
+                    more = exec_runnable(c)
                     if more:
                         begin(c, &call.t, MODE_ASYNC)
                     core_leave(c)
@@ -528,7 +532,7 @@ cdef class Executor:
                 c.loop_armed = True
                 swap32(&c.me.asleep, 1)
                 full_fence()
-                more = load64(&c.me.summary) != 0 or not c.exec_queue.empty()
+                more = load64(&c.me.summary) != 0 or exec_runnable(c)
                 if more:
                     store32(&c.me.asleep, 0)
                     c.loop_armed = False

@@ -95,7 +95,7 @@ def _sides(arguments: argparse.Namespace) -> list[runner.Side]:
         sides.append(runner.Side("ray", python, isolated=True))
     if arguments.peers:
         default = runner.ROOT / ".venv-peers/bin/python"
-        remedy = "make one with `python3 -m venv .venv-peers` and install distributed, xoscar and numpy there"
+        remedy = "`make bench BENCH_ARGS=--peers` makes one in .venv-peers"
         python = runner.find_python(arguments.peers_python, PEERS_VARIABLE, default, remedy)
         sides += [runner.peer_side(name, python) for name in PEERS]
     return sides

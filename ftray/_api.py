@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
+import _pickle as pickle  # pickle imports re and more
 import struct
-from typing import TYPE_CHECKING
 
 from ftray import _core, _lifecycle, _options
 from ftray._functions import RemoteFunction
 from ftray.actor import ActorClass, find, kill
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

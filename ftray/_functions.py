@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import struct
-from typing import TYPE_CHECKING
 
 from ftray import _core, _lifecycle, _options, _signature
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
@@ -18,7 +17,11 @@ _class_keys: dict[tuple[Any, ...], int] = {}
 
 def lease_request(resources: Mapping[str, float], strategy: Any, name: str) -> tuple[int, bytes]:
     """Return key and LEASE_REQUEST payload of a scheduling class: tasks that can share a worker."""
-    text = "" if strategy in (None, "DEFAULT") else json.dumps(strategy)
+    text = ""
+    if strategy not in (None, "DEFAULT"):
+        import json
+
+        text = json.dumps(strategy)
     identity = (tuple(sorted(resources.items())), text)
     key = _class_keys.setdefault(identity, len(_class_keys) + 1)
     parts = [struct.pack("<QHH", key, 0, len(resources))]

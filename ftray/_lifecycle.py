@@ -9,10 +9,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from ftray import _core
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from typing import Any
@@ -94,7 +94,8 @@ def init(
     ----------
     address : str, optional
         None or "local": start a node of one's own, which ends with this process. "auto": attach to the newest
-        session of this user. Otherwise the directory of a session (``ctx.address_info["address"]`` of its first driver).
+        session of this user. Otherwise the directory of a session (``ctx.address_info["address"]`` of its
+        first driver).
     num_cpus, num_gpus : float, optional
         What tasks and actors can ask for; by default the CPUs that this process may use (affinity, cgroup
         quota).

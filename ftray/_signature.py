@@ -6,8 +6,9 @@ gives only positional arguments costs two comparisons in the core.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from ftray._node.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
@@ -16,7 +17,7 @@ _VARARGS, _VARKEYWORDS = 0x04, 0x08
 NO_LIMIT = 1 << 30
 
 
-class Arity(NamedTuple):
+class Arity(Record):
     """What a function takes. ``simple_min``/``simple_max``: how many arguments fit if all are positional."""
 
     name: str

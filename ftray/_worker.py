@@ -10,17 +10,17 @@ import pickle
 import signal
 import struct
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 from ftray import _core, _lifecycle
 from ftray._core.worker import Executor
 from ftray._core.worker import flush as _flush
 from ftray._node.frames import KIND_WORKER
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-    from typing import Any, TextIO
+    from typing import Any, NoReturn, TextIO
 
 _ACTOR_READY, _ACTOR_EXIT = 34, 36
 _EXIT_ACTOR, _EXIT_OUT_OF_SCOPE, _EXIT_SIGTERM = 0, 1, 2
@@ -155,6 +155,7 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
     except BaseException as error:
         from ftray._task_errors import make_task_error
 
+        _State.executor.refuse_calls()
         _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
         return
     _State.executor.become_actor(

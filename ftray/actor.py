@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import _pickle as pickle  # pickle imports re and more
 import functools
-import pickle
 import struct
-from typing import TYPE_CHECKING
 
 from ftray import _core, _lifecycle, _options, _signature
 from ftray.exceptions import NotSupportedError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn

@@ -51,7 +51,11 @@ class _Kept:
         self.fields = fields
         self.held: Amounts = fixed_point(fields["resources"].items())
         # An actor that does not name a CPU needs one free to be placed and holds none, as in Ray.
-        self.needed = self.held if CPU in fields["resources"] else {**self.held, CPU: UNIT}
+        placement = fields.get("placement_resources")
+        if placement is not None:
+            self.needed = fixed_point(placement.items())
+        else:
+            self.needed = self.held if CPU in fields["resources"] else {**self.held, CPU: UNIT}
 
 
 class ActorService:

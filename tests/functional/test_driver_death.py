@@ -72,10 +72,16 @@ def test_killed_from_outside_while_it_waits(start_driver):
     driver.check_nothing_left()
 
 
+def wait_until_it_waits(driver):
+    driver.expect("waiting")
+    eventually(lambda: processes.state_of(driver.pid) == "S", "the driver's main thread sleeps")
+
+
 def test_interrupted_by_control_c_while_it_waits(start_driver):
     driver = start_driver(
         f"""{BUSY}
 try:
+    tell("waiting")
     ray.get(refs)
 except KeyboardInterrupt:
     tell("interrupted")
@@ -83,6 +89,7 @@ tell("still works", ray.get(ray.put(1)))
 """
     )
     driver.expect("busy")
+    wait_until_it_waits(driver)
     driver.signal(signal.SIGINT)
     driver.expect("interrupted", timeout_s=5)
     assert driver.expect("still works") == 1
@@ -92,8 +99,9 @@ tell("still works", ray.get(ray.put(1)))
 
 @pytest.mark.parametrize("call", ["ray.get(refs)", "ray.wait(refs)", "ray.get(refs, timeout=500)"])
 def test_unhandled_control_c_ends_the_driver(call, start_driver):
-    driver = start_driver(f"{BUSY}\n{call}\n")
+    driver = start_driver(f"{BUSY}\ntell('waiting')\n{call}\n")
     driver.expect("busy")
+    wait_until_it_waits(driver)
     driver.signal(signal.SIGINT)
     driver.finish(-signal.SIGINT)
     assert any("KeyboardInterrupt" in line for line in driver.err)
@@ -105,6 +113,7 @@ def test_control_c_of_a_terminal_reaches_the_driver_only(start_driver):
     driver = start_driver(
         f"""{BUSY}
 try:
+    tell("waiting")
     ray.get(refs)
 except KeyboardInterrupt:
     tell("interrupted")
@@ -113,6 +122,7 @@ tell("alive", ray.get([actors[1].pid.remote()]))
         preexec=os.setpgrp,
     )
     pids = driver.expect("busy")
+    wait_until_it_waits(driver)
     os.killpg(driver.pid, signal.SIGINT)
     driver.expect("interrupted", timeout_s=5)
     assert driver.expect("alive") == [pids[1]]

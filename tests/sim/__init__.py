@@ -1,0 +1,1 @@
+"""Seeded simulations: the real decision machines, a made-up network, an independent checker."""

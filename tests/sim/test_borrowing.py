@@ -1,0 +1,35 @@
+"""Distributed reference counting: nothing that can be reached is freed, and in the end everything is.
+
+``FTRAY_SIM_SEED=n`` runs one seed, ``FTRAY_SIM_RUNS=n`` that many.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.sim.borrowing import World
+
+ONE = os.environ.get("FTRAY_SIM_SEED")
+SEEDS = [int(ONE)] if ONE else range(int(os.environ.get("FTRAY_SIM_RUNS", "40")))
+
+
+def run(seed: int, deaths: int, steps: int = 300) -> World:
+    print(f"seed {seed}")
+    world = World(seed, n_processes=3 + seed % 3, deaths=deaths)
+    for _ in range(steps):
+        world.step()
+    world.wind_down()
+    return world
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_deaths(seed: int) -> None:
+    world = run(seed, 0)
+    assert world.blocks and set(world.freed) == set(world.blocks)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_deaths(seed: int) -> None:
+    run(seed, deaths=1 + seed % 3)
