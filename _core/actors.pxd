@@ -9,3 +9,4 @@ cdef void actor_on_state(Core *c, const Id16 *id, uint8_t state, uint32_t incarn
                          uint64_t size) noexcept nogil
 cdef void actor_subscribe(Core *c, ActorClient *a) noexcept nogil
 cdef void actor_after_death(Core *c, ActorClient *a, const Id28 *worker) noexcept nogil
+cdef void actors_pump_waiting(Core *c) noexcept nogil

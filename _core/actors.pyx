@@ -9,14 +9,19 @@ to an older incarnation than the one known is ignored.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
+from libcpp.vector cimport vector
 
 from ftray._core.channel cimport chan_connect
 from ftray._core.nodelink cimport N_ACTOR_SUBSCRIBE, node_put
 from ftray._core.rules cimport (FAIL_ACTOR_DEAD, FAIL_CANCELLED, RUN_AGAIN, Verdict, after_death, list_insert, list_pop, list_remove)
 from ftray._core.tasks cimport task_fail, task_push, tasks_fail_dep
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ACTOR_UNKNOWN, CH_OPEN, TASK_CANCELLED,
-                                TASK_QUEUED, TASK_WAITS_DEPS, ActorClient, Core, Id16, Id28, TaskRec, blob_copy, blob_drop, same_id)
+                                TASK_QUEUED, TASK_WAITS_DEPS, ActorClient, Core, Id16, Id28, TaskRec, blob_copy, blob_drop, mono_ns, same_id)
 from ftray._core.wire cimport ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED
+
+
+cdef enum:
+    RETRY_NS = 2000000
 
 
 cdef ActorClient *actor_client(Core *c, const Id16 *id) noexcept nogil:
@@ -49,13 +54,19 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
         return
     if a.state != ACTOR_ALIVE or a.limbo.head != NULL or a.queue.head == NULL:
         return
-    if a.ch == NULL or a.ch.state != CH_OPEN:
-        if a.ch == NULL:
-            a.ch = chan_connect(c, &a.worker)
-            if a.ch != NULL:
-                a.ch.actor = a
-        if a.ch == NULL or a.ch.state != CH_OPEN:
-            return                  # it died meanwhile: its next state tells
+    if a.ch != NULL and not same_id(&a.ch.worker, &a.worker):
+        if a.ch.ninflight:
+            return                  # calls of the old incarnation come first: its death report settles them
+        a.ch.actor = NULL
+        a.ch = NULL
+    if a.ch == NULL:
+        a.ch = chan_connect(c, &a.worker)
+        if a.ch == NULL:            # it died meanwhile and its next state tells, or its socket is busy
+            actor_retry(c)
+            return
+        a.ch.actor = a
+    if a.ch.state != CH_OPEN:
+        return
     while a.queue.head != NULL:
         t = a.queue.head
         if t.state == TASK_WAITS_DEPS or a.ch.outq_bytes > (1 << 20):
@@ -65,6 +76,28 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
             task_fail(c, t, ERR_CANCELLED, NULL, 0)
         elif not (t.ndeps and tasks_fail_dep(c, t)):
             task_push(c, t, a.ch)
+
+
+cdef void actor_retry(Core *c) noexcept nogil:
+    """Look at the queues again soon."""
+    cdef uint64_t at = mono_ns() + RETRY_NS
+    if c.timer_ns == 0 or at < c.timer_ns:
+        c.timer_ns = at
+    c.actors_waiting = True
+
+
+cdef void actors_pump_waiting(Core *c) noexcept nogil:
+    """Timer: actors whose process could not be reached a moment ago."""
+    cdef vector[ActorClient *] waiting
+    cdef size_t i
+    if not c.actors_waiting:
+        return
+    c.actors_waiting = False
+    for item in c.actors:
+        if item.second.state == ACTOR_ALIVE and item.second.ch == NULL and item.second.queue.head != NULL:
+            waiting.push_back(item.second)
+    for i in range(waiting.size()):
+        actor_pump(c, waiting[i])
 
 
 cdef void fail_queue(Core *c, ActorClient *a) noexcept nogil:
@@ -115,9 +148,6 @@ cdef void actor_on_state(Core *c, const Id16 *id, uint8_t state, uint32_t incarn
         a.cause = blob_copy(cause, size)
     if state == ACTOR_ALIVE and (incarnation > a.incarnation or a.state != ACTOR_ALIVE):
         a.worker = worker[0]
-        if a.ch != NULL and not (a.ch.worker == a.worker):
-            a.ch.actor = NULL
-            a.ch = NULL
     a.state = state
     a.incarnation = incarnation
     c.changed = True

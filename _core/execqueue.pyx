@@ -104,6 +104,7 @@ cdef void give_back(Core *c, Channel *ch, uint64_t wanted) noexcept nogil:
             c.exec_queue.erase(c.exec_queue.begin() + i)
             wanted -= 1
         i -= 1
+    exec_reply_status(c, ch, 0, REPLY_GIVEN_BACK, 0)        # that was all
 
 
 cdef void exec_give_back_all(Core *c) noexcept nogil:

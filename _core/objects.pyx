@@ -257,7 +257,7 @@ cdef object shared_value(ObjEntry *e, int64_t deadline_ns):
     cdef PinnedBuffer buffer
     cdef int code
     if not segment_known(e.seg):
-        open_segment(c, e.seg)
+        open_segment(c, e)
     if core_try(c):
         code = segment_pin(c, e, &pin)
         core_leave(c)
@@ -327,8 +327,9 @@ def tell_node(int kind, bytes payload):
         core_leave(c)
 
 
-cdef int open_segment(Core *c, uint64_t seg) except -1:
-    """Have ftrayd hand over a segment that another process made."""
+cdef int open_segment(Core *c, ObjEntry *e) except -1:
+    """Have ftrayd hand over the segment of an object that another process made."""
+    cdef uint64_t seg = e.seg
     cdef int code = 0
     answer = node_ask(c, N_SEG_OPEN, &seg, 8)
     raw = <bytes>answer
@@ -336,6 +337,11 @@ cdef int open_segment(Core *c, uint64_t seg) except -1:
     if not raw[4] or code != 0:
         if segment_known(seg):
             return 0                # another thread was faster
+        if not e.flags & OBJ_OWNED:
+            report = owner_report(e)
+            if report:
+                from ftray import _system_errors
+                raise _system_errors.owner_died(report, e.id.b[:28].hex())
         from ftray.exceptions import ObjectLostError
         raise ObjectLostError("", f"segment {seg:x} is gone" if not raw[4] else f"segment {seg:x} cannot be mapped (code {code})")
     return 0

@@ -7,7 +7,7 @@ never ran.
 """
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
-from ftray._core.types cimport (ActorClientPtr, CH_OPEN, TASK_CANCELLED, Channel, Lease, SchedClass, TaskList, TaskRec)
+from ftray._core.types cimport (ActorClientPtr, CH_BROKEN, CH_OPEN, TASK_CANCELLED, Channel, Lease, SchedClass, TaskList, TaskRec)
 
 
 cdef bint use_retry(TaskRec *t) noexcept nogil:
@@ -181,12 +181,17 @@ cdef class LeaseRules:
 
     def __dealloc__(self):
         cdef size_t i
+        cdef TaskRec *t
         for i in range(self.k.leases.size()):
             del self.k.leases[i].ch
             del self.k.leases[i]
+        while self.k.queue.head != NULL:
+            t = list_pop(&self.k.queue)
+            del t
 
-    def set(self, size_t i, *, broken=False, paused=False, last_reply_ns=0, taking_back=0):
+    def set(self, size_t i, *, broken=False, paused=False, last_reply_ns=0, taking_back=0, connected=True):
         cdef Lease *l = self.k.leases[i]
+        l.ch.state = CH_OPEN if connected else CH_BROKEN
         l.broken = broken
         l.paused = paused
         l.taking_back = taking_back
@@ -207,3 +212,47 @@ cdef class LeaseRules:
 
     def overloaded(self, uint64_t now_ns, uint64_t stale_ns):
         return self.index(overloaded(&self.k, now_ns, stale_ns))
+
+    cdef TaskRec *queued(self, uint64_t number) except NULL:
+        cdef TaskRec *t = self.k.queue.head
+        while t != NULL and t.number != number:
+            t = t.next
+        if t == NULL:
+            raise KeyError(number)
+        return t
+
+    def submit(self, uint64_t number):
+        cdef TaskRec *t = new TaskRec()
+        t.number = number
+        list_push(&self.k.queue, t)
+
+    def put_back(self, uint64_t number):
+        cdef TaskRec *t = new TaskRec()
+        t.number = number
+        list_insert(&self.k.queue, t)
+
+    def take(self):
+        cdef TaskRec *t = list_pop(&self.k.queue)
+        if t == NULL:
+            return None
+        number = t.number
+        del t
+        return number
+
+    def withdraw(self, uint64_t number):
+        cdef TaskRec *t = self.queued(number)
+        list_remove(&self.k.queue, t)
+        del t
+
+    def queue(self):
+        """The numbers from the head, the same from the tail, and the count."""
+        cdef TaskRec *t = self.k.queue.head
+        forwards, backwards = [], []
+        while t != NULL:
+            forwards.append(t.number)
+            t = t.next
+        t = self.k.queue.tail
+        while t != NULL:
+            backwards.append(t.number)
+            t = t.prev
+        return forwards, backwards, self.k.queue.n

@@ -18,7 +18,7 @@ from libcpp.vector cimport vector
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close, getpid
 
-from ftray._core.actors cimport actor_after_death, actor_on_state
+from ftray._core.actors cimport actor_after_death, actor_on_state, actors_pump_waiting
 from ftray._core.borrows cimport borrow_answer, borrow_carry_out, borrow_fetch, borrow_frame, borrow_process_died
 from ftray._core.channel cimport (FrameHeader, chan_accept, chan_break, chan_drain, chan_free, chan_ring_dirty, chan_set_handlers,
                                   chan_socket_event, F_REPLY)
@@ -219,7 +219,11 @@ cdef void on_channel_break(Core *c, Channel *ch) noexcept nogil:
 
 cdef void bury_calls(Core *c, Channel *ch, Blob *report) noexcept nogil:
     cdef ActorClient *a = ch.actor
+    cdef size_t i
     ch.dead = 1
+    for i in range(ch.inflight.size()):
+        if a == NULL and ch.inflight[i] != NULL:
+            a = ch.inflight[i].actor
     tasks_process_died(c, ch, report.data, report.size)
     exec_channel_died(c, ch)
     if a != NULL:
@@ -399,6 +403,7 @@ cdef bint core_poll(Core *c) noexcept nogil:
         now = mono_ns()
         if now >= c.timer_ns:
             leases_idle(c, now)
+            actors_pump_waiting(c)
     settle(c)
     return progress
 

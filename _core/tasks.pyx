@@ -462,6 +462,8 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     cdef SchedClass *k
     cdef Verdict v
     cdef char *p = body + sizeof(ReplyHead)
+    if h.seq == 0 and l != NULL:
+        l.taking_back = 0               # a TAKE_BACK is answered in full
     if t == NULL or n < sizeof(ReplyHead):
         return
     c.n_replies += 1
@@ -473,8 +475,6 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     if l != NULL:
         if r.status == REPLY_GIVEN_BACK:
             l.paused |= h.aux
-            if l.taking_back:
-                l.taking_back -= 1
         else:
             l.paused = 0
     if t.actor == NULL or r.status != REPLY_GIVEN_BACK:

@@ -306,6 +306,7 @@ struct Core {
     uint64_t root = 0;               // seeds TaskIDs of this process's own flow
     uint64_t child_index = 0;
     std::vector<TaskRec *> ready;    // dependencies came while something else was being done
+    bool actors_waiting = false;     // some could not be reached: the timer tries again
     uint64_t timer_ns = 0;           // next time that timers want to be looked at, 0 none
     // execution
     std::deque<ExecTask> exec;

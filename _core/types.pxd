@@ -281,6 +281,7 @@ cdef extern from "types.hpp" nogil:
         TaskList waiting
         uint64_t task_number, root, child_index
         vector[TaskRec *] ready
+        cbool actors_waiting
         uint64_t timer_ns
         deque[ExecTask] exec_queue "exec"
         uint64_t exec_order

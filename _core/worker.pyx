@@ -429,12 +429,11 @@ cdef class Executor:
         flush_all()
         os._exit(code & 0xFF)
 
-    def become_actor(self, instance, str class_name, checkpoints, int max_concurrency, bint is_async):
+    def become_actor(self, instance, checkpoints, int max_concurrency, bint is_async):
         """From now on this process is an actor."""
         import threading
         import queue
         self.instance = instance
-        self.class_name = self.current = class_name
         if checkpoints is not None:
             self.after_call = checkpoints.after_call
             self.entry_points = checkpoints.entry_points
@@ -447,6 +446,10 @@ cdef class Executor:
             self.pool = queue.SimpleQueue()
             for i in range(max_concurrency):
                 threading.Thread(target=self.serve, name=f"ftray-call-{i}", daemon=True).start()
+
+    def name(self, str class_name):
+        """The actor's class, which is what its output is labelled with from now on."""
+        self.class_name = self.current = class_name
 
     def refuse_calls(self):
         """There will be no instance: calls stay unbegun, and end with this process."""

@@ -140,6 +140,7 @@ def _start_actor(payload: bytes) -> Callable[[], None] | None:
     assert _State.executor is not None
     _lifecycle.current().namespace = spec["namespace"]
     _State.spec = spec
+    _State.executor.name(spec["class_name"])
     if spec["is_async"]:
         return lambda: _make_actor(spec, number)
     _make_actor(spec, number)
@@ -158,9 +159,7 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
         _State.executor.refuse_calls()
         _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
         return
-    _State.executor.become_actor(
-        instance, spec["class_name"], hook, spec["max_concurrency"], spec["is_async"]
-    )
+    _State.executor.become_actor(instance, hook, spec["max_concurrency"], spec["is_async"])
     _ready(None)
 
 

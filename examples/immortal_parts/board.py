@@ -1,19 +1,21 @@
 """Who is at work at this moment, by what the processes themselves note in an append-only file.
 
-A record is (role, pid, start time) at the beginning of a piece of work and the same with the start time
-negated at its end. Pid and start time together name a process for ever, so nothing here can mean a later
-process of that pid. A process that died with a beginning but no end was killed in the middle of its work.
+A record is (role, pid, start time, monotonic time) at the beginning of a piece of work and the same with the
+start time negated at its end. Pid and start time together name a process for ever, so nothing here can mean
+a later process of that pid. A process that died with a beginning but no end was killed in the middle of its
+work.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-RECORD = struct.Struct("<BxxxIq")  # short enough that the kernel appends it in one piece
+RECORD = struct.Struct("<BxxxIqd")  # short enough that the kernel appends it in one piece
 SERVER = 1
 WORKER = 2
 
@@ -26,11 +28,11 @@ def at_work(path: str, role: int) -> Iterator[None]:
         raise ProcessLookupError("/proc does not show this process")
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
-        os.write(fd, RECORD.pack(role, os.getpid(), since))
+        os.write(fd, RECORD.pack(role, os.getpid(), since, time.monotonic()))
         try:
             yield
         finally:
-            os.write(fd, RECORD.pack(role, os.getpid(), -since))
+            os.write(fd, RECORD.pack(role, os.getpid(), -since, time.monotonic()))
     finally:
         os.close(fd)
 
@@ -59,7 +61,8 @@ class Board:
     def __init__(self, path: str) -> None:
         self.path = path
         self._read_bytes = 0
-        self._at_work: dict[Process, None] = {}  # a dict keeps the order of arrival
+        self._began: dict[Process, float] = {}  # a dict keeps the order of arrival
+        self._lasted_s: dict[int, float] = {}  # by role: the newest piece of work that was ended
 
     @classmethod
     def create(cls, path: str) -> Board:
@@ -69,18 +72,27 @@ class Board:
     def at_work(self, role: int) -> list[Process]:
         """Those who are at work now, in the order in which they began."""
         self._refresh()
-        return [process for process in self._at_work if process.role == role]
+        return [process for process in self._began if process.role == role]
+
+    def began(self, process: Process) -> float | None:
+        """When it began the piece of work that it is at, in monotonic time; None if it is at none."""
+        self._refresh()
+        return self._began.get(process)
+
+    def usual_s(self, role: int) -> float:
+        """How long a piece of work of this role takes: as long as the last one; 0 before the first."""
+        return self._lasted_s.get(role, 0.0)
 
     def died_at_work(self, process: Process) -> bool:
         """Whether a process that is dead had begun a piece of work and not ended it."""
         self._refresh()
-        found = process in self._at_work
+        found = process in self._began
         self.forget(process)
         return found
 
     def forget(self, process: Process) -> None:
         """Take a process that is gone off the board: it cannot do so itself."""
-        self._at_work.pop(process, None)
+        self._began.pop(process, None)
 
     def _refresh(self) -> None:
         with open(self.path, "rb") as file:
@@ -88,8 +100,10 @@ class Board:
             news = file.read()
         whole = len(news) - len(news) % RECORD.size
         self._read_bytes += whole
-        for role, pid, started in RECORD.iter_unpack(news[:whole]):
+        for role, pid, started, at in RECORD.iter_unpack(news[:whole]):
+            process = Process(role, pid, abs(started))
+            began = self._began.pop(process, None)
             if started > 0:
-                self._at_work[Process(role, pid, started)] = None
-            else:
-                self._at_work.pop(Process(role, pid, -started), None)
+                self._began[process] = at
+            elif began is not None:
+                self._lasted_s[role] = at - began

@@ -10,10 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from immortal_parts.board import SERVER, WORKER
-from immortal_parts.story import Story
+from immortal_parts.story import ROLES, Kill, Story
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 48
+MARKS = {SERVER: "▼", WORKER: "×"}
+STYLES = {SERVER: "red", WORKER: "yellow"}
+WIDTH = 60
+NEWEST = 5  # kills of which the panel tells more
 LINE_EVERY_S = 1.0
 
 
@@ -54,23 +57,34 @@ def _renderer(story: Story) -> Callable[[], Any]:
     from rich.table import Table
 
     def render() -> Any:
+        kills = list(story.kills)
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim")
         table.add_column(width=WIDTH)
-        table.add_row("round", f"{story.position} of {story.rounds}")
+        table.add_row("round", f"{story.position} of {story.rounds}, {story.elapsed_s():.1f} s")
         table.add_row("", ProgressBar(total=story.rounds, completed=story.position, width=WIDTH))
-        table.add_row("accuracy", f"{story.accuracy:.1%}")
+        if story.kills_wanted:
+            table.add_row("", kill_marks(kills, story.rounds))
+        table.add_row("accuracy", f"[cyan]{story.accuracy:.1%}[/]")
         table.add_row("", f"[cyan]{sparkline([accuracy for _s, _p, accuracy in list(story.curve)])}[/]")
         if story.kills_wanted:
-            server, worker = story.kills_of(SERVER), story.kills_of(WORKER)
-            table.add_row(
-                "killed", f"[red]{server} x server[/], [yellow]{worker} x worker[/] of {story.kills_wanted}"
-            )
+            table.add_row("SIGKILL", _killed(story))
             table.add_row("recovered", _recovered(story))
-            table.add_row("fed again", f"{story.redone} rounds")
-        return Panel(table, title=story.title, expand=False)
+            table.add_row("fed again", f"{story.redone} rounds, at most {story.deepest} after one kill")
+            newest = [_event(kill) for kill in reversed(kills[-NEWEST:])]
+            newest += [""] * (NEWEST - len(newest))  # always as many lines: a panel that grows would jump
+            for index, line in enumerate(newest):
+                table.add_row("" if index else "newest", line)
+        return Panel(table, title=f"{story.title} run", expand=False)
 
     return render
+
+
+def _killed(story: Story) -> str:
+    counts = [
+        f"[{STYLES[role]}]{MARKS[role]} {story.kills_of(role)} of a {name}[/]" for role, name in ROLES.items()
+    ]
+    return f"{len(story.kills)} of {story.kills_wanted}:  {'  '.join(counts)}"
 
 
 def _recovered(story: Story) -> str:
@@ -79,6 +93,25 @@ def _recovered(story: Story) -> str:
         return "0"
     median_ms, last_ms = statistics.median(recoveries_s) * 1e3, recoveries_s[-1] * 1e3
     return f"[green]{len(recoveries_s)}[/], median {median_ms:.0f} ms, last {last_ms:.0f} ms"
+
+
+def _event(kill: Kill) -> str:
+    who = f"{kill.at_s:5.1f} s [{STYLES[kill.role]}]{ROLES[kill.role]} {kill.pid}[/] in round {kill.position}"
+    if kill.recovery_s is None:
+        return f"{who} [bold red]died[/]"
+    text = f"{who} [green]back in {kill.recovery_s * 1e3:.0f} ms[/]"
+    if kill.resumed is not None and kill.resumed < kill.position:
+        text += f" at {kill.resumed}"
+    return text
+
+
+def kill_marks(kills: list[Kill], rounds: int, width: int = WIDTH) -> str:
+    """Marks to stand under the progress bar, at the rounds in which somebody died; a server's wins."""
+    marks = [" "] * width
+    for kill in sorted(kills, key=lambda kill: kill.role, reverse=True):
+        column = min(kill.position * width // rounds, width - 1)
+        marks[column] = f"[{STYLES[kill.role]}]{MARKS[kill.role]}[/]"
+    return "".join(marks)
 
 
 def sparkline(values: list[float], width: int = WIDTH) -> str:

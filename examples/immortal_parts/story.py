@@ -25,8 +25,10 @@ class Kill:
     role: int
     pid: int
     at_s: float
+    position: int
     accuracy: float
     recovery_s: float | None = None
+    resumed: int | None = None  # position that the reply reported: behind the above by what the crash undid
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Story:
     redone: int = 0  # updates that a crash had undone and that were fed again
     deepest: int = 0  # most updates that one crash has undone
     missed: int = 0  # processes that died between two pieces of work: killed, but not counted
+    repeated: int = 0  # rounds that were fed once more because a kill due in them had not landed
     began: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -54,6 +57,10 @@ class Story:
     @property
     def accuracy(self) -> float:
         return self.curve[-1][2] if self.curve else 0.0
+
+    def elapsed_s(self) -> float:
+        """Time from the beginning to the newest reply."""
+        return self.curve[-1][0] if self.curve else 0.0
 
     def observe(self, position: int, accuracy: float, pid: int) -> None:
         """A reply of the server: where it is, how good it is, and which process it is."""
@@ -66,12 +73,12 @@ class Story:
             self.furthest = max(self.furthest, position)
             for kill in self.kills:
                 if kill.recovery_s is None and pid != kill.pid:
-                    kill.recovery_s = now_s - kill.at_s
+                    kill.resumed, kill.recovery_s = position, now_s - kill.at_s
 
     def killed(self, role: int, pid: int, at: float) -> None:
         """A process was seen to die in the middle of its work, of a signal sent `at` this monotonic time."""
         with self._lock:
-            self.kills.append(Kill(role, pid, at - self.began, self.accuracy))
+            self.kills.append(Kill(role, pid, at - self.began, self.position, self.accuracy))
 
     def kills_of(self, role: int) -> int:
         return sum(kill.role == role for kill in self.kills)
@@ -112,7 +119,8 @@ def judge(undisturbed: Story, immortal: Story) -> Verdict:
         f"kills in the middle of work: {len(immortal.kills)} of {immortal.kills_wanted} wanted"
         f" ({', '.join(f'{immortal.kills_of(role)} x {name}' for role, name in ROLES.items())};"
         f" {immortal.missed} more between two pieces of work)",
-        f"rounds fed again: {immortal.redone}, at most {immortal.deepest} after one kill",
+        f"rounds fed again: {immortal.redone}, at most {immortal.deepest} after one kill"
+        f" ({immortal.repeated} more to give a kill another chance)",
         *_recoveries(immortal),
         f"accuracy: undisturbed {undisturbed.accuracy:.2%}, immortal {immortal.accuracy:.2%}",
         f"weights:  undisturbed {_digest(undisturbed.parameters)}, immortal {_digest(immortal.parameters)}",
@@ -143,32 +151,72 @@ def _digest(parameters: Any) -> str:
     return hashlib.sha256(parameters.tobytes()).hexdigest()[:16]
 
 
+COLOURS = {SERVER: "#c0392b", WORKER: "#e08e0b"}
+MARKERS = {SERVER: "v", WORKER: "X"}
+
+
 def plot(undisturbed: Story, immortal: Story, verdict: Verdict, path: str) -> None:
-    """Accuracy over time of both runs, with the kills marked, as a PNG."""
+    """Write a PNG: accuracy of both runs over time with the kills marked, and how long each recovery took."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(10, 5), layout="constrained")
-    for story, colour, width in ((undisturbed, "#999999", 3.0), (immortal, "#1f5fbf", 1.5)):
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(11, 7.5), sharex=True, layout="constrained", height_ratios=(3, 1)
+    )
+    figure.suptitle(_headline(immortal, verdict), fontsize=15, fontweight="bold")
+    _plot_accuracy(above, undisturbed, immortal)
+    _plot_recoveries(below, immortal)
+    figure.savefig(path, dpi=120, format="png")
+    pyplot.close(figure)
+
+
+def _headline(immortal: Story, verdict: Verdict) -> str:
+    if verdict.passed:
+        return f"{len(immortal.kills)} processes killed while they trained: same final weights, bit for bit"
+    return verdict.text.splitlines()[-1]
+
+
+def _plot_accuracy(axes: Any, undisturbed: Story, immortal: Story) -> None:
+    looks = ((undisturbed, "#aaaaaa", 4.0, "nothing was killed"), (immortal, "#1f5fbf", 1.8, "under fire"))
+    for story, colour, width, remark in looks:
         seconds, _positions, accuracies = zip(*story.curve, strict=True)
-        axes.plot(seconds, accuracies, color=colour, linewidth=width, label=f"{story.title} run")
-    for role, colour, marker in ((SERVER, "#c0392b", "v"), (WORKER, "#e69f00", "x")):
+        percent = [100 * accuracy for accuracy in accuracies]
+        label = f"{story.title} run ({remark}): {percent[-1]:.2f} % after {seconds[-1]:.1f} s"
+        axes.plot(seconds, percent, color=colour, linewidth=width, label=label)
+        axes.plot(seconds[-1], percent[-1], "o", color=colour, markersize=9)
+    for role, name in ((SERVER, "the parameter server"), (WORKER, "a worker")):
         kills = [kill for kill in immortal.kills if kill.role == role]
         axes.scatter(
             [kill.at_s for kill in kills],
-            [kill.accuracy for kill in kills],
-            color=colour,
-            marker=marker,
+            [100 * kill.accuracy for kill in kills],
+            s=75,
+            color=COLOURS[role],
+            edgecolors="white",
+            marker=MARKERS[role],
             zorder=3,
-            label=f"SIGKILL of a {ROLES[role]} ({len(kills)})",
+            label=f"SIGKILL of {name}: {len(kills)} x",
         )
-    axes.set(xlabel="seconds since the start of the run", ylabel="accuracy on unseen digits", ylim=(0, 1.02))
+    axes.set(ylabel="accuracy on unseen digits (%)", ylim=(0, 103))
     axes.set_title(
-        f"{len(immortal.kills)} kills, {immortal.redone} rounds fed again. {verdict.text.splitlines()[-1]}"
+        f"handwritten digits, {immortal.rounds} rounds of training in each run; a crash undid at most"
+        f" {immortal.deepest} of them, {immortal.redone} in all were fed again",
+        fontsize=10,
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+
+
+def _plot_recoveries(axes: Any, immortal: Story) -> None:
+    for kill in immortal.kills:
+        if kill.recovery_s is not None:
+            axes.vlines(kill.at_s, 0, 1e3 * kill.recovery_s, color=COLOURS[kill.role], linewidth=2)
+            axes.plot(kill.at_s, 1e3 * kill.recovery_s, MARKERS[kill.role], color=COLOURS[kill.role])
+    axes.set(
+        xlabel="time since the start of the run (s)",
+        ylabel="from the kill to the\nnext reply (ms)",
+        ylim=(0, None),
+        xlim=(0, None),
+    )
+    axes.grid(alpha=0.3)

@@ -99,7 +99,7 @@ class ActorService:
 
     def on_subscribe(self, client: Client, frame: ActorSubscribe) -> None:
         """ACTOR_SUBSCRIBE."""
-        self.apply(self.table.subscribed(frame.actor_id, client.number))
+        self.apply(self.table.subscribed(frame.actor_id, client.number, time.monotonic()))
 
     def on_kill(self, frame: ActorKill) -> None:
         """ACTOR_KILL."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Commands = list["Command"]
     Cause = dict[str, Any]
 
+# How long a subscription to an actor that nobody has created waits for its creation.
+EARLY_SUBSCRIBER_S = 10.0
 # Dead actors whose cause late subscribers can still learn.
 MAX_TOMBSTONES = 10_000
 
@@ -197,6 +199,7 @@ class ActorTable:
         self._names: dict[tuple[str, str], bytes] = {}
         self._by_worker: dict[int, bytes] = {}
         self._dead: dict[bytes, None] = {}  # the oldest first
+        self._early: dict[bytes, list[int]] = {}  # subscribers of actors that are not created yet
 
     # Creation -------------------------------------------------------------------------------------
 
@@ -216,9 +219,9 @@ class ActorTable:
                     "use another name, get_if_exists=True, or get_actor()"
                 )
                 return [Refused(client, req, spec.actor_id, text)]
-            return [Created(client, req, holder, existing=True), *self.subscribed(holder, client)]
+            return [Created(client, req, holder, existing=True), *self.subscribed(holder, client, 0.0)]
         actor = _Actor(spec)
-        actor.subscribers[client] = None
+        actor.subscribers = dict.fromkeys([client, *self._early.pop(spec.actor_id, ())])
         self._actors[spec.actor_id] = actor
         if spec.name:
             self._names[spec.namespace, spec.name] = spec.actor_id
@@ -322,6 +325,8 @@ class ActorTable:
 
     def backoff_over(self, actor_id: bytes, incarnation: int) -> Commands:
         """A timer that was set for this incarnation fired."""
+        if incarnation == 0:
+            return self._never_created(actor_id)
         actor = self._current(actor_id, incarnation)
         if actor is None or actor.phase is not _Phase.BACKOFF:
             return []
@@ -330,19 +335,33 @@ class ActorTable:
 
     # Subscribers ----------------------------------------------------------------------------------
 
-    def subscribed(self, actor_id: bytes, client: int) -> Commands:
-        """A client wants to know the state, now and after each change."""
+    def subscribed(self, actor_id: bytes, client: int, now_s: float) -> Commands:
+        """A client wants to know the state, now and after each change.
+
+        A handle can travel faster than the word of its actor's creation: an unknown actor gets
+        ``EARLY_SUBSCRIBER_S`` to appear.
+        """
         actor = self._actors.get(actor_id)
         if actor is None:
-            text = f"no actor with the id {actor_id.hex()} is known in this session"
-            cause = {"kind": "unknown", "text": text, "actor_id": actor_id}
-            return [Publish((client,), actor_id, State.DEAD, 0, None, cause)]
+            waiting = self._early.setdefault(actor_id, [])
+            waiting.append(client)
+            return [] if len(waiting) > 1 else [SetTimer(actor_id, 0, now_s + EARLY_SUBSCRIBER_S)]
         if actor.state is not State.DEAD:
             actor.subscribers[client] = None
         return [self._publish(actor, (client,))]
 
+    def _never_created(self, actor_id: bytes) -> Commands:
+        waiting = tuple(self._early.pop(actor_id, ()))
+        if not waiting:
+            return []
+        text = f"no actor with the id {actor_id.hex()} is known in this session"
+        cause = {"kind": "unknown", "text": text, "actor_id": actor_id}
+        return [Publish(waiting, actor_id, State.DEAD, 0, None, cause)]
+
     def client_gone(self, client: int) -> None:
         """A subscriber left."""
+        for actor_id in [a for a, waiting in self._early.items() if client in waiting]:
+            self._early[actor_id].remove(client)
         for actor in self._actors.values():
             actor.subscribers.pop(client, None)
 

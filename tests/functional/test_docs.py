@@ -1,4 +1,4 @@
-"""The documents are true: Python blocks run and print what they show, links lead somewhere, lists are complete."""
+"""The documents are true: Python blocks run and print what they show, links lead somewhere, no name lacks."""
 
 from __future__ import annotations
 

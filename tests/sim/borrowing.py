@@ -16,6 +16,11 @@ from dataclasses import dataclass, field
 
 from ftray._core.refs import RefTable
 
+# Protocols that are wrong, to see that the checker notices: registrations travel with replies even where calls run
+# beside each other; what releases protection does not wait for registrations; grants inside a value that nobody waits
+# for any more are not given back.
+FLAWS = ("always with the reply", "releases do not wait", "unwanted values are ignored")
+
 
 @dataclass
 class Call:
@@ -45,12 +50,14 @@ class Message:
 class Process:
     """A program with refs and the protocol below it."""
 
-    def __init__(self, world: World, pid: int) -> None:
+    def __init__(self, world: World, pid: int, concurrent: bool) -> None:
         self.world = world
         self.pid = pid
+        self.concurrent = concurrent  # runs several calls beside each other
         self.table = RefTable()
         self.alive = True
         self.mine: Counter[int] = Counter()  # refs that the program holds (dead ones are taken out at once)
+        self.queued: deque[Call] = deque()
         self.running: list[Call] = []
         self.calls: list[Call] = []  # its own, open
         self.values: dict[int, list[int]] = {}  # of which objects it has the value, and the refs inside
@@ -80,6 +87,14 @@ class Process:
         self.table.borrow(obj, self.world.owner[obj])
         self.mine[obj] += 1
 
+    def not_lost(self, refs: list[int]) -> list[int]:
+        """Refs that come back to their owner after it forgot the object (a death took the protection away) are dead."""
+        known = self.table.known()
+        lost = {obj for obj in refs if self.world.owner[obj] == self.pid and obj not in known}
+        if lost and not self.world.deaths:
+            self.world.fail(f"{self.pid} gets refs of its own that it has forgotten: {lost}")
+        return [obj for obj in refs if obj not in lost]
+
     def let_go(self, obj: int) -> None:
         self.mine -= Counter({obj: 1})
         self.table.drop(obj)
@@ -95,6 +110,14 @@ class Process:
         for obj in call.arguments:
             call.brought += self.values.get(obj, [])  # an argument whose value is here goes along by value
         self.send(call.executor, Message("task", call))
+
+    def start(self) -> None:
+        """Unpickle the arguments of the next call."""
+        call = self.queued.popleft()
+        call.brought = self.not_lost(call.brought)
+        for obj in call.brought:
+            self.table.borrow(obj, self.world.owner[obj])
+        self.running.append(call)
 
     def finish(self, call: Call, keep: list[int], result: list[int]) -> None:
         """The call returns: it keeps some of its refs, drops the others, and gives some back inside the result."""
@@ -116,7 +139,12 @@ class Process:
         safe = [self.world.entitled(self.pid, obj) for obj in result]
         for obj in result:
             self.grant(obj, call.caller)
-        borrows = [obj for obj in sorted(self.table.unregistered()) if self.world.owner[obj] == call.caller]
+        borrows = []
+        if not self.concurrent or self.world.flaw == "always with the reply":
+            # Safe because the caller, who owns them, holds what this call brought until it has this reply. A ref that
+            # another call brought, whose reply may overtake this one, needs a registration with an answer.
+            unregistered = sorted(self.table.unregistered())
+            borrows = [obj for obj in unregistered if self.world.owner[obj] == call.caller]
         for obj in borrows:
             self.table.register(obj)
         for obj in sorted(self.table.unregistered()):
@@ -139,7 +167,7 @@ class Process:
 
     def send_gated(self, to: int, message: Message) -> None:
         """What releases protection waits until our own registrations are known to their owners."""
-        if self.adds.total() == 0:
+        if self.adds.total() == 0 or self.world.flaw == "releases do not wait":
             self.send(to, message)
         else:
             self.gated.append((to, message))
@@ -158,15 +186,18 @@ class Process:
         if self.world.owner[obj] == self.pid:
             self.count(obj, receiver, 1)
         elif self.world.owner[obj] != receiver and not self.table.lost(obj):
+            self.world.promised[obj, receiver, self.pid] += 1
             self.add(obj, receiver)
 
     def count(self, obj: int, borrower: int, n: int) -> None:
         self.world.registered[obj, borrower] += n
         self.table.borrower(obj, borrower, n)
 
-    def accept(self, holder: int | None, value: list[int]) -> None:
+    def accept(self, source: int, holder: int | None, value: list[int]) -> None:
         """Refs that came with grants in our name, as part of the value of `holder` or for nothing."""
+        value = self.not_lost(value)
         for inner in value:
+            self.world.promised[inner, self.pid, source] -= 1
             self.table.borrow(inner, self.world.owner[inner])
             if self.world.owner[inner] != self.pid and not self.table.lost(inner):
                 self.table.register(inner)
@@ -184,11 +215,11 @@ class Process:
             self.grant(inner, to)
         self.send_gated(to, Message("value", obj=obj, value=value, safe=safe))
 
-    def complete(self, call: Call, value: list[int]) -> None:
+    def complete(self, source: int, call: Call, value: list[int]) -> None:
         """A call of ours has its result; everything that it held is let go."""
         call.open = False
         self.calls.remove(call)
-        self.accept(call.result, value)
+        self.accept(source, call.result, value)
         for borrower in call.asked_by:
             if borrower not in self.dead:
                 self.answer(call.result, borrower)
@@ -215,9 +246,7 @@ class Process:
 
     def on_task(self, source: int, m: Message) -> None:
         assert m.call
-        for obj in m.call.brought:
-            self.table.borrow(obj, self.world.owner[obj])
-        self.running.append(m.call)
+        self.queued.append(m.call)
 
     def on_reply(self, source: int, m: Message) -> None:
         assert m.call
@@ -225,7 +254,7 @@ class Process:
         for obj in m.borrows:
             if obj in known:
                 self.count(obj, source, 1)
-        self.complete(m.call, m.value)
+        self.complete(source, m.call, m.value)
 
     def on_get(self, source: int, m: Message) -> None:
         pending = [call for call in self.calls if call.result == m.obj]
@@ -239,7 +268,9 @@ class Process:
     def on_value(self, source: int, m: Message) -> None:
         wanted = m.obj in self.fetching and m.obj not in self.values
         self.fetching.discard(m.obj)
-        self.accept(m.obj if wanted else None, m.value)
+        if not wanted and self.world.flaw == "unwanted values are ignored":
+            return
+        self.accept(source, m.obj if wanted else None, m.value)
 
     def on_unknown(self, source: int, m: Message) -> None:
         self.fetching.discard(m.obj)
@@ -262,12 +293,17 @@ class Process:
     def on_death(self, who: int) -> None:
         """Told by the node, after everything that `who` had sent to us."""
         self.dead.add(who)
-        for key in [key for key in self.world.registered if key[1] == who and self.world.owner[key[0]] == self.pid]:
+        for key in [
+            key for key in self.world.registered if key[1] == who and self.world.owner[key[0]] == self.pid
+        ]:
             del self.world.registered[key]
         self.table.died(who)
         self.carry_out()
+        self.queued = deque(
+            call for call in self.queued if call.caller != who
+        )  # not begun: nobody wants it any more
         for call in [call for call in self.calls if call.executor == who]:
-            self.complete(call, [])
+            self.complete(who, call, [])
         del self.adds[who]
         self.open_gate()
         self.fetching = {obj for obj in self.fetching if self.world.owner[obj] != who}
@@ -276,16 +312,21 @@ class Process:
 class World:
     """The network, the dice and the checker."""
 
-    def __init__(self, seed: int, n_processes: int, deaths: int) -> None:
+    def __init__(self, seed: int, n_processes: int, deaths: int, flaw: str = "") -> None:
         self.random = random.Random(seed)
         self.seed = seed
-        self.processes = {pid: Process(self, pid) for pid in range(1, n_processes + 1)}
+        if flaw not in ("", *FLAWS):
+            raise ValueError(f"flaw {flaw!r} is none of {FLAWS}")
+        self.flaw = flaw
+        pids = range(1, n_processes + 1)
+        self.processes = {pid: Process(self, pid, concurrent=self.random.random() < 0.5) for pid in pids}
         self.deaths_left = deaths
         self.deaths: list[int] = []
         self.untold: list[tuple[int, int]] = []  # (who is to hear, who died)
         self.channels: dict[tuple[int, int], deque[Message]] = {}
         self.owner: dict[int, int] = {}
         self.contents: dict[int, list[int]] = {}  # refs inside the value of each object
+        self.promised: Counter[tuple[int, int, int]] = Counter()  # (object, receiver, sender): on its way
         self.registered: Counter[tuple[int, int]] = Counter()  # (object, borrower), as the owners were told
         self.blocks: list[int] = []  # objects in shared memory
         self.freed: Counter[int] = Counter()
@@ -317,6 +358,7 @@ class World:
             (4, self.let_go),
             (2, self.unpack),
             (5, self.submit),
+            (5, self.start),
             (5, self.finish),
             (3, self.fetch),
             (2, self.drain),
@@ -373,6 +415,11 @@ class World:
             self.note(f"{p.pid}: calls {executor} with {call.arguments}, result {call.result}")
             p.submit(call)
 
+    def start(self, p: Process) -> None:
+        if p.queued and (p.concurrent or not p.running):
+            p.start()
+            self.note(f"{p.pid}: starts the call for {p.running[-1].result}")
+
     def finish(self, p: Process) -> None:
         if p.running:
             call = self.random.choice(p.running)
@@ -397,7 +444,9 @@ class World:
             return False
         source, to = key or self.random.choice(full)
         message = self.channels[source, to].popleft()
-        self.note(f"{source} -> {to}: {message.kind} {message.obj or ''} {message.value or ''} {message.borrows or ''}")
+        self.note(
+            f"{source} -> {to}: {message.kind} {message.obj or ''} {message.value or ''} {message.borrows or ''}"
+        )
         getattr(self.processes[to], "on_" + message.kind)(source, message)
         return True
 
@@ -484,18 +533,30 @@ class World:
     # --- progress
 
     def wind_down(self) -> None:
-        """Everything arrives, every call ends, every ref is dropped: then every process has forgotten everything."""
+        """Everything arrives, every call ends, every ref is dropped: then every process has forgotten everything.
+
+        One thing is known to stay until its receiver dies: what a process that died meanwhile had registered in somebody
+        else's name, without getting as far as sending it.
+        """
         self.deaths_left = 0
         for _ in range(10_000):
             self.quiet_step()
             self.check()
             if not self.busy():
                 break
+        stays: set[int] = set()
+        todo = [obj for (obj, _, sender), n in self.promised.items() if n > 0 and sender in self.deaths]
+        while todo:
+            stays.add(todo.pop())
+            todo += [inner for obj in stays for inner in self.contents.get(obj, []) if inner not in stays]
         for p in self.alive():
-            if len(p.table) or p.adds.total() or p.gated:
-                left = {obj: self.owner[obj] for obj in p.table.known()}
-                self.fail(f"{p.pid} still has {len(p.table)} entries {left}, {p.adds.total()} adds, {len(p.gated)} gated")
-        kept = [obj for obj in self.blocks if self.owner[obj] not in self.deaths and not self.freed[obj]]
+            left = p.table.known() - stays
+            if left or len(p.table) != len(p.table.known()) or p.adds.total() or p.gated:
+                self.fail(
+                    f"{p.pid} still has {left}, {p.adds.total()} registrations unanswered, {len(p.gated)} gated"
+                )
+        stays |= {obj for obj, owner in self.owner.items() if owner in self.deaths}
+        kept = [obj for obj in self.blocks if obj not in stays and not self.freed[obj]]
         if kept:
             self.fail(f"blocks that were never given back: {kept}")
 
@@ -504,6 +565,7 @@ class World:
             self.tell_of_death(*self.untold.pop())
         self.deliver()
         for p in self.alive():
+            self.start(p)
             for call in list(p.running):
                 p.finish(call, [], [])
             while p.mine:
@@ -512,4 +574,4 @@ class World:
             p.carry_out()
 
     def busy(self) -> bool:
-        return any(self.channels.values()) or any(p.running or p.calls for p in self.alive())
+        return any(self.channels.values()) or any(p.running or p.queued or p.calls for p in self.alive())

@@ -9,15 +9,15 @@ import os
 
 import pytest
 
-from tests.sim.borrowing import World
+from tests.sim.borrowing import FLAWS, World
 
 ONE = os.environ.get("FTRAY_SIM_SEED")
 SEEDS = [int(ONE)] if ONE else range(int(os.environ.get("FTRAY_SIM_RUNS", "40")))
 
 
-def run(seed: int, deaths: int, steps: int = 300) -> World:
+def run(seed: int, deaths: int, steps: int = 300, flaw: str = "") -> World:
     print(f"seed {seed}")
-    world = World(seed, n_processes=3 + seed % 3, deaths=deaths)
+    world = World(seed, n_processes=3 + seed % 3, deaths=deaths, flaw=flaw)
     for _ in range(steps):
         world.step()
     world.wind_down()
@@ -33,3 +33,15 @@ def test_without_deaths(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_deaths(seed: int) -> None:
     run(seed, deaths=1 + seed % 3)
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_the_checker_notices_a_wrong_protocol(flaw: str) -> None:
+    def goes_wrong(seed: int) -> bool:
+        try:
+            run(seed, 0, flaw=flaw)
+        except AssertionError:
+            return True
+        return False
+
+    assert any(goes_wrong(seed) for seed in range(200)), f"nobody noticed: {flaw}"

@@ -230,7 +230,7 @@ class TestSubscribers:
     def test_everybody_hears_of_changes_until_they_leave(self) -> None:
         table = ActorTable()
         alive(table, max_restarts=-1)
-        assert only(table.subscribed(ID, OTHER), m.Publish).clients == (OTHER,)
+        assert only(table.subscribed(ID, OTHER, 0.0), m.Publish).clients == (OTHER,)
         assert only(table.worker_died(100, death(), 5.0), m.Publish).clients == (DRIVER, OTHER)
         table.client_gone(DRIVER)
         assert only(table.worker_found(ID, 2, 101), m.Publish).clients == (OTHER,)
@@ -239,10 +239,21 @@ class TestSubscribers:
         table = ActorTable()
         alive(table)
         table.worker_died(100, death(), 5.0)
-        assert only(table.subscribed(ID, OTHER), m.Publish).cause["kind"] == "crash"
+        assert only(table.subscribed(ID, OTHER, 0.0), m.Publish).cause["kind"] == "crash"
+
+    def test_a_subscription_may_come_before_the_creation(self) -> None:
+        table = ActorTable()
+        assert only(table.subscribed(ID, OTHER, 5.0), m.SetTimer).when_s == 5.0 + m.EARLY_SUBSCRIBER_S
+        assert table.subscribed(ID, 78, 6.0) == []
+        commands = table.created(spec(), DRIVER, 0)
+        assert set(next(c for c in commands if isinstance(c, m.Publish)).clients) == {DRIVER, OTHER, 78}
+        assert table.backoff_over(ID, 0) == []
 
     def test_an_unknown_actor_is_dead_and_says_so(self) -> None:
-        publish = only(ActorTable().subscribed(ID, OTHER), m.Publish)
+        table = ActorTable()
+        table.subscribed(ID, OTHER, 0.0)
+        publish = only(table.backoff_over(ID, 0), m.Publish)
+        assert publish.clients == (OTHER,)
         assert publish.state is State.DEAD and "no actor with the id" in publish.cause["text"]
 
     def test_an_id_is_never_used_twice(self) -> None:
