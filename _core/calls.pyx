@@ -410,7 +410,11 @@ def next_actor_id():
     cdef uint8_t task[24]
     cdef uint8_t call[16]
     cdef uint8_t actor[16]
-    child_task_id(context(), c.job, NULL, task, call)
+    cdef Context *x = context()
+    with nogil:
+        core_enter(c)
+        child_task_id(x, c.job, NULL, task, call)
+        core_leave(c)
     memcpy(actor, task, 8)
     memcpy(actor + 8, call, 4)
     memcpy(actor + 12, &c.job, 4)

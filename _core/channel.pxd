@@ -42,7 +42,7 @@ cdef void chan_set_handlers(frame_handler on_frame, break_handler on_break) noex
 cdef Channel *chan_connect(Core *c, Id28 *worker) noexcept nogil
 cdef Channel *chan_find(Core *c, Id28 *worker) noexcept nogil
 cdef void chan_accept(Core *c) noexcept nogil
-cdef void chan_socket_event(Core *c, Channel *ch, uint32_t events) noexcept nogil
+cdef void chan_event(Core *c, uint64_t tag, uint32_t events) noexcept nogil
 cdef char *chan_begin(Core *c, Channel *ch, uint64_t size, uint8_t kind, uint8_t flags, uint16_t aux, uint64_t seq) noexcept nogil
 cdef void chan_commit(Core *c, Channel *ch, uint64_t size) noexcept nogil
 cdef bint chan_has_room(Channel *ch, uint64_t size) noexcept nogil

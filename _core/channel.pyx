@@ -77,8 +77,8 @@ cdef extern from *:
         if (connect(s, (struct sockaddr *)&a, sizeof a) != 0) { int e = errno; close(s); return -e; }
         return s;
     }
-    static int watch(int ep, int fd, uint32_t events, void *tag, int op) {
-        struct epoll_event e = {}; e.events = events; e.data.ptr = tag;
+    static int watch(int ep, int fd, uint32_t events, uint64_t tag, int op) {
+        struct epoll_event e = {}; e.events = events; e.data.u64 = tag;
         return epoll_ctl(ep, op, fd, &e);
     }
     """
@@ -87,7 +87,7 @@ cdef extern from *:
     int peer_uid(int, unsigned *) nogil
     int fill_address(int, const uint8_t *, void *) nogil
     int open_and_connect(int, const uint8_t *) nogil
-    int watch(int, int, uint32_t, void *, int) nogil
+    int watch(int, int, uint32_t, uint64_t, int) nogil
     int accept4(int, void *, void *, int) nogil
     ssize_t recv(int, void *, size_t, int) nogil
     ssize_t send(int, const void *, size_t, int) nogil
@@ -105,6 +105,7 @@ cdef enum:
     HELLO_MAGIC = 0x4F4C4846
     HELLO_VERSION = 1
     MAX_BITS = 4096
+    TAG_BITS = 20
 
 cdef frame_handler handle_frame = NULL
 cdef break_handler handle_break = NULL
@@ -133,6 +134,18 @@ cdef Channel *new_channel(Core *c) noexcept nogil:
     ch.uid = c.next_uid
     c.next_uid += 1
     return ch
+
+
+cdef inline uint64_t chan_tag(Channel *ch) noexcept nogil:
+    """What epoll reports for it: no pointer, because the channel may be freed between the report and its handling."""
+    return (ch.uid << TAG_BITS) | ch.bit
+
+
+cdef void chan_event(Core *c, uint64_t tag, uint32_t events) noexcept nogil:
+    """epoll reported this tag; a channel that is gone meanwhile is none of our business."""
+    cdef uint64_t bit = tag & ((<uint64_t>1 << TAG_BITS) - 1)
+    if bit < c.channels.size() and c.channels[bit] != NULL and c.channels[bit].uid == tag >> TAG_BITS:
+        chan_socket_event(c, c.channels[bit], events)
 
 
 cdef void make_hello(Core *c, Channel *ch, Hello *h) noexcept nogil:
@@ -189,7 +202,7 @@ cdef Channel *chan_connect(Core *c, Id28 *worker) noexcept nogil:
     if code == 0 and send_with_fd(fd, &hello, sizeof(Hello), mem) != sizeof(Hello):
         code = -errno
     close(mem)
-    if code != 0 or watch(c.epoll_fd, fd, EPOLLIN | EPOLLRDHUP, ch, EPOLL_CTL_ADD) != 0:
+    if code != 0 or watch(c.epoll_fd, fd, EPOLLIN | EPOLLRDHUP, chan_tag(ch), EPOLL_CTL_ADD) != 0:
         ch.state = CH_BROKEN
         c.graveyard.push_back(ch)
         return NULL
@@ -212,7 +225,7 @@ cdef void chan_accept(Core *c) noexcept nogil:
             continue
         ch = new_channel(c)
         ch.fd = fd
-        if watch(c.epoll_fd, fd, EPOLLIN | EPOLLRDHUP, ch, EPOLL_CTL_ADD) != 0:
+        if watch(c.epoll_fd, fd, EPOLLIN | EPOLLRDHUP, chan_tag(ch), EPOLL_CTL_ADD) != 0:
             ch.state = CH_BROKEN
             c.graveyard.push_back(ch)
 
@@ -441,7 +454,7 @@ cdef void chan_break(Core *c, Channel *ch) noexcept nogil:
         return
     ch.state = CH_BROKEN
     if ch.fd >= 0:
-        watch(c.epoll_fd, ch.fd, 0, NULL, EPOLL_CTL_DEL)
+        watch(c.epoll_fd, ch.fd, 0, 0, EPOLL_CTL_DEL)
         close(ch.fd)
         ch.fd = -1
     it = c.peers.find(ch.worker)

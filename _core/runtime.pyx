@@ -21,7 +21,7 @@ from posix.unistd cimport close, getpid
 from ftray._core.actors cimport actor_after_death, actor_on_state, actors_pump_waiting
 from ftray._core.borrows cimport borrow_answer, borrow_carry_out, borrow_fetch, borrow_frame, borrow_process_died
 from ftray._core.channel cimport (FrameHeader, chan_accept, chan_break, chan_drain, chan_free, chan_ring_dirty, chan_set_handlers,
-                                  chan_socket_event, F_REPLY)
+                                  chan_event, F_REPLY)
 from ftray._core.context cimport Context, context, context_root
 from ftray._core.execqueue cimport exec_channel_died, exec_frame, exec_node_frame
 from ftray._core.nodelink cimport (N_ACTOR_START, N_ACTOR_STATE, N_ACTOR_TERMINATE, N_EXIT, N_LEASE_GRANT, N_LEASE_INFEASIBLE,
@@ -491,7 +491,7 @@ cdef int rest(Core *c, int64_t timeout_ns) noexcept nogil:
         elif tags[i] == TAG_EVENT:
             drain_fd(c.event_fd)
         else:
-            chan_socket_event(c, <Channel *><void *>tags[i], events[i])
+            chan_event(c, tags[i], events[i])
     return 1 if n else 0
 
 

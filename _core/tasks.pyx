@@ -744,6 +744,16 @@ cdef void forget_waits(TaskRec *t) noexcept nogil:
     t.deps_pending = 0
 
 
+cdef void forget_ready(Core *c, TaskRec *t) noexcept nogil:
+    """Its last dependency may have come just now."""
+    cdef size_t i
+    for i in range(c.ready.size()):
+        if c.ready[i] == t:
+            c.ready[i] = c.ready.back()
+            c.ready.pop_back()
+            return
+
+
 cdef void task_cancel(Core *c, TaskRec *t, bint force, bint recursive) noexcept nogil:
     """Cancel a task wherever it is; a running one is asked to stop (or, with force, its process is ended)."""
     cdef char p[64]
@@ -757,6 +767,7 @@ cdef void task_cancel(Core *c, TaskRec *t, bint force, bint recursive) noexcept 
         else:
             list_remove(&t.cls.queue, t)
         forget_waits(t)
+        forget_ready(c, t)
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     elif t.state == TASK_PUSHED:
         chan_begin(c, t.ch, FRAME_HEADER, F_CANCEL, 1 if recursive else 0, 0, t.seq)

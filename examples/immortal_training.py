@@ -32,8 +32,8 @@ import ftray as ray
 SIDE, HIDDEN, CLASSES = 8, 192, 10
 PIXELS = SIDE * SIDE
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels by which a digit may lie off the centre
-BATCH, SLICE = 1024, 256  # images per gradient, and how many at a time: what fits into the cache
-LEARNING_RATE, MOMENTUM = 0.3, 0.9
+BATCH, SLICE = 768, 256  # images per gradient, and how many at a time: what fits into the cache
+LEARNING_RATE, MOMENTUM = 0.4, 0.9
 REPLY_TIMEOUT_S = 60.0  # nothing here takes long: a call that does is a bug, and shall say so
 
 # --- the model: one hidden layer, all parameters in one vector -----------------------------------------
@@ -203,7 +203,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--kills", type=int, default=24, help="processes killed in the middle of work (default 24)"
     )
-    parser.add_argument("--rounds", type=int, default=300, help="updates of the parameters (default 300)")
+    parser.add_argument("--rounds", type=int, default=240, help="updates of the parameters (default 240)")
     parser.add_argument("--workers", type=int, default=3, help="gradient tasks per round (default 3)")
     parser.add_argument("--every", type=int, default=5, help="snapshot every so many calls (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="of data order, weights and kills (default 1)")

@@ -110,7 +110,13 @@ class Monkey:
 
     def _land(self, strike: Strike) -> None:
         deadline = time.monotonic() + STRIKE_TIMEOUT_S
-        while not self._over.is_set() and not self._strike(strike):
+        fraction = strike.fraction
+        while not self._over.is_set():
+            victims = self._board.at_work(strike.role)
+            if victims:
+                if self._strike(victims[-1], fraction):
+                    return
+                fraction /= 2  # it was too late
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"no {ROLES[strike.role]} was killed in the middle of its work within"
@@ -118,13 +124,9 @@ class Monkey:
                 )
             self._over.wait(POLL_S)
 
-    def _strike(self, strike: Strike) -> bool:
-        """Kill the one of this role that began last; True if there was one and it died at its work."""
-        candidates = self._board.at_work(strike.role)
-        if not candidates:
-            return False
-        victim = candidates[-1]
-        if not self._await_moment(victim, strike.fraction):
+    def _strike(self, victim: Process, fraction: float) -> bool:
+        """Kill it when so much of its work should be done; True if it died at its work."""
+        if not self._await_moment(victim, fraction):
             return False
         try:
             killed_at = kill(victim)
@@ -132,13 +134,13 @@ class Monkey:
             self._board.forget(victim)
             return False
         if self._board.died_at_work(victim):
-            self._story.killed(strike.role, victim.pid, killed_at)
+            self._story.killed(victim.role, victim.pid, killed_at)
             return True
         self._story.missed += 1
         return False
 
     def _await_moment(self, victim: Process, fraction: float) -> bool:
-        """Wait until so much of its work should be done; whether it is still at that piece then."""
+        """Wait for the moment; whether it is still at the piece of work that it was at before."""
         began = self._board.began(victim)
         if began is None:
             return False

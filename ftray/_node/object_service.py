@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ftray._node.daemon import Node
 
 
+EARLY_READER_S = 1.0
+
+
 class ObjectService:
     """Segments and deaths of one node."""
 
@@ -44,6 +47,7 @@ class ObjectService:
         self.segments = machine.Segments(capacity_bytes)
         self.deaths = Deaths()
         self._fds: dict[int, int] = {}
+        self._early: dict[int, list[tuple[Client, int]]] = {}  # SEG_OPENs of segments not registered yet
         self._slots: dict[bytes, int] = {}  # of processes whose death is not settled
 
     # Frames ---------------------------------------------------------------------------------------
@@ -67,20 +71,36 @@ class ObjectService:
             os.close(fd)
             raise
         self._fds[frame.seg_id] = fd
+        for reader, reader_req in self._early.pop(frame.seg_id, ()):
+            self.on_open(reader, SegOpen(frame.seg_id), reader_req)
 
     def on_release(self, client: Client, frame: SegRelease) -> None:
         """SEG_RELEASE."""
         self._checked(lambda: self._apply(self.segments.released(client.worker_id, frame.seg_id)))
 
     def on_open(self, client: Client, frame: SegOpen, req: int) -> None:
-        """SEG_OPEN."""
+        """SEG_OPEN.
+
+        The word of an object can reach a reader before its producer's SEG_REGISTER is read here (they come
+        over different sockets): an unknown segment gets ``EARLY_READER_S`` to be registered.
+        """
         size_bytes = self.segments.opened(client.number, frame.seg_id)
         if size_bytes is None:
-            self._node.clients.send(client, SegFd(0, frame.seg_id, 0), req)
+            waiting = self._early.setdefault(frame.seg_id, [])
+            waiting.append((client, req))
+            if len(waiting) == 1:
+                when_s = time.monotonic() + EARLY_READER_S
+                self._node.loop.set_timer(
+                    ("early", frame.seg_id), when_s, lambda: self._never_registered(frame.seg_id)
+                )
         else:
             self._node.clients.send(
                 client, SegFd(1, frame.seg_id, size_bytes), req, [self._fds[frame.seg_id]]
             )
+
+    def _never_registered(self, seg_id: int) -> None:
+        for client, req in self._early.pop(seg_id, ()):
+            self._node.clients.send(client, SegFd(0, seg_id, 0), req)
 
     def on_unhold(self, client: Client, frame: SegUnhold) -> None:
         """SEG_UNHOLD."""

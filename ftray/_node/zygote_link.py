@@ -98,7 +98,7 @@ class ZygoteLink:
         if self._sock.fileno() >= 0:
             self._loop.modify(self._sock.fileno(), READ)
 
-    def _readable(self, events: int) -> None:
+    def _readable(self, events: int, ended: bool = False) -> None:
         if events & WRITE:
             self._flush()
         while True:
@@ -110,7 +110,8 @@ class ZygoteLink:
                 data = b""
             if not data:
                 # It may only have closed its socket; either way the loop reports its end as a child.
-                os.kill(self.pid, 9)
+                if not ended:
+                    os.kill(self.pid, 9)
                 self._loop.unregister(self._sock.fileno())
                 self._sock.close()
                 return
@@ -134,7 +135,7 @@ class ZygoteLink:
         if self._closed:
             return
         if self._sock.fileno() >= 0:
-            self._readable(0)
+            self._readable(0, ended=True)
         for _data, fds in self._backlog:
             for fd in fds:
                 os.close(fd)

@@ -214,7 +214,83 @@ def test_kills_are_planned_by_the_seed(part: Callable[[str], ModuleType]) -> Non
     assert plan(20, 200, seed=3) == strikes != plan(20, 200, seed=4)
     assert sorted(strike.role for strike in strikes) == [1] * 10 + [2] * 10
     rounds = [strike.round for strike in strikes]
-    assert rounds == sorted(set(rounds)) and rounds[0] > 0 and rounds[-1] < 180
+    assert rounds == sorted(set(rounds)) and rounds[0] > 0 and rounds[-1] < 190
+    assert all(0 <= strike.fraction < 1 for strike in strikes)
+    assert plan(0, 200, seed=3) == []
+
+
+@pytest.mark.parametrize(("kills", "rounds"), [(1, 5), (2, 10), (7, 35), (40, 200)])
+def test_plan_has_a_round_for_every_kill(part: Callable[[str], ModuleType], kills: int, rounds: int) -> None:
+    planned = [strike.round for strike in part("chaos").plan(kills, rounds, seed=1)]
+    assert len(set(planned)) == kills and planned == sorted(planned)
+    assert planned[0] >= 1 and planned[-1] < rounds
+
+
+WORKING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from immortal_parts import board
+print("ready", flush=True)
+for line in sys.stdin:
+    with board.at_work(sys.argv[2], board.SERVER):
+        if line == "long\\n":
+            input()
+    print("done", flush=True)
+"""
+
+
+def test_round_is_held_until_its_kill_has_landed(part: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """However short the work: a round whose kill has not landed is not passed, and no other is held."""
+    board = part("board").Board.create(str(tmp_path / "board"))
+    story = part("story").Story("immortal", rounds=5, kills_wanted=1, every=2)
+    monkey = part("chaos").Monkey(board, story, seed=1)
+    (strike,) = part("chaos").plan(1, 5, seed=1)
+    assert strike.role == part("board").SERVER
+    server = subprocess.Popen(
+        [sys.executable, "-c", WORKING, str(EXAMPLES), board.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin and server.stdout and server.stdout.readline() == "ready\n"
+    with monkey:
+        for early in range(strike.round):
+            monkey.begin(early)
+            assert not monkey.holds(early)
+        monkey.begin(strike.round)
+        assert monkey.holds(strike.round)  # nobody is at work
+        server.stdin.write("long\n")  # is at work from here until it is killed
+        server.stdin.flush()
+        eventually(lambda: not monkey.holds(strike.round), "the kill lands and the round is passed")
+    assert server.wait() == -9
+    assert [kill.pid for kill in story.kills] == [server.pid]
+    server.stdin.close()
+    server.stdout.close()
+
+
+def test_failure_of_the_chaos_thread_ends_the_training(
+    part: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody ever works: the feeder that waits for the kill gets an error, it does not feed for ever."""
+    chaos = part("chaos")
+    monkeypatch.setattr(chaos, "STRIKE_TIMEOUT_S", 0.05)
+    story = part("story").Story("immortal", rounds=5, kills_wanted=1, every=2)
+    monkey = chaos.Monkey(part("board").Board.create(str(tmp_path / "board")), story, seed=1)
+
+    def feed() -> bool:
+        monkey.begin(4)
+        return not monkey.holds(4)
+
+    with pytest.raises(RuntimeError, match="the chaos thread failed") as error, monkey:
+        eventually(feed, "the chaos thread gives up")
+    assert isinstance(error.value.__cause__, TimeoutError)
+    assert "no server was killed" in str(error.value.__cause__)
+
+
+def test_marks_of_kills_stand_at_their_rounds(part: Callable[[str], ModuleType]) -> None:
+    story = story_of(part, "immortal", 4, [0, 50, 99])
+    marks = re.sub(r"\[.*?\]", "", part("display").kill_marks(story.kills, story.rounds, width=10))
+    assert marks == "▼    ×   ▼"
 
 
 def test_board_knows_who_died_at_work(part: Callable[[str], ModuleType], tmp_path: Path) -> None:
@@ -225,6 +301,8 @@ def test_board_knows_who_died_at_work(part: Callable[[str], ModuleType], tmp_pat
         assert (me.pid, me.started) == (os.getpid(), module.started(os.getpid()))
         assert board.at_work(module.SERVER) == []
     assert board.at_work(module.WORKER) == []
+    assert board.began(me) is None
+    assert board.usual_s(module.WORKER) > 0 == board.usual_s(module.SERVER)
     assert not board.died_at_work(me)
 
     code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); from immortal_parts import board; import os\n"

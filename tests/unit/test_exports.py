@@ -17,24 +17,32 @@ MODULES = {path.stem for path in Path(ROOT, "_core").glob("*.pyx")}
 SOURCES = [path for root in ("ftray", "checkpoint") for path in sorted(Path(ROOT, root).rglob("*.py"))]
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
     """Every (name in this file, dotted name of what it stands for) that an import statement makes."""
+    parents = package.split(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.asname or alias.name.partition(".")[0], alias.name
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports in ftray are absolute"
+            start = parents[: len(parents) - node.level + 1] if node.level else []
             for alias in node.names:
-                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+                parts = [*start, *filter(None, [node.module]), alias.name]
+                yield alias.asname or alias.name, ".".join(parts)
 
 
-def uses(source: str) -> set[str]:
-    """The names that a source uses of the core, as EXPORTS writes them."""
+def package_of(path: Path) -> str:
+    """The installed package that a source belongs to."""
+    parts = path.parent.relative_to(ROOT).parts
+    return ".".join(parts if parts[0] == "ftray" else ("ftray", *parts))
+
+
+def uses(source: str, package: str = "ftray") -> set[str]:
+    """The names that a source of this package uses of the core, as EXPORTS writes them."""
     tree = ast.parse(source)
     found = set()
     modules: dict[str, str] = {}  # the core and its modules, by their names in this file
-    for name, target in imports(tree):
+    for name, target in imports(tree, package):
         if target != CORE and not target.startswith(f"{CORE}."):
             continue
         inside = target.removeprefix(CORE).removeprefix(".")
@@ -55,13 +63,13 @@ def uses(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
 def test_a_source_uses_only_what_the_core_exports(path: Path) -> None:
-    unknown = uses(path.read_text()) - set(_core.EXPORTS)
+    unknown = uses(path.read_text(), package_of(path)) - set(_core.EXPORTS)
 
     assert not unknown, f"{path} uses {sorted(unknown)} of ftray._core: add them to EXPORTS, or do without"
 
 
 def test_every_export_is_used_somewhere() -> None:
-    used = set().union(*(uses(path.read_text()) for path in SOURCES))
+    used = set().union(*(uses(path.read_text(), package_of(path)) for path in SOURCES))
 
     assert set(_core.EXPORTS) - used == set()
 
@@ -92,6 +100,8 @@ def test_the_package_itself_offers_only_exports() -> None:
         ("def f():\n    from ftray._core.worker import flush as g\n    g()", {"worker.flush"}),
         ("from ftray._core import procs\nprocs.fork_sibling()", {"procs.fork_sibling"}),
         ("import ftray._core.procs as p\np.set_name('x')", {"procs.set_name"}),
+        ("from . import _core\n_core.get(1)", {"get"}),
+        ("from ._core.serial import serialize", {"serial.serialize"}),
         ("import os\nfrom ftray import exceptions\nos.getpid(exceptions)", set()),
     ],
 )
@@ -99,12 +109,17 @@ def test_the_scan_finds_all_ways_of_use(source: str, expected: set[str]) -> None
     assert uses(source) == expected
 
 
+def test_the_scan_follows_relative_imports_out_of_a_package() -> None:
+    source = "from .. import _core as c\nfrom ..errors import get\nfrom . import serial\nc.put(serial.get)"
+
+    assert uses(source, "ftray.checkpoint") == {"put"}
+
+
 @pytest.mark.parametrize(
     "source",
     [
         "from ftray import _core\ngetattr(_core, 'get')",
         "import ftray._core\nftray._core.get(1)",
-        "from . import _core",
     ],
 )
 def test_the_scan_refuses_what_it_cannot_judge(source: str) -> None:
