@@ -11,13 +11,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
-from ftray._core.channel cimport chan_connect
+from ftray._core.channel cimport chan_connect, chan_no_descriptors
 from ftray._core.nodelink cimport N_ACTOR_SUBSCRIBE, node_put
 from ftray._core.rules cimport (FAIL_ACTOR_DEAD, FAIL_CANCELLED, RUN_AGAIN, Verdict, after_death, list_insert, list_pop, list_remove)
 from ftray._core.tasks cimport task_fail, task_push, tasks_fail_dep
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ACTOR_UNKNOWN, CH_OPEN, TASK_CANCELLED,
                                 TASK_QUEUED, TASK_WAITS_DEPS, ActorClient, Core, Id16, Id28, TaskRec, blob_copy, blob_drop, mono_ns, same_id)
-from ftray._core.wire cimport ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED
+from ftray._core.wire cimport ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED, ERR_NO_DESCRIPTORS
 
 
 cdef enum:
@@ -50,7 +50,7 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
         actor_subscribe(c, a)
         return
     if a.state == ACTOR_DEAD:
-        fail_queue(c, a)
+        fail_settled(c, a, ERR_ACTOR_DIED)
         return
     if a.state != ACTOR_ALIVE or a.limbo.head != NULL or a.queue.head == NULL:
         return
@@ -61,6 +61,9 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
         a.ch = NULL
     if a.ch == NULL:
         a.ch = chan_connect(c, &a.worker)
+        if a.ch == NULL and chan_no_descriptors(c):
+            fail_settled(c, a, ERR_NO_DESCRIPTORS)
+            return
         if a.ch == NULL:            # it died meanwhile and its next state tells, or its socket is busy
             actor_retry(c)
             return
@@ -100,15 +103,18 @@ cdef void actors_pump_waiting(Core *c) noexcept nogil:
         actor_pump(c, waiting[i])
 
 
-cdef void fail_queue(Core *c, ActorClient *a) noexcept nogil:
-    """The actor is dead: fail every call whose arguments are settled (the others fail when theirs are)."""
+cdef void fail_settled(Core *c, ActorClient *a, uint8_t code) noexcept nogil:
+    """Fail every call whose arguments are settled (the others fail when theirs are)."""
     cdef TaskRec *t = a.queue.head
     cdef TaskRec *following
     while t != NULL:
         following = t.next
         if t.state != TASK_WAITS_DEPS:
             list_remove(&a.queue, t)
-            fail(c, a, t, ERR_ACTOR_DIED)
+            if code == ERR_ACTOR_DIED:
+                fail(c, a, t, code)
+            else:
+                task_fail(c, t, code, NULL, 0)
         t = following
 
 

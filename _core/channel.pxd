@@ -4,6 +4,7 @@ All functions need the core lock. `chan_begin` gives room for one whole frame (i
 when the ring is full), `chan_commit` publishes it; the peer is told once per lock section, by `chan_ring_dirty`.
 """
 
+from libc.errno cimport EMFILE, ENFILE, ENOMEM
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ftray._core.types cimport Channel, Core, Id28
 
@@ -51,3 +52,7 @@ cdef void chan_ring_dirty(Core *c) noexcept nogil
 cdef void chan_break(Core *c, Channel *ch) noexcept nogil
 cdef void chan_free(Core *c, Channel *ch) noexcept nogil
 cdef int unix_address(Core *c, Id28 *worker, void *address) noexcept nogil
+
+cdef inline bint chan_no_descriptors(Core *c) noexcept nogil:
+    """Was it this process's lack of descriptors (or memory) that kept `chan_connect` from connecting?"""
+    return c.connect_errno == EMFILE or c.connect_errno == ENFILE or c.connect_errno == ENOMEM

@@ -184,13 +184,16 @@ cdef Channel *chan_connect(Core *c, Id28 *worker) noexcept nogil:
     cdef int fd, mem, code
     if ch != NULL:
         return ch
+    c.connect_errno = 0
     if c.dead.count(worker[0]):
         return NULL
     fd = open_and_connect(c.dir_fd, worker.b)
     if fd < 0:
+        c.connect_errno = -fd
         return NULL
     mem = ring_create(RING_CAPACITY)
     if mem < 0:
+        c.connect_errno = -mem
         close(fd)
         return NULL
     ch = new_channel(c)

@@ -180,7 +180,7 @@ cdef int wait_blocking(Core *c, condition_t done, void *arg, int64_t deadline_ns
     """Wait; a worker that waits inside a plain task lends its CPU and hands back what is queued behind the task."""
     cdef int code
     cdef int64_t first
-    if c.running_ch == NULL or c.is_driver:
+    if c.running_ch == NULL or c.is_driver or c.is_actor:     # an actor's calls stay, in their order
         return wait_python(c, done, arg, deadline_ns)
     first = <int64_t>mono_ns() + 60000
     if deadline_ns >= 0 and deadline_ns < first:

@@ -42,6 +42,7 @@ cdef extern from *:
     """
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
+    #include <sys/socket.h>
     #include <pthread.h>
     #include <csignal>
     #include "types.hpp"
@@ -80,6 +81,7 @@ cdef extern from *:
     static void after_fork() { forked = true; }
     static void watch_forks() { static bool once = false; if (!once) { once = true; pthread_atfork(nullptr, nullptr, after_fork); } }
     static bool in_fork() { return forked; }
+    static void end_connection(int fd) { if (fd >= 0) shutdown(fd, SHUT_RDWR); }
     static int count_bits_from(uint64_t v) { return __builtin_ctzll(v); }
     """
     int poll_events(int, uint64_t *, uint32_t *, int, int64_t) nogil
@@ -90,6 +92,7 @@ cdef extern from *:
     void kick_fd(int) nogil
     void drain_fd(int) nogil
     int count_bits_from(uint64_t) nogil
+    void end_connection(int) nogil
     void watch_forks() nogil
     bint in_fork() nogil
     int epoll_create1(int) nogil
@@ -772,6 +775,10 @@ def detach():
         let_waiters_go(c)
     c.session += 1
     segments_close()
+    end_connection(c.node_fd)               # a forked child of ours may hold a copy of the descriptor
+    for i in range(c.channels.size()):
+        if c.channels[i] != NULL:
+            end_connection(c.channels[i].fd)
     for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd, c.loop_fd):
         if fd >= 0:
             close(fd)

@@ -12,7 +12,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport (F_CANCEL, F_FN_DEF, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin, chan_commit,
-                                  chan_connect)
+                                  chan_connect, chan_no_descriptors)
 from ftray._core.nodelink cimport N_WORKER_KILL, node_lease_request, node_lease_return, node_put
 from ftray._core.refs cimport refs_borrowed, refs_borrower, refs_check, refs_contain, refs_expose, refs_register, refs_unhold
 from ftray._core.rules cimport (COMPLETE, FAIL_ACTOR_DEAD, FAIL_CANCELLED, FAIL_CRASHED, FAIL_UNAVAILABLE, REPLY_GIVEN_BACK, RUN_AGAIN,
@@ -23,7 +23,7 @@ from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, CH_BROKEN, CH_OPEN, OBJ
                                 OBJ_SHM, OBJ_UNKNOWN, TASK_CANCELLED, TASK_CANCEL_FORCE, TASK_DONE, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Blob, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec, Waiter,
                                 blob_copy, blob_drop, blob_hold, blob_new, load64, mono_ns, store8)
-from ftray._core.wire cimport (ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED, ERR_CRASHED, ERR_LOST, ERR_OWNER_DIED, ERR_UNSCHEDULABLE, KIND_METHOD,
+from ftray._core.wire cimport (ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED, ERR_CRASHED, ERR_LOST, ERR_NO_DESCRIPTORS, ERR_OWNER_DIED, ERR_UNSCHEDULABLE, KIND_METHOD,
                                KIND_TASK, SYSTEM_ERROR, VALUE_INLINE, VALUE_LOST, VALUE_SHM, DepHead, ReplyHead, RetHead, TaskHead)
 
 cdef enum:
@@ -543,6 +543,12 @@ cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *wo
     if k.asked:
         k.asked -= 1
     ch = chan_connect(c, worker)
+    if ch == NULL and chan_no_descriptors(c):
+        node_lease_return(c, lease_id, 1)
+        if k.leases.empty():
+            while k.queue.head != NULL:
+                task_fail(c, list_pop(&k.queue), ERR_NO_DESCRIPTORS, NULL, 0)
+        return
     if ch == NULL:
         node_lease_return(c, lease_id, 0)
         class_pump(c, k)

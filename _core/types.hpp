@@ -276,6 +276,7 @@ struct Core {
     std::unordered_map<Id28, Blob *, IdHash> dead;      // death reports (WORKER_DIED payloads)
     std::vector<Channel *> dirty, graveyard;
     uint64_t next_uid = 1;
+    int connect_errno = 0;           // why the last connection could not be made
     // leading
     bool leading = false;
     uint32_t gen = 0;                // (futex) something that followers may wait for happened

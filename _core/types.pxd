@@ -257,6 +257,7 @@ cdef extern from "types.hpp" nogil:
         unordered_map[Id28, BlobP, IdHash] dead
         vector[Channel *] dirty, graveyard
         uint64_t next_uid
+        int connect_errno
         cbool leading
         uint32_t gen, followers
         cbool changed

@@ -28,6 +28,7 @@ cdef enum SystemError:
     ERR_LOST = 6
     ERR_HEAD_DIED = 7
     ERR_UNSCHEDULABLE = 8    # payload: text
+    ERR_NO_DESCRIPTORS = 9
 
 cdef packed struct TaskHead:
     uint8_t id[24]

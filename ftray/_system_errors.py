@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # The codes of `_core/wire.pxd`.
-CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED, LOST, HEAD_DIED, UNSCHEDULABLE = range(1, 9)
+CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED, LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS = range(1, 10)
 
 _KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
 _OUT_OF_MEMORY = 3
@@ -36,6 +36,11 @@ def build(code: int, payload: bytes) -> Exception:
         return _actor_error(code, payload)
     if code == OWNER_DIED:
         return owner_died(payload)
+    if code == NO_DESCRIPTORS:
+        return exc.RaySystemError(
+            "this process has no file descriptor left to connect to the worker (EMFILE): close files, or raise the limit"
+            " of open files (ulimit -n), and call again"
+        )
     text = payload.decode("utf-8", "replace")
     simple: dict[int, type[exc.RayError]] = {
         LOST: exc.ObjectLostError,

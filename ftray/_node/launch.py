@@ -8,6 +8,7 @@ Leaves to others: registering (``client``), everything that happens in ``ftrayd`
 
 from __future__ import annotations
 
+import fcntl
 import json
 import marshal
 import os
@@ -186,6 +187,10 @@ class NodeHandle:
         """
         if self._pidfd < 0 or os.getpid() != self._owner_pid:
             return
+        try:
+            self._lifeline.shutdown(socket.SHUT_RDWR)  # a forked child of the driver may hold a copy
+        except OSError:
+            pass  # it is dead already
         self._lifeline.close()
         if not select.select([self._pidfd], [], [], timeout_s)[0]:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -226,23 +231,29 @@ def _interpreter_flags() -> list[str]:
 
 def _spawn(theirs: socket.socket, output_fd: int) -> int:
     boot = os.path.join(os.path.dirname(os.path.abspath(__file__)), "boot.py")
+    # Out of the way of the numbers that the child gets: a driver may have closed its standard streams.
+    high_fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (output_fd, theirs.fileno())]
     command = [sys.executable, *_interpreter_flags(), boot, "node", str(_LIFELINE_FD)]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_DUP2, output_fd, 1),
-        (os.POSIX_SPAWN_DUP2, output_fd, 2),
-        (os.POSIX_SPAWN_DUP2, theirs.fileno(), _LIFELINE_FD),
+        (os.POSIX_SPAWN_DUP2, high_fds[0], 1),
+        (os.POSIX_SPAWN_DUP2, high_fds[0], 2),
+        (os.POSIX_SPAWN_DUP2, high_fds[1], _LIFELINE_FD),
     ]
-    # A session of its own: Ctrl-C in the terminal is the driver's to handle.
-    return os.posix_spawn(
-        sys.executable,
-        command,
-        os.environ,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=(signal.SIGPIPE,),
-    )
+    try:
+        # A session of its own: Ctrl-C in the terminal is the driver's to handle.
+        return os.posix_spawn(
+            sys.executable,
+            command,
+            os.environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE,),
+        )
+    finally:
+        for fd in high_fds:
+            os.close(fd)
 
 
 def start_node(options: NodeOptions | None = None, timeout_s: float = 30.0) -> NodeHandle:

@@ -99,6 +99,8 @@ class ZygoteLink:
             self._loop.modify(self._sock.fileno(), READ)
 
     def _readable(self, events: int, ended: bool = False) -> None:
+        if self._sock.fileno() < 0:
+            return  # closed by an earlier event of the same batch
         if events & WRITE:
             self._flush()
         while True:

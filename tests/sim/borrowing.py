@@ -1,11 +1,13 @@
 """Several processes, each with a real reference counter, joined by a simulated network.
 
-``Process`` speaks the protocol of owners and borrowers (``_core/borrows.pyx`` and the replies of ``_core/worker.pyx``)
-and leaves every decision about lifetimes to its ``RefTable``. Messages of one channel arrive in order, everything else
-in any order; what a dead process had sent still arrives, what was on its way to it does not. Each process hears of a
-death at a moment of its own, after what the dead one had sent to it. One seed decides everything.
+``Process`` speaks the protocol of owners and borrowers (``_core/borrows.pyx`` and the replies of
+``_core/worker.pyx``) and leaves every decision about lifetimes to its ``RefTable``. Messages of one channel
+arrive in order, everything else in any order; what a dead process had sent still arrives, what was on its way
+to it does not. Each process hears of a death at a moment of its own, after what the dead one had sent to it.
+One seed decides everything.
 
-``World.reachable`` is the checker: it works on the programs' refs alone, never on counts, and says what may not be gone.
+``World.reachable`` is the checker: it works on the programs' refs alone, never on counts, and says what may
+not be gone.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from dataclasses import dataclass, field
 
 from ftray._core.refs import RefTable
 
-# Protocols that are wrong, to see that the checker notices: registrations travel with replies even where calls run
-# beside each other; what releases protection does not wait for registrations; grants inside a value that nobody waits
-# for any more are not given back.
+# Protocols that are wrong, to see that the checker notices: registrations travel with replies even where
+# calls run beside each other; what releases protection does not wait for registrations; grants inside a value
+# that nobody waits for any more are not given back.
 FLAWS = ("always with the reply", "releases do not wait", "unwanted values are ignored")
 
 
@@ -88,7 +90,7 @@ class Process:
         self.mine[obj] += 1
 
     def not_lost(self, refs: list[int]) -> list[int]:
-        """Refs that come back to their owner after it forgot the object (a death took the protection away) are dead."""
+        """Refs that come to their owner after it forgot the object (a death took the protection) are dead."""
         known = self.table.known()
         lost = {obj for obj in refs if self.world.owner[obj] == self.pid and obj not in known}
         if lost and not self.world.deaths:
@@ -120,7 +122,7 @@ class Process:
         self.running.append(call)
 
     def finish(self, call: Call, keep: list[int], result: list[int]) -> None:
-        """The call returns: it keeps some of its refs, drops the others, and gives some back inside the result."""
+        """The call returns: it keeps some of its refs, drops the others, gives some back in the result."""
         self.running.remove(call)
         for obj in keep:
             self.take(obj)
@@ -141,8 +143,9 @@ class Process:
             self.grant(obj, call.caller)
         borrows = []
         if not self.concurrent or self.world.flaw == "always with the reply":
-            # Safe because the caller, who owns them, holds what this call brought until it has this reply. A ref that
-            # another call brought, whose reply may overtake this one, needs a registration with an answer.
+            # Safe because the caller, who owns them, holds what this call brought until it has this reply. A
+            # ref that another call brought, whose reply may overtake this one, needs a registration with an
+            # answer.
             unregistered = sorted(self.table.unregistered())
             borrows = [obj for obj in unregistered if self.world.owner[obj] == call.caller]
         for obj in borrows:
@@ -445,7 +448,8 @@ class World:
         source, to = key or self.random.choice(full)
         message = self.channels[source, to].popleft()
         self.note(
-            f"{source} -> {to}: {message.kind} {message.obj or ''} {message.value or ''} {message.borrows or ''}"
+            f"{source} -> {to}: {message.kind} {message.obj or ''} {message.value or ''}"
+            f" {message.borrows or ''}"
         )
         getattr(self.processes[to], "on_" + message.kind)(source, message)
         return True
@@ -474,9 +478,9 @@ class World:
     def entitled(self, pid: int, obj: int, seen: frozenset[int] = frozenset()) -> bool:
         """Is the owner bound to keep the object for this process?
 
-        It is when it owns the object, when the owner has been told, and while an open call of somebody entitled brought
-        the ref. Only a death can take that away: who got a ref in a call of a process that died before the new
-        borrower was registered has lost it (`get` then says so).
+        It is when it owns the object, when the owner has been told, and while an open call of somebody
+        entitled brought the ref. Only a death can take that away: who got a ref in a call of a process that
+        died before the new borrower was registered has lost it (`get` then says so).
         """
         if self.owner[obj] == pid or self.registered[obj, pid] > 0:
             return True
@@ -533,10 +537,10 @@ class World:
     # --- progress
 
     def wind_down(self) -> None:
-        """Everything arrives, every call ends, every ref is dropped: then every process has forgotten everything.
+        """Everything arrives, every call ends, every ref is dropped: then no process knows of anything.
 
-        One thing is known to stay until its receiver dies: what a process that died meanwhile had registered in somebody
-        else's name, without getting as far as sending it.
+        One thing is known to stay until its receiver dies: what a process that died meanwhile had registered
+        in somebody else's name, without getting as far as sending it.
         """
         self.deaths_left = 0
         for _ in range(10_000):
@@ -553,7 +557,8 @@ class World:
             left = p.table.known() - stays
             if left or len(p.table) != len(p.table.known()) or p.adds.total() or p.gated:
                 self.fail(
-                    f"{p.pid} still has {left}, {p.adds.total()} registrations unanswered, {len(p.gated)} gated"
+                    f"{p.pid} still has {left}, {p.adds.total()} registrations unanswered,"
+                    f" {len(p.gated)} gated"
                 )
         stays |= {obj for obj, owner in self.owner.items() if owner in self.deaths}
         kept = [obj for obj in self.blocks if obj not in stays and not self.freed[obj]]

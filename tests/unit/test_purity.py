@@ -77,7 +77,8 @@ ACTING_WORDS = re.compile(
     r"epoll_\w+|socket|connect|mmap|munmap|fallocate|ftruncate|syscall|sleep|nanosleep|pthread_\w+|fork|kill|printf|"
     r"getenv)\s*\("
 )
-# The one thing a dying ref may have to do beside noting it: in an idle process nobody else would look at the list.
+# The one thing a dying ref may have to do beside noting it: in an idle process nobody else would look at the
+# list.
 EXCEPTIONS = {"refs": {"header unistd.h", "call write"}}
 
 

@@ -1,7 +1,7 @@
 """The reference counter against a model that knows no counters: it works out from scratch what is held.
 
-The model keeps what was done (refs, holds, registrations, containment) and derives liveness as reachability. The
-counter must free the same entries at the same moments and say so exactly once.
+The model keeps what was done (refs, holds, registrations, containment) and derives liveness as reachability.
+The counter must free the same entries at the same moments and say so exactly once.
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ def test_a_diamond_is_freed_once() -> None:
 
 
 def test_a_borrower_that_dies_frees_what_contained_something_it_gave_back_too_early() -> None:
-    """Its death ends the borrow of the outer value, which frees the inner one with its count still below zero."""
+    """Its death ends the borrow of the outer value: that frees the inner one, its count still below zero."""
     table = RefTable()
     for n in (1, 2):
         table.own(n)

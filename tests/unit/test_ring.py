@@ -1,4 +1,4 @@
-"""The byte ring: first in, first out across the wrap, full rings, corrupt indices, and a producer that is killed."""
+"""The byte ring: first in, first out across the wrap, full rings, corrupt indices, a producer killed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Fifo(RuleBasedStateMachine):
 
     @rule(size=st.one_of(st.integers(0, 40), st.integers(0, CAPACITY * 2)))
     def read(self, size: int) -> None:
-        # A consumer looks at the producer's index when it has used up what it had seen, so one read may give less.
+        # A consumer looks at the producer's index when it has used up what it had seen, so one read may give
+        # less.
         taken = self.ring.read(size)
         if self.inside and size:
             assert taken
@@ -124,7 +125,7 @@ def test_impossible_capacities_are_refused(capacity: int) -> None:
 
 def test_pairs_leave_no_descriptor_and_no_mapping() -> None:
     def held() -> tuple[int, int]:
-        """Descriptors, and mapped bytes (the kernel joins neighbours, so the number of mappings says little)."""
+        """Descriptors, and mapped bytes (the kernel joins neighbours: the number of mappings says little)."""
         with open("/proc/self/maps") as maps:
             ranges = [line.split()[0].split("-") for line in maps if "ftray-ring" in line]
         return len(os.listdir("/proc/self/fd")), sum(int(end, 16) - int(start, 16) for start, end in ranges)
@@ -137,7 +138,7 @@ def test_pairs_leave_no_descriptor_and_no_mapping() -> None:
     assert held() == before
 
 
-# --- a producer in another process ---------------------------------------------------------------------------------
+# --- a producer in another process --------------------------------------------------------------------------
 
 HEADER = struct.Struct("<III")  # size of the payload, number, checksum
 

@@ -1,4 +1,4 @@
-"""What becomes of a call, and which lease gets the next one, against models in a few lines of plain Python."""
+"""What becomes of a call, and which lease gets the next one, against models in a few lines of Python."""
 
 from __future__ import annotations
 
