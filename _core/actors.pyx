@@ -52,7 +52,7 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
     if a.state == ACTOR_DEAD:
         fail_settled(c, a, ERR_ACTOR_DIED)
         return
-    if a.state != ACTOR_ALIVE or a.limbo.head != NULL or a.queue.head == NULL:
+    if a.state != ACTOR_ALIVE or a.killing or a.limbo.head != NULL or a.queue.head == NULL:
         return
     if a.ch != NULL and not same_id(&a.ch.worker, &a.worker):
         if a.ch.ninflight:
@@ -154,6 +154,8 @@ cdef void actor_on_state(Core *c, const Id16 *id, uint8_t state, uint32_t incarn
         a.cause = blob_copy(cause, size)
     if state == ACTOR_ALIVE and (incarnation > a.incarnation or a.state != ACTOR_ALIVE):
         a.worker = worker[0]
+    if state != a.state or incarnation > a.incarnation:
+        a.killing = 0
     a.state = state
     a.incarnation = incarnation
     c.changed = True

@@ -18,7 +18,8 @@ from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
 from ftray._core.runtime cimport check_usable, core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
 from ftray._core.tasks cimport task_cancel, task_submit
-from ftray._core.types cimport (ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
+from ftray._core.nodelink cimport node_actor_kill
+from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
                                 TaskRec, blob_copy, store8)
 
 cdef enum:
@@ -274,6 +275,17 @@ cdef class ActorTarget:
     def actor_id(self):
         """Return the actor's 16 bytes."""
         return usable(self.ref).id.b[8:24]
+
+    def kill(self, bint no_restart):
+        """Have the actor's process ended; calls made from now on do not reach it."""
+        cdef Core *c = core()
+        usable(self.ref)
+        with nogil:
+            core_enter(c)
+            if self.a.state == ACTOR_ALIVE:
+                self.a.killing = 1
+            node_actor_kill(c, &self.a.id, no_restart, 0)
+            core_leave(c)
 
     def fail(self, bytes cause):
         """The actor could not even be created: calls fail with this pickled cause."""

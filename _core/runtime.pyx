@@ -136,7 +136,7 @@ cdef int check_usable() except -1:
         return 0
     if the_core.running:
         raise exceptions.ForkedProcessError(the_core.pid, getpid())
-    raise exceptions.RaySystemError("ftray is not initialised in this process: call ftray.init() first")
+    raise exceptions.NotInitializedError()
 
 
 # --- lock sections --------------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ struct ActorClient {
     Id16 id;
     uint8_t state = ACTOR_UNKNOWN;
     uint8_t subscribed = 0;
-    uint8_t released = 0;
+    uint8_t killing = 0;     // kill() was called: no call leaves until ftrayd says what came of it
     uint32_t incarnation = 0;
     Channel *ch = nullptr;
     TaskList queue;        // not pushed yet, in order

@@ -192,7 +192,7 @@ cdef extern from "types.hpp" nogil:
 
     cppclass ActorClient:
         Id16 id
-        uint8_t state, subscribed, released
+        uint8_t state, subscribed, killing
         uint32_t incarnation
         Channel *ch
         TaskList queue, limbo

@@ -86,6 +86,9 @@ cdef class Executor:
     cdef object entry_points                # methods that the checkpoint session serves itself
     cdef object before_call
     cdef bint flush_due
+    cdef Py_ssize_t coroutines, max_coroutines  # of an async actor
+    cdef bint stalled           # calls wait for a coroutine to end
+    cdef object stop
 
     def __init__(self):
         self.loaded = {}
@@ -400,6 +403,8 @@ cdef class Executor:
             self.leave(e)
         except BaseException as e:
             error = e
+        if error is not None and c.cancel_seq == call.t.seq and c.cancel_ch == call.t.ch:
+            error = KeyboardInterrupt()     # whatever the interruption looked like from inside
         c.running_seq = 0
         self.method = None
         context_end(&saved)
@@ -441,6 +446,7 @@ cdef class Executor:
                 self.before_call = checkpoints.before_call
         if is_async:
             self.mode = MODE_ASYNC
+            self.max_coroutines = max_concurrency
         elif max_concurrency > 1:
             self.mode = MODE_THREADS
             self.pool = queue.SimpleQueue()
@@ -480,7 +486,7 @@ cdef class Executor:
         cdef Core *c = core()
         self.loop = asyncio.get_running_loop()
         start()                             # the constructor may use the running loop
-        stop = self.loop.create_future()
+        self.stop = stop = self.loop.create_future()
         c.loop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.loop.add_reader(c.epoll_fd, self.async_step, stop)
         self.loop.add_reader(c.loop_fd, self.async_woken, stop)
@@ -512,7 +518,8 @@ cdef class Executor:
                 call = Call.__new__(Call)
                 with nogil:
                     core_enter(c)
-                    more = exec_runnable(c)
+                    more = exec_runnable(c) and (self.coroutines < self.max_coroutines or c.exec_queue.front().ch == NULL)
+                    self.stalled = not more and exec_runnable(c)
                     if more:
                         begin(c, &call.t, MODE_ASYNC)
                     core_leave(c)
@@ -535,7 +542,7 @@ cdef class Executor:
                 c.loop_armed = True
                 swap32(&c.me.asleep, 1)
                 full_fence()
-                more = load64(&c.me.summary) != 0 or exec_runnable(c)
+                more = load64(&c.me.summary) != 0 or (exec_runnable(c) and not self.stalled)
                 if more:
                     store32(&c.me.asleep, 0)
                     c.loop_armed = False
@@ -570,6 +577,7 @@ cdef class Executor:
             return 0
         task = self.loop.create_task(self.run_coroutine(call))
         self.running_async[call.t.seq] = task
+        self.coroutines += 1
         return 0
 
     cdef int flush_soon(self) except -1:
@@ -601,6 +609,10 @@ cdef class Executor:
                 error = e
         self.running_async.pop(call.t.seq, None)
         self.answer(call, result, error)
+        self.coroutines -= 1
+        if self.stalled:
+            self.stalled = False
+            self.loop.call_soon(self.async_step, self.stop)
 
 
 cdef bint is_cancellation(object error):

@@ -104,7 +104,7 @@ def make_server_class(store: str, every: int) -> Any:
     """The actor class of the parameter server; its snapshots go to the directory `store`."""
 
     @ray.remote(max_restarts=-1, max_task_retries=-1)
-    class ParameterServer(ray.Checkpointable, store=store, every=every):  # type: ignore[misc, name-defined]
+    class ParameterServer(ray.Checkpointable, store=store, every=every):  # type: ignore[call-arg, misc, valid-type]
         def __init__(self, seed: int, images: Any, labels: Any, board: str) -> None:
             self.parameters = first_parameters(seed)
             self.velocity = np.zeros_like(self.parameters)

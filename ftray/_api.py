@@ -83,7 +83,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     name : str
         The name given with ``.options(name=...)``.
     namespace : str, optional
-        Where to look; the job's own by default.
+        Where to look; by default where this driver's own actors are.
 
     Raises
     ------

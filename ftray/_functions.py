@@ -17,11 +17,7 @@ _class_keys: dict[tuple[Any, ...], int] = {}
 
 def lease_request(resources: Mapping[str, float], strategy: Any, name: str) -> tuple[int, bytes]:
     """Return key and LEASE_REQUEST payload of a scheduling class: tasks that can share a worker."""
-    text = ""
-    if strategy not in (None, "DEFAULT"):
-        import json
-
-        text = json.dumps(strategy)
+    text = "" if strategy in (None, "DEFAULT") else str(strategy)
     identity = (tuple(sorted(resources.items())), text)
     key = _class_keys.setdefault(identity, len(_class_keys) + 1)
     parts = [struct.pack("<QHH", key, 0, len(resources))]

@@ -104,7 +104,7 @@ def init(
     object_store_memory : int, optional
         Bytes for large objects; 30 % of the memory by default.
     namespace : str, optional
-        Where named actors are found; one of this job's own by default.
+        Where named actors are found; by default the one of all drivers that name none.
     ignore_reinit_error : bool, default False
         Return instead of raising when ftray runs already.
     log_to_driver : bool, default True

@@ -328,6 +328,7 @@ NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("actor", "allow_out_of_order_execution", bool, "calls that overtake each other"),
     ("method", "concurrency_group", bool, "concurrency groups"),
     ("method", "retry_exceptions", bool, "retrying methods that raise"),
+    ("method", "name", bool, "names for single calls"),
 )
 
 

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 # The codes of `_core/wire.pxd`.
-CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED, LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS = range(1, 10)
+CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
+LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS = range(6, 10)
 
 _KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
-_OUT_OF_MEMORY = 3
+_OUT_OF_MEMORY, _INTENDED = 3, 5
 
 
 def build(code: int, payload: bytes) -> Exception:
@@ -38,8 +39,8 @@ def build(code: int, payload: bytes) -> Exception:
         return owner_died(payload)
     if code == NO_DESCRIPTORS:
         return exc.RaySystemError(
-            "this process has no file descriptor left to connect to the worker (EMFILE): close files, or raise the limit"
-            " of open files (ulimit -n), and call again"
+            "this process has no file descriptor left to connect to the worker (EMFILE):"
+            " close files, or raise the limit of open files (ulimit -n), and call again"
         )
     text = payload.decode("utf-8", "replace")
     simple: dict[int, type[exc.RayError]] = {
@@ -55,6 +56,11 @@ def build(code: int, payload: bytes) -> Exception:
     return exc.RaySystemError(f"unknown error code {code}: {text}")
 
 
+def _ended_by_signal(kind: int | None, code: int | None) -> bool:
+    """Whether the code of a death is a signal's number (an intended end is an exit, or our own SIGKILL)."""
+    return kind not in (None, 1) and (kind != _INTENDED or code == 9)
+
+
 def death_from_report(payload: bytes) -> exc.DeathCause | None:
     """Read a WORKER_DIED frame: 28s worker, u32 pid, u8 kind, i32 code, f64 unix time, str text."""
     if len(payload) < 47:
@@ -66,8 +72,8 @@ def death_from_report(payload: bytes) -> exc.DeathCause | None:
         kind=_KINDS.get(kind, f"kind {kind}"),
         text=text,
         pid=pid,
-        exit_code=code if kind != 2 else None,
-        signal=code if kind == 2 else None,
+        exit_code=None if _ended_by_signal(kind, code) else code,
+        signal=code if _ended_by_signal(kind, code) else None,
         unix_time=when,
         worker_id=payload[:28].hex(),
     )
@@ -106,8 +112,8 @@ def _actor_error(code: int, payload: bytes) -> Exception:
     facts = exc.DeathCause(
         kind=_KINDS.get(kind, str(kind)) if kind else cause.get("kind", ""),
         pid=death.get("pid"),
-        exit_code=number if kind not in (None, 2) else None,
-        signal=number if kind == 2 else None,
+        exit_code=None if _ended_by_signal(kind, number) else number,
+        signal=number if _ended_by_signal(kind, number) else None,
         unix_time=death.get("unix_time_s"),
         incarnation=cause.get("incarnation"),
         worker_id=death["worker_id"].hex() if death.get("worker_id") else "",

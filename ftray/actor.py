@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-_ACTOR_CREATE, _ACTOR_KILL, _ACTOR_EXIT = 30, 33, 36
+_ACTOR_CREATE = 30
 _ASYNC_FLAGS = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR
 _DEFAULT_ASYNC_CONCURRENCY = 1000
 
@@ -420,7 +420,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         raise ValueError(
             f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)"
         )
-    _core.tell_node(_ACTOR_KILL, actor._target.actor_id() + struct.pack("<BB", bool(no_restart), 0))
+    actor._target.kill(bool(no_restart))
 
 
 def exit_actor() -> NoReturn:

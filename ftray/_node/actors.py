@@ -439,7 +439,12 @@ class ActorTable:
         )
 
     def _cause(self, actor: _Actor, kind: str, why: str, death: Cause | None = None) -> Cause:
-        cause: Cause = {"kind": kind, "actor_id": actor.spec.actor_id, "incarnation": actor.incarnation}
+        cause: Cause = {
+            "kind": kind,
+            "actor_id": actor.spec.actor_id,
+            "class_name": actor.spec.class_name,
+            "incarnation": actor.incarnation,
+        }
         text = f"actor {actor.spec.title} (incarnation {actor.incarnation}): {why}"
         if death is not None:
             cause["death"] = death

@@ -1,7 +1,9 @@
-"""Two processes and the rings between them, through calls only: frames larger than a ring, full rings, both ways.
+"""Two processes and the rings between them, through calls only: frames larger than a ring, full rings, both
+ways.
 
-A ring holds 256 KB and a frame larger than a part of it travels in pieces, so these calls wrap, queue and wait for room
-all the time. Each call carries its number and a checksum: nothing may be lost, doubled, mixed up or out of order.
+A ring holds 256 KB and a frame larger than a part of it travels in pieces, so these calls wrap, queue and
+wait for room all the time. Each call carries its number and a checksum: nothing may be lost, doubled, mixed
+up or out of order.
 """
 
 from __future__ import annotations

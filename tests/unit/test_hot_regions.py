@@ -1,8 +1,8 @@
 """Marked hot regions make no Python C-API call: shown on the C++ that Cython makes of them.
 
-A function that is declared ``noexcept nogil`` may run on a thread that Python does not know, and under the core lock,
-where taking the GIL would be a deadlock in waiting. Cython lets through what it can make safe by taking the GIL
-itself, so the declaration alone proves nothing.
+A function that is declared ``noexcept nogil`` may run on a thread that Python does not know, and under the
+core lock, where taking the GIL would be a deadlock in waiting. Cython lets through what it can make safe by
+taking the GIL itself, so the declaration alone proves nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ ALLOWED = {
     "__Pyx_min": "arithmetic",
     "__Pyx_max": "arithmetic",
 }
-# Cut out before the scan: what runs only after a C++ container has thrown, that is, when memory is exhausted. It
-# reports the exception ("unraisable"), and the process does not go on from there in any useful way.
+# Cut out before the scan: what runs only after a C++ container has thrown, that is, when memory is
+# exhausted. It reports the exception ("unraisable"), and the process does not go on from there in any
+# useful way.
 CATCH = re.compile(r"\bcatch\s*\(\.\.\.\)\s*\{[^{}]*\}")
 FAILED = re.compile(r"__pyx_L\d+_error:;.*?(?=\n\s*__pyx_L\d+:;)", re.S)
 

@@ -73,12 +73,11 @@ TYPES = "ftray._core.types"
 ACTING_TYPES = {"mono_ns", "futex_wait", "futex_wake", "lock_take", "lock_try", "lock_drop", "cpu_relax"}
 HEADERS = {"cstdint", "cstring", "cstddef", "unordered_map", "vector", "set", "new", "algorithm"}
 ACTING_WORDS = re.compile(
-    r"\b(clock_gettime|gettimeofday|time|rand|random|getrandom|open|close|read|write|send|recv|ioctl|poll|select|"
-    r"epoll_\w+|socket|connect|mmap|munmap|fallocate|ftruncate|syscall|sleep|nanosleep|pthread_\w+|fork|kill|printf|"
-    r"getenv)\s*\("
+    r"\b(clock_gettime|gettimeofday|time|rand|random|getrandom|open|close|read|write|send|recv|ioctl|poll|"
+    r"select|epoll_\w+|socket|connect|mmap|munmap|fallocate|ftruncate|syscall|sleep|nanosleep|pthread_\w+|fork|"
+    r"kill|printf|getenv)\s*\("
 )
-# The one thing a dying ref may have to do beside noting it: in an idle process nobody else would look at the
-# list.
+# What a dying ref may have to do beside being noted: in an idle process nobody else would look at the list.
 EXCEPTIONS = {"refs": {"header unistd.h", "call write"}}
 
 

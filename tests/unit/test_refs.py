@@ -293,11 +293,11 @@ from ftray._core.refs import RefTable
 def chain():
     table = RefTable()
     for n in range({DEEP}):
-        if {owner} is None:
+        if {owner is None}:
             table.own(n)
             table.in_shared_memory(n, n, 0)
         else:
-            table.borrow(n, {owner})
+            table.borrow(n, {owner or 0})
             table.register(n)
         if n:
             table.contain(n, n - 1)
