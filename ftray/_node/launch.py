@@ -23,6 +23,7 @@ from ftray._node.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _LIFELINE_FD = 3
@@ -256,7 +257,11 @@ def _spawn(theirs: socket.socket, output_fd: int) -> int:
             os.close(fd)
 
 
-def start_node(options: NodeOptions | None = None, timeout_s: float = 30.0) -> NodeHandle:
+def start_node(
+    options: NodeOptions | None = None,
+    timeout_s: float = 30.0,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> NodeHandle:
     """Start ``ftrayd`` as a child of this process and wait until it accepts registrations.
 
     Parameters
@@ -265,6 +270,8 @@ def start_node(options: NodeOptions | None = None, timeout_s: float = 30.0) -> N
         See ``NodeOptions``.
     timeout_s
         For ``ftrayd`` to say that it is ready.
+    meanwhile
+        Called while ``ftrayd`` starts: work that this process has to do anyway.
 
     Returns
     -------
@@ -294,6 +301,7 @@ def start_node(options: NodeOptions | None = None, timeout_s: float = 30.0) -> N
         finally:
             theirs.close()
         spawned_s = time.monotonic()
+        meanwhile()
         ready = _receive(ours, timeout_s)
         if ready is None:
             raise NodeStartError(_failure(pid, output_fd, timeout_s))
