@@ -59,7 +59,9 @@ __all__ = [
 EXPORTS = (
     *__all__,
     "callargs.deserialize_args",
+    "pickler.deregister_serializer",
     "pickler.probe",
+    "pickler.register_serializer",
     "procs.close_range",
     "procs.fork_sibling",
     "procs.set_child_subreaper",

@@ -24,7 +24,7 @@ from libcpp.vector cimport vector
 
 from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_ACTOR, OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED,
                                 OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28,
-                                ObjEntry, ObjExt, add32, blob_drop, cas_ptr, swap32, take_ptr)
+                                ObjEntry, ObjExt, add32, blob_drop, cas_ptr, same_id, swap32, take_ptr)
 
 
 cdef extern from *:
@@ -74,6 +74,9 @@ cdef ObjEntry *refs_borrowed(Core *c, const Id28 *id, const Id28 *owner) noexcep
     e = refs_new(c, id, False)
     refs_ext(e).owner = owner[0]
     refs_expose(c, e)
+    if same_id(owner, &c.worker_id):
+        e.lost = 2                      # ours once, and freed: whoever passed the ref on has died while doing so
+        return e
     e.flags |= OBJ_UNREGISTERED_LISTED
     c.unregistered.push_back(e)
     return e
@@ -231,6 +234,8 @@ cdef void refs_process_died(Core *c, const Id28 *worker) noexcept nogil:
         elif e.ext.owner == worker[0] and not e.lost:
             touched.push_back(e)
             lost.insert(e)
+    for i in range(touched.size()):     # ending one borrow may free what others of these are inside
+        touched[i].holds += 1
     for i in range(touched.size()):     # the lost ones first: ending a borrow may free what contains them
         if not touched[i].flags & OBJ_OWNED:
             touched[i].lost = 1
@@ -240,6 +245,8 @@ cdef void refs_process_died(Core *c, const Id28 *worker) noexcept nogil:
         if lost.count(e) == 0:
             n = e.ext.borrowers[worker[0]]
             refs_borrower(c, e, worker, -n)
+    for i in range(touched.size()):
+        refs_unhold(c, touched[i])
 
 
 cdef class RefTable:

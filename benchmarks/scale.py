@@ -61,14 +61,15 @@ class Scale:
 
 
 def measure(ray: Any, small: int, large: int, say: Callable[[str], None]) -> Scale:
-    """Rates of both sizes, the small one before and after the large one, then the memory."""
+    """The memory in a fresh process (later, freed memory would be used again unseen), then the rates of both
+    sizes, the small one before and after the large one."""
     noop = noop_task(ray)
     drain_rate(ray, noop, min(small, 1_000))
+    queued_bytes = queued_memory(ray, noop, [large * step // STEPS for step in range(1, STEPS + 1)], say)
     small_rates = [drain_rate(ray, noop, small) for _ in range(SMALL_RUNS)]
     large_rate = drain_rate(ray, noop, large)
     small_rates += [drain_rate(ray, noop, small) for _ in range(SMALL_RUNS)]
     say(f"{small:,} tasks: {statistics.median(small_rates):,.0f} /s; {large:,} tasks: {large_rate:,.0f} /s")
-    queued_bytes = queued_memory(ray, noop, [large * step // STEPS for step in range(1, STEPS + 1)], say)
     return Scale(small, large, statistics.median(small_rates), large_rate, queued_bytes)
 
 

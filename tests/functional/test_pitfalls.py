@@ -570,7 +570,7 @@ class Keeper:
 def test_a_borrow_is_known_to_the_owner_before_its_relay_lets_go(tmp_path, mailbox, gate):
     """Two calls run beside each other in the borrower: one for the owner, the other brought the ref.
 
-    The owner stands still while first the one and then the other ends, and then hears the relay first: that it
+    The owner stands still while first one and then the other ends, and then hears the relay first: that it
     is done with the object. By then the owner must know that the keeper has it.
     """
     from tests.helpers.sync import Gate
