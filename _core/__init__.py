@@ -17,8 +17,11 @@ from ftray._core.calls import (
     new_actor_ref,
     next_actor_id,
 )
-from ftray._core.objects import ObjectRef, ask_node, get, put, tell_node, wait
-from ftray._core.runtime import (
+from ftray._core.nodeask import ask_node, tell_node
+from ftray._core.objects import ObjectRef, get
+from ftray._core.puts import put
+from ftray._core.segments import segment_stats
+from ftray._core.session import (
     attach,
     attached,
     current_context,
@@ -27,7 +30,7 @@ from ftray._core.runtime import (
     inbox_close,
     inbox_next,
 )
-from ftray._core.segments import segment_stats
+from ftray._core.waits import wait
 
 __all__ = [
     "ActorTarget",

@@ -13,8 +13,9 @@ from libcpp.vector cimport vector
 
 from ftray._core.channel cimport chan_connect, chan_no_descriptors
 from ftray._core.nodelink cimport N_ACTOR_SUBSCRIBE, node_put
+from ftray._core.outcomes cimport task_fail, tasks_fail_dep
+from ftray._core.pushes cimport task_push
 from ftray._core.rules cimport (FAIL_ACTOR_DEAD, FAIL_CANCELLED, RUN_AGAIN, Verdict, after_death, list_insert, list_pop, list_remove)
-from ftray._core.tasks cimport task_fail, task_push, tasks_fail_dep
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ACTOR_UNKNOWN, CH_OPEN, TASK_CANCELLED,
                                 TASK_QUEUED, TASK_WAITS_DEPS, ActorClient, Core, Id16, Id28, TaskRec, blob_copy, blob_drop, mono_ns, same_id)
 from ftray._core.wire cimport ERR_ACTOR_DIED, ERR_ACTOR_UNAVAILABLE, ERR_CANCELLED, ERR_NO_DESCRIPTORS

@@ -15,9 +15,9 @@ from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BO
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.refs cimport refs_borrower, refs_check, refs_find, refs_register
 from ftray._core.segments cimport segment_block_free, segment_producer
-from ftray._core.tasks cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
 from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Blob, Channel,
                                 Command, Core, Gated, Id16, Id28, ObjEntry, same_id)
+from ftray._core.values cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
 from ftray._core.wire cimport ERR_LOST, ERR_OWNER_DIED
 
 
@@ -103,7 +103,11 @@ cdef void borrow_answer(Core *c, ObjEntry *e, Channel *ch, uint64_t token) noexc
 
 cdef void on_value(Core *c, Channel *ch, char *body, uint64_t n) noexcept nogil:
     cdef ObjEntry *e = refs_find(c, <Id28 *>body)
-    if e == NULL or n < 29:
+    if n < 29:
+        return
+    if e == NULL:
+        if not body[28]:
+            read_value(c, NULL, body + 29, body + n, &ch.worker, True)
         return
     if body[28]:
         e.lost = 2

@@ -13,10 +13,12 @@ from ftray._core.actors cimport actor_client, actor_on_state
 from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.callargs cimport encode_args
 from ftray._core.context cimport Context, child_task_id, context
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, put_value, usable
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
+from ftray._core.puts cimport put_value
 from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
-from ftray._core.runtime cimport check_usable, core, core_enter, core_leave, core_try, session_alive, wait_python
+from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
+from ftray._core.session cimport check_usable
 from ftray._core.tasks cimport task_cancel, task_submit
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,

@@ -1,48 +1,38 @@
-"""Who leads the I/O, how threads wait, and where frames go.
+"""The runtime's one record: its lock, who leads the I/O, how threads wait, the background thread.
 
 One thread at a time *leads*: it looks at the inbox on the board, spins for a moment, then sleeps in epoll. Other
 Python threads that wait are *followers* on a futex. When no Python thread leads, the background thread, which never
 needs the GIL, does the owner's duties: within a millisecond while the process is active (it is `parked`, with ticks),
 at once when the process is idle (it leads itself), and it sleeps altogether while a Python thread leads for long.
 
-The core lock is dropped while a thread spins or sleeps. Nothing under it takes the GIL; a thread that holds the GIL
-takes the lock only by trying, and otherwise drops the GIL first.
+Owns: the `Core` (everybody else gets a pointer to it), the epoll and event descriptors, leading. Invariants: the core
+lock is dropped while a thread spins or sleeps; nothing under it takes the GIL; a thread that holds the GIL takes the
+lock only by trying, and otherwise drops the GIL first; what follows from what was done under the lock is done in
+`settle`, before it is dropped.
+
+Leaves to others: what frames mean (dispatch.pyx), and how a session begins and ends (session.pyx).
 """
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
-from libcpp.utility cimport pair
-from libcpp.vector cimport vector
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport close, getpid
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ftray._core.actors cimport actor_after_death, actor_on_state, actors_pump_waiting
-from ftray._core.borrows cimport borrow_answer, borrow_carry_out, borrow_fetch, borrow_frame, borrow_process_died
-from ftray._core.channel cimport (FrameHeader, chan_accept, chan_break, chan_drain, chan_free, chan_ring_dirty, chan_set_handlers,
-                                  chan_event, F_REPLY)
-from ftray._core.context cimport Context, context, context_root
-from ftray._core.execqueue cimport exec_channel_died, exec_frame, exec_node_frame
-from ftray._core.nodelink cimport (N_ACTOR_START, N_ACTOR_STATE, N_ACTOR_TERMINATE, N_EXIT, N_LEASE_GRANT, N_LEASE_INFEASIBLE,
-                                   N_LEASE_RECLAIM, N_LOG, N_RPC_REPLY, N_SEG_FD, N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_WARN,
-                                   N_WORKER_DIED, NodeHeader, node_flush, node_lost, node_pending, node_readable, node_set_handlers)
-from ftray._core.refs cimport refs_drain, refs_process_died
-from ftray._core.segments cimport (segment_gone, segment_map, segment_take_dead, segments_close, segments_drain, segments_next_trim_ms, segments_open, segments_process_died, segments_trim)
+from ftray._core.actors cimport actors_pump_waiting
+from ftray._core.borrows cimport borrow_carry_out
+from ftray._core.channel cimport chan_accept, chan_drain, chan_event, chan_free, chan_ring_dirty
+from ftray._core.leases cimport leases_idle
+from ftray._core.nodelink cimport node_flush, node_readable
+from ftray._core.refs cimport refs_drain
+from ftray._core.segments cimport segment_take_dead, segments_drain, segments_next_trim_ms, segments_trim
 from ftray._core.store cimport DeadMapping, bury as bury_mapping
-from ftray._core.tasks cimport (class_fail, lease_granted, lease_reclaim, leases_idle, tasks_fail_all, tasks_on_reply, tasks_process_died,
-                                tasks_run_ready, tasks_set_hooks)
-from ftray._core.actors cimport actor_pump
-from ftray._core.types cimport (CH_BROKEN, CH_CONNECTING, OBJ_INLINE, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, ObjEntry, Slot, blob_copy, blob_drop, cas64,
-                                cpu_relax, full_fence, futex_wait, futex_wake, load32, load64, lock_drop, lock_take, lock_try,
-                                mono_ns, renew_core, store32, store64, swap32, take64)
-from ftray._core.wire cimport ERR_HEAD_DIED
+from ftray._core.tasks cimport tasks_run_ready
+from ftray._core.types cimport (CH_CONNECTING, Channel, Core, cas64, cpu_relax, full_fence, futex_wait, futex_wake, load64,
+                                lock_drop, lock_take, lock_try, mono_ns, store32, store64, swap32, take64)
 
 cdef extern from *:
     """
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
-    #include <sys/socket.h>
     #include <pthread.h>
     #include <csignal>
     #include "types.hpp"
@@ -80,8 +70,7 @@ cdef extern from *:
     static bool forked = false;
     static void after_fork() { forked = true; }
     static void watch_forks() { static bool once = false; if (!once) { once = true; pthread_atfork(nullptr, nullptr, after_fork); } }
-    static bool in_fork() { return forked; }
-    static void end_connection(int fd) { if (fd >= 0) shutdown(fd, SHUT_RDWR); }
+    static bool fork_seen() { return forked; }
     static int count_bits_from(uint64_t v) { return __builtin_ctzll(v); }
     """
     int poll_events(int, uint64_t *, uint32_t *, int, int64_t) nogil
@@ -92,9 +81,8 @@ cdef extern from *:
     void kick_fd(int) nogil
     void drain_fd(int) nogil
     int count_bits_from(uint64_t) nogil
-    void end_connection(int) nogil
     void watch_forks() nogil
-    bint in_fork() nogil
+    bint fork_seen() nogil
     int epoll_create1(int) nogil
     int eventfd(unsigned, int) nogil
     int EPOLL_CLOEXEC, EFD_CLOEXEC, EFD_NONBLOCK
@@ -110,10 +98,8 @@ cdef enum:
     BG_EPOLL = 0
     BG_PARKED = 1
     BG_ASLEEP = 2
-    MAX_DEAD = 8192
 
 cdef Core the_core
-cdef bint in_use = False
 
 
 cdef Core *core() noexcept nogil:
@@ -122,21 +108,12 @@ cdef Core *core() noexcept nogil:
 
 cdef bint session_alive(uint64_t session) noexcept nogil:
     """May something that was made in this session still touch the core?"""
-    return the_core.session == session and the_core.running and not in_fork()
+    return the_core.session == session and the_core.running and not fork_seen()
 
 
-cdef int check_usable() except -1:
-    """Raise unless the runtime is connected and this is the process that connected it."""
-    from ftray import exceptions
-    if the_core.running and not in_fork():
-        if not the_core.node_alive:
-            from ftray import _lifecycle
-            words = _lifecycle.last_words()
-            raise exceptions.HeadDiedError(f"{exceptions.HeadDiedError._default()}\n{words}" if words else "")
-        return 0
-    if the_core.running:
-        raise exceptions.ForkedProcessError(the_core.pid, getpid())
-    raise exceptions.NotInitializedError()
+cdef bint in_fork() noexcept nogil:
+    """Is this a forked child of the process that attached? Nothing of the runtime is its own then."""
+    return fork_seen()
 
 
 # --- lock sections --------------------------------------------------------------------------------------------------
@@ -201,173 +178,6 @@ cdef void bury(Core *c) noexcept nogil:
             chan_free(c, ch)
         else:
             i += 1
-
-
-# --- frames ---------------------------------------------------------------------------------------------------------
-
-cdef void on_channel_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
-    if h.kind == F_REPLY:
-        tasks_on_reply(c, ch, h, body, n)
-    elif not exec_frame(c, ch, h, body, n):
-        borrow_frame(c, ch, h, body, n)
-
-
-cdef void on_channel_break(Core *c, Channel *ch) noexcept nogil:
-    """The channel ended. What that means for calls is settled by the death report (which may be here already)."""
-    if ch.lease != NULL:
-        ch.lease.broken = 1
-    if c.dead.count(ch.worker):
-        bury_calls(c, ch, c.dead[ch.worker])
-
-
-cdef void bury_calls(Core *c, Channel *ch, Blob *report) noexcept nogil:
-    cdef ActorClient *a = ch.actor
-    cdef size_t i
-    ch.dead = 1
-    for i in range(ch.inflight.size()):
-        if a == NULL and ch.inflight[i] != NULL:
-            a = ch.inflight[i].actor
-    tasks_process_died(c, ch, report.data, report.size)
-    exec_channel_died(c, ch)
-    if a != NULL:
-        actor_after_death(c, a, &ch.worker)
-
-
-cdef void on_worker_died(Core *c, char *body, uint32_t n) noexcept nogil:
-    """A process of the session is dead: drain what it had written, then settle everything that involves it."""
-    cdef Id28 worker
-    cdef vector[Channel *] concerned
-    cdef Channel *ch
-    cdef size_t i
-    if n < 28:
-        return
-    memcpy(worker.b, body, 28)
-    if c.dead.count(worker):
-        return
-    c.dead[worker] = blob_copy(body, n)
-    for i in range(c.channels.size()):
-        ch = c.channels[i]
-        if ch != NULL and ch.worker == worker and not ch.dead:
-            concerned.push_back(ch)
-    for i in range(concerned.size()):
-        if concerned[i].state != CH_BROKEN:
-            chan_break(c, concerned[i])
-        else:
-            bury_calls(c, concerned[i], c.dead[worker])
-    refs_process_died(c, &worker)
-    borrow_process_died(c, &worker)
-    segments_process_died(c, &worker)
-    c.changed = True
-
-
-cdef void keep_reply(Core *c, uint64_t req, char *body, uint32_t n) noexcept nogil:
-    if c.rpc_replies.count(req):
-        c.rpc_replies[req] = blob_copy(body, n)
-        c.changed = True
-
-
-cdef void on_segment_fd(Core *c, NodeHeader *h, char *body) noexcept nogil:
-    """SEG_FD: u8 ok, u64 segment, u64 size, and a descriptor when ok."""
-    cdef uint64_t seg, size
-    cdef int fd = -1
-    cdef char result[8]
-    cdef int code = -1
-    memcpy(&seg, body + 1, 8)
-    memcpy(&size, body + 9, 8)
-    if body[0]:
-        if c.node_fds.empty():
-            node_lost(c)
-            return
-        fd = c.node_fds.front()
-        c.node_fds.pop_front()
-        code = segment_map(seg, fd, size)
-    memset(result, 0, 8)
-    memcpy(result, &code, 4)
-    result[4] = body[0]
-    keep_reply(c, h.req, result, 8)
-
-
-cdef void to_inbox(Core *c, uint32_t kind, char *body, uint32_t n) noexcept nogil:
-    cdef pair[uint32_t, BlobP] item
-    item.first = kind
-    item.second = blob_copy(body, n)
-    c.py_inbox.push_back(item)
-    wake_inbox(c)
-
-
-cdef void wake_inbox(Core *c) noexcept nogil:
-    c.py_gen += 1
-    futex_wake(&c.py_gen, 1)
-
-
-cdef void on_actor_state(Core *c, char *body, uint32_t n) noexcept nogil:
-    """16s actor, u8 state, u32 incarnation, 28s worker, u32 slot, u32 pid, str socket, blob cause."""
-    cdef uint32_t incarnation, size = 0
-    cdef uint16_t name = 0
-    cdef Id28 worker
-    if n < 63:
-        return
-    memcpy(&incarnation, body + 17, 4)
-    memcpy(worker.b, body + 21, 28)
-    memcpy(&name, body + 57, 2)
-    if n >= 59 + <uint32_t>name + 4:
-        memcpy(&size, body + 59 + name, 4)
-        if n < 63 + <uint32_t>name + size:
-            return
-        actor_on_state(c, <Id16 *>body, <uint8_t>body[16], incarnation, &worker, body + 63 + name, size)
-
-
-cdef void on_lease_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
-    cdef uint64_t key, lease
-    cdef Id28 worker
-    cdef uint16_t size
-    if h.kind == N_LEASE_GRANT and h.size >= 44:
-        memcpy(&key, body, 8)
-        memcpy(&lease, body + 8, 8)
-        memcpy(worker.b, body + 16, 28)
-        lease_granted(c, key, lease, &worker)
-    elif h.kind == N_LEASE_RECLAIM and h.size >= 8:
-        memcpy(&lease, body, 8)
-        lease_reclaim(c, lease)
-    elif h.size >= 11:
-        memcpy(&key, body, 8)
-        memcpy(&size, body + 9, 2)
-        if body[8]:
-            class_fail(c, key, body + 11, min(<uint32_t>size, h.size - 11))
-        else:
-            to_inbox(c, h.kind, body, h.size)
-
-
-cdef void on_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
-    cdef uint64_t seg
-    if h.kind == N_LEASE_GRANT or h.kind == N_LEASE_RECLAIM or h.kind == N_LEASE_INFEASIBLE:
-        on_lease_frame(c, h, body)
-    elif h.kind == N_ACTOR_STATE:
-        on_actor_state(c, body, h.size)
-    elif h.kind == N_WORKER_DIED:
-        on_worker_died(c, body, h.size)
-    elif h.kind == N_RPC_REPLY or h.kind == N_SEG_RESERVED:
-        keep_reply(c, h.req, body, h.size)
-    elif h.kind == N_SEG_FD and h.size >= 17:
-        on_segment_fd(c, h, body)
-    elif h.kind == N_SEG_GONE and h.size >= 8:
-        memcpy(&seg, body, 8)
-        segment_gone(c, seg)
-    elif h.kind == N_SEG_SHRINK:
-        segments_trim(c, 0, True)
-    elif not exec_node_frame(c, h, body):
-        to_inbox(c, h.kind, body, h.size)
-
-
-cdef void on_node_end(Core *c) noexcept nogil:
-    """ftrayd died: every open call fails, a worker ends."""
-    tasks_fail_all(c, ERR_HEAD_DIED)
-    for item in c.objects:
-        if item.second.state < OBJ_INLINE:
-            item.second.lost = 2
-    c.exit_requested = True
-    c.changed = True
-    wake_inbox(c)
 
 
 # --- leading --------------------------------------------------------------------------------------------------------
@@ -540,6 +350,8 @@ cdef void tell_followers(Core *c) noexcept nogil:
             futex_wake(&c.gen, 1 << 30)
 
 
+# --- waiting --------------------------------------------------------------------------------------------------------
+
 cdef int core_wait(Core *c, condition done, void *arg, int64_t deadline_ns, int64_t slice_ns) noexcept nogil:
     """Wait, leading or following, until `done`. Lock held on entry and exit, no GIL.
 
@@ -598,11 +410,6 @@ cdef int wait_python(Core *c, condition done, void *arg, int64_t deadline_ns) ex
         if code >= 0:
             return code
         PyErr_CheckSignals()
-
-
-cdef void wake_leader(Core *c) noexcept nogil:
-    """Make whoever sleeps in epoll look again."""
-    kick_fd(c.event_fd)
 
 
 # --- the background thread ------------------------------------------------------------------------------------------
@@ -675,121 +482,43 @@ cdef void *background(void *arg) noexcept nogil:
 
 # --- start and stop -------------------------------------------------------------------------------------------------
 
-cdef void set_handlers() noexcept:
-    chan_set_handlers(on_channel_frame, on_channel_break)
-    node_set_handlers(on_node_frame, on_node_end)
-
-
-def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id, bytes node_id, uint32_t slot, uint32_t job,
-           bint is_driver, int cpus, uint64_t spin_ns, uint64_t root, bytes pending=b""):
-    """Take over a registered connection to ftrayd and start the runtime (descriptors become the runtime's)."""
-    import os
-    cdef Core *c = &the_core
-    cdef unsigned long thread = 0
-    cdef const char *raw
-    if c.running:
-        raise RuntimeError("the runtime is attached already")
-    reset_core(c)
-    c.session += 1
-    c.pid = getpid()
-    c.is_driver = is_driver
-    raw = worker_id
-    memcpy(c.worker_id.b, raw, 28)
-    raw = node_id
-    memcpy(c.node_id.b, raw, 28)
-    c.slot = slot
-    c.job = job
-    c.root = root
-    map_board(c, board_fd)
-    os.close(board_fd)
-    c.node_fd, c.dir_fd, c.listen_fd = node_fd, dir_fd, listen_fd
+cdef int runtime_open(Core *c) except -1:
+    """Make what leaders sleep on; it watches the connection to ftrayd and the listener. The caller is the main thread."""
     c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     c.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if c.epoll_fd < 0 or c.event_fd < 0:
         raise OSError(errno, "epoll_create1/eventfd")
-    watch_tag(c.epoll_fd, listen_fd, TAG_LISTEN)
-    watch_tag(c.epoll_fd, node_fd, TAG_NODE)
+    watch_tag(c.epoll_fd, c.listen_fd, TAG_LISTEN)
+    watch_tag(c.epoll_fd, c.node_fd, TAG_NODE)
     watch_tag(c.epoll_fd, c.event_fd, TAG_EVENT)
-    c.max_spinners = min(max(cpus - 1, 0), 8)
-    c.spin_ns = spin_ns
     c.main_thread = this_thread()
     watch_forks()
-    set_handlers()
-    tasks_set_hooks(borrow_fetch, borrow_answer, actor_pump, NULL)
-    context_root(root, job)
-    segments_open(c)
-    c.node_in.assign(<const char *>pending, len(pending))
-    c.node_alive = True
-    c.running = True
-    c.stopping = False
+    return 0
+
+
+cdef int runtime_start(Core *c) except -1:
+    """Start the background thread."""
+    cdef unsigned long thread = 0
     if start_thread(&thread, background, <void *>c) != 0:
         raise RuntimeError("cannot start the runtime's thread")
     c.bg = thread
     c.bg_started = True
-    if pending:
-        with nogil:
-            core_enter(c)
-            node_pending(c)
-            core_leave(c)
-
-
-cdef int map_board(Core *c, int fd) except -1:
-    cdef uint32_t header[4]
-    import os
-    data = os.pread(fd, 16, 0)
-    raw = <bytes>data
-    memcpy(header, <const char *>raw, 16)
-    if header[0] != 0x46545259 or header[1] != 1 or header[3] != 1024 or c.slot >= header[2]:
-        raise RuntimeError(f"not a board of this version: {data!r}")
-    c.nslots = header[2]
-    c.board_len = 4096 + <uint64_t>c.nslots * 1024
-    c.board = <char *>mmap(NULL, c.board_len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-    if c.board == <char *>MAP_FAILED:
-        raise OSError(errno, "mapping the board")
-    c.me = <Slot *>(c.board + 4096 + <uint64_t>c.slot * 1024)
-    c.spinners = <uint64_t *>(c.board + 64)
     return 0
 
 
-def detach():
-    """Stop the runtime: no more I/O, descriptors closed, open calls are forgotten. Refs of this session become inert."""
-    cdef Core *c = &the_core
-    cdef size_t i
-    if not c.running:
-        return
-    if in_fork():
-        c.running = False               # a forked child: nothing here is ours to close
-        return
-    with nogil:
-        core_enter(c)
-        core_poll(c)
-        c.stopping = True
-        c.bg_word += 1
-        futex_wake(&c.bg_word, 1)
-        kick_fd(c.event_fd)
-        core_leave(c)
-        join_thread(c.bg)
+cdef void runtime_stop(Core *c) noexcept nogil:
+    """Send what is to be sent, end the background thread, and make every thread that waits leave."""
+    core_enter(c)
+    core_poll(c)
+    c.stopping = True
+    c.bg_word += 1
+    futex_wake(&c.bg_word, 1)
+    kick_fd(c.event_fd)
+    core_leave(c)
+    join_thread(c.bg)
     c.running = False
     c.node_alive = False
-    with nogil:
-        let_waiters_go(c)
-    c.session += 1
-    segments_close()
-    end_connection(c.node_fd)               # a forked child of ours may hold a copy of the descriptor
-    for i in range(c.channels.size()):
-        if c.channels[i] != NULL:
-            end_connection(c.channels[i].fd)
-    for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd, c.loop_fd):
-        if fd >= 0:
-            close(fd)
-    with nogil:
-        for i in range(c.channels.size()):
-            if c.channels[i] != NULL:
-                chan_free(c, c.channels[i])
-    munmap(c.board, c.board_len)
-    c.board = NULL
-    c.me = NULL
-    wake_inbox(c)
+    let_waiters_go(c)
 
 
 cdef void let_waiters_go(Core *c) noexcept nogil:
@@ -803,87 +532,3 @@ cdef void let_waiters_go(Core *c) noexcept nogil:
         futex_wait(&c.bg_word, c.bg_word, 100000)
         lock_take(&c.lock)
     lock_drop(&c.lock)
-
-
-cdef void reset_core(Core *c):
-    """A new session starts from an empty record; what the old one still pointed to stays allocated, stale refs are inert."""
-    cdef uint64_t session = c.session
-    renew_core(c)
-    c.session = session
-
-
-# --- for Python -----------------------------------------------------------------------------------------------------
-
-def attached():
-    """Is the runtime connected in this very process?"""
-    return the_core.running and not in_fork()
-
-
-cdef bint inbox_has(Core *c) noexcept nogil:
-    return not c.py_inbox.empty()
-
-
-def inbox_next():
-    """Wait for messages to Python (logs, warnings): a list of (frame type, payload); None once the runtime stops."""
-    cdef Core *c = &the_core
-    cdef uint32_t seen
-    cdef pair[uint32_t, BlobP] item
-    cdef uint64_t session = c.session
-    out = []
-    while True:
-        with nogil:
-            lock_take(&c.lock)
-            seen = c.py_gen
-            if c.py_inbox.empty() and c.running and not c.stopping and c.session == session and c.node_alive:
-                lock_drop(&c.lock)
-                futex_wait(&c.py_gen, seen, 1000000000)
-                lock_take(&c.lock)
-            lock_drop(&c.lock)
-        while True:
-            with nogil:
-                lock_take(&c.lock)
-                item.second = NULL
-                if c.session == session and not c.py_inbox.empty():
-                    item = c.py_inbox.front()
-                    c.py_inbox.pop_front()
-                lock_drop(&c.lock)
-            if item.second == NULL:
-                break
-            out.append((item.first, item.second.data[:item.second.size]))
-            blob_drop(item.second)
-        if out:
-            return out
-        if not c.running or c.stopping or c.session != session or not c.node_alive:
-            return None
-
-
-def inbox_close():
-    """Wake whoever waits in `inbox_next`."""
-    wake_inbox(&the_core)
-
-
-def current_context():
-    """What this thread executes: (task id, actor part, attempt, depth, job, node id, worker id, call id)."""
-    cdef Core *c = &the_core
-    cdef Context *x = context()
-    return {"task_id": x.task_id[:24], "attempt": x.attempt, "depth": x.depth, "job_id": c.job, "node_id": c.node_id.b[:28],
-            "worker_id": c.worker_id.b[:28], "call_id": x.call_id[:16], "is_driver": c.is_driver, "in_task": bool(x.set)}
-
-
-def debug_counters():
-    """Counters of live things, for tests and for people who look for leaks."""
-    cdef Core *c = &the_core
-    cdef size_t i
-    cdef uint64_t inflight = 0, open_channels = 0
-    with nogil:
-        core_enter(c)
-        core_poll(c)
-        for i in range(c.channels.size()):
-            if c.channels[i] != NULL:
-                open_channels += 1
-                inflight += c.channels[i].ninflight
-        core_leave(c)
-    return {"entries": c.n_entries, "pending_tasks": c.n_tasks, "exposed": c.objects.size(), "unregistered": c.unregistered.size(),
-            "channels": open_channels, "inflight": inflight, "leases": c.leases.size(), "actors": c.actors.size(),
-            "pushed": c.n_pushed, "replies": c.n_replies, "doorbells": c.n_doorbells, "sleeps": c.n_sleeps,
-            "spin_hits": c.n_spin_hits, "spin_misses": c.n_spin_misses, "gated": c.gated.size(), "exec_queue": c.exec_queue.size()}

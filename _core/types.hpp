@@ -1,7 +1,8 @@
 // The data of one process's runtime: what an object, a task, a lease, an actor and a channel are made of.
 //
-// Only layout lives here. Decisions about these structs are in refs.pyx, tasks.pyx, leases.pyx and actors.pyx (pure), I/O
-// in channel.pyx and nodelink.pyx. Every struct belongs to the core lock, except fields marked (atomic).
+// Only layout lives here. Decisions about these structs are in refs.pyx and rules.pyx (pure), I/O in channel.pyx and
+// nodelink.pyx, what is done with them in the module that says that it owns them. Every struct belongs to the core lock,
+// except fields marked (atomic).
 #pragma once
 #include "sync.hpp"
 #include <cstdlib>
@@ -43,6 +44,12 @@ static inline Blob *blob_copy(const char *p, uint64_t size) {
     if (b) memcpy(b->data, p, size);
     return b;
 }
+// None, True and False (their serial tags are 0, 1, 2) are the results of most calls: three blobs serve them all.
+static inline Blob *blob_value(const char *p, uint64_t size) {
+    static Blob words[3] = {{1, 0, 1, {0}}, {1, 0, 1, {1}}, {1, 0, 1, {2}}};
+    if (size == 1 && (uint8_t)p[0] < 3) { add32(&words[(uint8_t)p[0]].holders, 1); return &words[(uint8_t)p[0]]; }
+    return blob_copy(p, size);
+}
 static inline Blob *blob_hold(Blob *b) { add32(&b->holders, 1); return b; }
 static inline void blob_drop(Blob *b) { if (b && add32(&b->holders, -1) == 0) free(b); }
 
@@ -57,7 +64,7 @@ enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_
 enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64 };
 
 struct Waiter {  // somebody other than a waiting thread wants to know when an object is ready
-    uint8_t kind;  // 0 a task that depends on it, 1 a borrower's fetch, 2 a Python callback token
+    uint8_t kind;  // 0 a task that depends on it, 1 a borrower's fetch
     TaskRec *task;
     Channel *ch;
     uint64_t token;

@@ -58,6 +58,7 @@ cdef extern from "types.hpp" nogil:
         char data[1]
     Blob *blob_new(uint64_t) noexcept
     Blob *blob_copy(const char *, uint64_t) noexcept
+    Blob *blob_value(const char *, uint64_t) noexcept
     Blob *blob_hold(Blob *) noexcept
     void blob_drop(Blob *) noexcept
 

@@ -1,38 +1,38 @@
-"""The executing side: take a call from the queue, run it, answer (the queue itself is execqueue.pyx's).
+"""The executing side: take a call from the queue, run it, have it answered.
 
 The main thread leads the I/O while it has nothing to run. A plain worker and a plain actor run calls on it one at a
 time. With `max_concurrency` > 1 the main thread hands calls to a pool of threads; an async actor's event loop runs on
 the main thread and watches our epoll descriptor itself.
 
-Before a call begins, its number is written to the `started` word of the channel's ring, where the caller can read it
-after our death: what had not begun then has had no effect.
+Owns: what this process is (a plain worker, or one actor in one of three modes) and the call that the main thread is in.
+Invariants: before a call begins, its number is written to the `started` word of the channel's ring, where the caller
+can read it after our death (what had not begun then has had no effect); each call that was taken is answered once, or
+this process ends.
+
+Leaves to others: the queue (execqueue.pyx), encoding and sending answers (answers.pyx).
 """
 
 import collections
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from ftray._core.borrows cimport borrow_grant, borrow_register_all, borrow_send
-from ftray._core.buf cimport Buf, buf_clear, buf_extend, buf_free, buf_init, buf_put
+from ftray._core.answers cimport encode_failure, encode_results, send_reply
+from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
 from ftray._core.callargs cimport decode_args
-from ftray._core.channel cimport F_REPLY, FRAME_HEADER, FrameHeader, chan_begin, chan_commit
 from ftray._core.context cimport Context, context_begin, context_end
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post, exec_runnable
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, place_shared, usable, value_of
-from ftray._core.refs cimport refs_borrowed, refs_drain, refs_expose, refs_register
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_TERMINATE, exec_post, exec_runnable
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable, value_of
+from ftray._core.refs cimport refs_borrowed
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, poll_now, wait_python
-from ftray._core.segments cimport segments_drain
-from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, decode_value, encode_error, encode_into
-from ftray._core.tasks cimport entry_set_shm
-from ftray._core.types cimport (CH_OPEN, OBJ_INLINE, OBJ_OWNED, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_copy, blob_drop,
-                                full_fence, load64, lock_drop, mono_ns, same_id, store32, store64, swap32)
-from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, DepHead, ReplyHead, RetHead, TaskHead
+from ftray._core.serial cimport decode_value
+from ftray._core.types cimport (OBJ_INLINE, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_drop, full_fence, load64, lock_drop,
+                                store32, store64, swap32)
+from ftray._core.values cimport entry_set_shm
+from ftray._core.wire cimport VALUE_INLINE, DepHead, ReplyHead, TaskHead
 
 cdef enum:
     MODE_SYNC = 0
@@ -177,75 +177,6 @@ cdef class Executor:
 
     # --- answers
 
-    cdef int put_value(self, Buf *b, object value, list refs) except -1:
-        """Append one return value: RetHead, bytes, contained refs."""
-        cdef size_t at = b.len
-        cdef list inner = []
-        cdef EncodedValue big
-        cdef uint64_t seg = 0, off = 0
-        cdef RetHead *r
-        if buf_extend(b, sizeof(RetHead)) == NULL:
-            raise MemoryError()
-        try:
-            big = encode_into(b, value, INLINE_LIMIT, inner)
-            if big is not None:
-                inner = big.refs
-                place_shared(core(), big, &seg, &off)
-        except BaseException:
-            b.len = at
-            raise
-        r = <RetHead *>(b.data + at)
-        memset(r, 0, sizeof(RetHead))
-        if big is None:
-            r.kind = VALUE_INLINE
-            r.size = b.len - at - sizeof(RetHead)
-        else:
-            r.kind = VALUE_SHM
-            r.seg, r.off, r.size = seg, off, big.size
-        r.ncontained = <uint32_t>len(inner)
-        for ref in inner:
-            self.put_ref(b, ref)
-        refs.extend(inner)
-        return 0
-
-    cdef int put_ref(self, Buf *b, ObjectRef ref) except -1:
-        cdef ObjEntry *e = usable(ref)
-        buf_put(b, e.id.b, 28)
-        if e.flags & OBJ_OWNED:
-            buf_put(b, core().worker_id.b, 28)
-        else:
-            buf_put(b, e.ext.owner.b, 28)
-        return 0
-
-    cdef int put_error(self, Buf *b, bytes payload, uint16_t nret) except -1:
-        """The same error for every return."""
-        cdef size_t at
-        cdef RetHead *r
-        cdef uint16_t i
-        for i in range(nret):
-            at = b.len
-            if buf_extend(b, sizeof(RetHead)) == NULL:
-                raise MemoryError()
-            encode_error(b, payload)
-            r = <RetHead *>(b.data + at)
-            memset(r, 0, sizeof(RetHead))
-            r.kind = VALUE_INLINE
-            r.is_error = 1
-            r.size = b.len - at - sizeof(RetHead)
-        return 0
-
-    cdef int put_results(self, Buf *b, Call call, object result, list refs) except -1:
-        if call.nret == 1:
-            return self.put_value(b, result, refs)
-        if call.nret == 0:
-            return 0
-        values = list(result)
-        if len(values) != call.nret:
-            raise ValueError(f"{call.name} should return num_returns={call.nret} values, but returned {len(values)}")
-        for v in values:
-            self.put_value(b, v, refs)
-        return 0
-
     cdef int answer(self, Call call, object result, object error) except -1:
         """Encode the outcome and send it. Never raises for what the user's values are."""
         cdef Buf b
@@ -257,7 +188,7 @@ cdef class Executor:
                 raise MemoryError()
             if error is None:
                 try:
-                    self.put_results(&b, call, result, refs)
+                    encode_results(&b, call.name, call.nret, result, refs)
                 except Exception as e:
                     error = e
                     refs = []
@@ -267,7 +198,7 @@ cdef class Executor:
                 status = self.error_status(call, error)
                 from ftray._task_errors import make_task_error
                 import os
-                self.put_error(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.describe()), call.nret)
+                encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.describe()), call.nret)
                 error = None
             self.release(call)
             self.send(call, status, &b, refs)
@@ -637,54 +568,6 @@ cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
             c.running_ch = out.ch
             c.running_seq = out.seq
             memcpy(&c.running_unique, out.frame.data, 8)
-
-
-cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:
-    """Register what the answer hands over or keeps, then send it (or hold it until that is acknowledged)."""
-    cdef vector[ObjEntry *] mine
-    cdef ReplyHead *r = <ReplyHead *>b.data
-    cdef FrameHeader *h
-    cdef uint64_t size
-    cdef string frame
-    cdef size_t i
-    cdef char *p
-    ch.exec_pending -= 1
-    if ch.state != CH_OPEN:
-        return
-    refs_drain(c)
-    segments_drain(c)
-    for i in range(inner.size()):
-        refs_expose(c, inner[0][i])
-        borrow_grant(c, inner[0][i], &ch.worker)
-    if not c.unregistered.empty():
-        for i in range(c.unregistered.size()):
-            if same_id(&c.unregistered[i].ext.owner, &ch.worker):
-                mine.push_back(c.unregistered[i])
-        for i in range(mine.size()):
-            refs_register(c, mine[i])
-        borrow_register_all(c, &ch.worker)
-    r.nborrow = <uint32_t>mine.size()
-    size = FRAME_HEADER + b.len + 28 * mine.size()
-    if c.pending_adds == 0:
-        p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
-    else:
-        frame.resize(size)
-        h = <FrameHeader *>frame.data()
-        h.size = <uint32_t>size
-        h.kind = F_REPLY
-        h.flags = 0
-        h.aux = 0
-        h.seq = seq
-        p = <char *>frame.data() + FRAME_HEADER
-    memcpy(p, b.data, b.len)
-    p += b.len
-    for i in range(mine.size()):
-        memcpy(p, mine[i].id.b, 28)
-        p += 28
-    if c.pending_adds == 0:
-        chan_commit(c, ch, size)
-    else:
-        borrow_send(c, ch, &frame)
 
 
 cdef void flush_all() noexcept:

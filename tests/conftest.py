@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import ROOT
 from tests.helpers.guard import time_limit
@@ -17,6 +18,18 @@ from tests.helpers.guard import time_limit
 # The directories of tests/, each with the marker of that name, in the order in which they run.
 KINDS = ("unit", "sim", "functional", "cluster", "chaos", "packaging")
 LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "60"))
+
+# Properties have the same examples in every run, and no deadline: a loaded machine is no error.
+# `--hypothesis-profile=default` draws others each time, to look for new ones.
+settings.register_profile(
+    "ftray",
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ftray")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import subprocess
 import sys
 
@@ -13,11 +12,14 @@ import pytest
 from tests import ROOT
 
 
+SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
+
+
 @pytest.mark.limit(240)
 def test_short_run():
-    seed = os.environ.get("FTRAY_CHAOS_SEED") or secrets.token_hex(4)
+    seed = os.environ.get("FTRAY_CHAOS_SEED", SEED)
     result = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.run", "--seconds", "10", "--seed", seed, "--head-rounds", "3"],
+        [sys.executable, "-m", "tests.chaos.run", "--seconds", "8", "--seed", seed, "--head-rounds", "1"],
         capture_output=True,
         text=True,
         env=dict(os.environ, PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join([*sys.path, ROOT])),

@@ -15,6 +15,7 @@ import pytest
 from ftray._node import client
 from ftray._node import frames as f
 from ftray._node.protocol import HEADER, encode
+from tests.helpers.leaks import Footprint
 from tests.helpers.sync import eventually
 from tests.unit.node.fakes import FakeDriver, unconnected
 from tests.unit.node.running import (
@@ -25,7 +26,7 @@ from tests.unit.node.running import (
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def start(tmp_path: Path, no_runtime: Footprint) -> Iterator[Callable[..., Running]]:
     yield from nodes(tmp_path)
 
 

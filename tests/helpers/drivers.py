@@ -169,7 +169,10 @@ class Driver:
 
     def check_processes_ended(self, timeout_s: float = DEADLINE_S) -> None:
         """For a node that was killed: it could not remove its session directory."""
-        processes.wait_ended(processes.marked(self.mark), timeout_s)
+        # Not those of one moment: a node that starts while its driver is killed forks before it notices.
+        deadline = time.monotonic() + timeout_s
+        while left := processes.marked(self.mark):
+            processes.wait_ended(left, max(0.0, deadline - time.monotonic()))
 
     def check_nothing_left(self, timeout_s: float = DEADLINE_S) -> None:
         """Every process of the program ends by itself and its session directory goes."""

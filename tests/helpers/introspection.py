@@ -55,8 +55,7 @@ def zygote_pids(driver_pid: int | None = None) -> list[int]:
 
 
 def zygote_pid(driver_pid: int | None = None) -> int:
-    (zygote,) = zygote_pids(driver_pid)
-    return zygote
+    return processes.only_zygote(lambda: processes.children_of(node_pid(driver_pid)))
 
 
 def worker_pids(driver_pid: int | None = None) -> list[int]:

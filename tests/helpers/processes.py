@@ -11,12 +11,13 @@ import os
 import select
 import signal
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tests.helpers.sync import DEADLINE_S
+from tests.helpers.sync import DEADLINE_S, eventually
 
 MARK = "FTRAY_TEST_RUN"
+IN_EXEC_LOOKS = 1000
 
 
 def new_mark() -> str:
@@ -64,6 +65,18 @@ def name_of(pid: int) -> str:
     return "?"
 
 
+def only_zygote(candidates: Callable[[], list[int]]) -> int:
+    """The zygote among ``candidates()``, waited for: it takes its name at its start, as does a new worker,
+    which has the zygote's until then.
+    """
+
+    def named() -> list[int]:
+        found = [pid for pid in candidates() if name_of(pid) == "ftray-zygote" and is_running(pid)]
+        return found if len(found) == 1 else []
+
+    return int(eventually(named, "exactly one zygote")[0])
+
+
 def children_of(pid: int) -> list[int]:
     return [other for other in pids() if parent_of(other) == pid]
 
@@ -81,14 +94,24 @@ def descendants_of(pid: int) -> list[int]:
 def marked(mark: str) -> list[int]:
     """Running processes of the run, this one left out."""
     needle = f"{MARK}={mark}".encode()
-    found = []
-    for pid in pids():
-        if pid == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and is_running(pid):
-                found.append(pid)
-    return found
+    return [
+        pid for pid in pids() if pid != os.getpid() and needle in environment_of(pid) and is_running(pid)
+    ]
+
+
+def environment_of(pid: int) -> list[bytes]:
+    """What a process was started with; empty if it has ended or is not ours to read."""
+    for _ in range(IN_EXEC_LOOKS):
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            # In the middle of execve a process has neither environment nor command line for a moment.
+            if environment or Path(f"/proc/{pid}/cmdline").read_bytes():
+                return environment.split(b"\0")
+            os.readlink(f"/proc/{pid}/exe")  # fails for threads of the kernel and for what has ended
+        except OSError:
+            return []
+        os.sched_yield()
+    return []
 
 
 def zombies_of(pid: int) -> list[int]:

@@ -283,5 +283,5 @@ class AgainstModel(RuleBasedStateMachine):
         self.conserves()
 
 
-AgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+AgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
 TestAgainstModel = AgainstModel.TestCase

@@ -26,7 +26,17 @@ NEVER = {
     "typing_extensions",
 }
 # What a program that merely imports ftray does not pay for either.
-LATER = {"json", "pickle", "re", "selectors", "socket", "threading", "ftray._core.worker", "ftray.checkpoint"}
+LATER = {
+    "json",
+    "pickle",
+    "re",
+    "selectors",
+    "socket",
+    "threading",
+    "ftray._core.answers",
+    "ftray._core.worker",
+    "ftray.checkpoint",
+}
 OWN_LIMIT_MS = 50
 
 PROGRAM = """

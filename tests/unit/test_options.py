@@ -227,6 +227,7 @@ EXAMPLES = {
     "concurrency_groups": [{"io": 2}],
     "allow_out_of_order_execution": [True],
     "concurrency_group": ["io"],
+    "name": ["other"],
     "retry_exceptions": [True, [ValueError]],
 }
 HARMLESS = {

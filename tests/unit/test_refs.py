@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -247,9 +247,7 @@ class RefCounting(RuleBasedStateMachine):
 
 
 TestRefCounting = RefCounting.TestCase
-TestRefCounting.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestRefCounting.settings = settings(max_examples=80, stateful_step_count=50)
 
 
 def test_a_ref_that_dies_during_a_step_frees_nothing_before_the_drain() -> None:

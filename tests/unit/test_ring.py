@@ -70,7 +70,7 @@ class Fifo(RuleBasedStateMachine):
 
 
 TestFifo = Fifo.TestCase
-TestFifo.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestFifo.settings = settings(max_examples=100, stateful_step_count=60)
 
 
 def test_every_offset_of_the_wrap() -> None:
@@ -92,7 +92,7 @@ def test_a_full_ring_takes_no_byte_more_until_there_is_room() -> None:
     assert ring.read(CAPACITY) == b"b"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(0, 2 * CAPACITY),
     st.one_of(st.integers(0, 3 * CAPACITY), st.integers(0, 2**64 - 1), st.sampled_from([2**63, 2**64 - 1])),

@@ -61,7 +61,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(retries=st.integers(-1, 5), actor=st.booleans(), events=st.lists(EVENTS, max_size=20))
 def test_every_story_of_a_call_ends_as_the_model_says(
     retries: int, actor: bool, events: list[tuple[object, ...]]
@@ -169,7 +169,7 @@ def rules_of(leases: Sequence[LeaseModel], queued: int = 0) -> LeaseRules:
     return rules
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LEASES)
 def test_the_least_loaded_usable_lease_gets_the_next_call(leases: list[LeaseModel]) -> None:
     usable = [
@@ -184,7 +184,7 @@ def test_the_least_loaded_usable_lease_gets_the_next_call(leases: list[LeaseMode
         assert picked in usable and leases[picked].load == min(leases[i].load for i in usable)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LEASES, st.integers(0, 100))
 def test_as_many_leases_are_wanted_as_calls_wait_for_one(leases: list[LeaseModel], queued: int) -> None:
     behind = sum(lease.load - 1 for lease in leases if lease.load and not lease.broken)
@@ -196,7 +196,7 @@ def test_what_is_wanted_is_bounded_whatever_waits() -> None:
     assert LeaseRules([1, 1, 0], 0).wanted() == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LEASES, st.integers(1000, 2000), st.integers(0, 1500))
 def test_calls_are_taken_back_from_the_fullest_lease_that_has_gone_silent(
     leases: list[LeaseModel], now_ns: int, stale_ns: int
@@ -263,4 +263,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestQueue.settings = settings(max_examples=100, stateful_step_count=50)

@@ -73,7 +73,7 @@ class Ref:
         return Ref, (self.name, self.want)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(values)
 def test_round_trip(value):
     back = deserialize(serialize(value))
@@ -505,7 +505,7 @@ def u64s(data, at, n):
     return [int.from_bytes(data[at + 8 * i : at + 8 * i + 8], "little") for i in range(n)]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=300)
 @given(st.integers(8, 71), st.integers(0, 255))
 def test_damaged_tables_raise_or_give_a_value(at, byte):
     # Only the table: pickle itself gives no guarantee for a damaged pickle.
@@ -518,7 +518,7 @@ def test_damaged_tables_raise_or_give_a_value(at, byte):
         assert "bytes" in str(error)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=300)
 @given(st.binary(max_size=64), st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 70, 128, 255]))
 def test_noise_raises_or_gives_a_value(noise, tag):
     try:

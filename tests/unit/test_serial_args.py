@@ -56,7 +56,7 @@ scalars = (
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(scalars, max_size=8))
 def test_scalars_take_the_fast_form(args):
     data, deps, refs, back = there_and_back(tuple(args))
@@ -66,7 +66,7 @@ def test_scalars_take_the_fast_form(args):
     assert not deps and not refs
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.lists(scalars, max_size=2) | st.integers(), max_size=4),
     st.dictionaries(st.text(), scalars, max_size=3),
@@ -188,7 +188,7 @@ def test_every_truncation_is_refused():
         deserialize_args(serialize_args((1,), None, []) + b"x")
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=300)
 @given(st.binary(max_size=80))
 def test_noise_in_the_fast_form_raises_or_gives_arguments(noise):
     try:

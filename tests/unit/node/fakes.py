@@ -167,7 +167,7 @@ class FakeDriver:
     def __init__(self, session_dir: str, **options: object) -> None:
         self.worker_id = os.urandom(28)
         self.node = client.connect(session_dir, worker_id=self.worker_id, timeout_s=10.0, **options)
-        self.node.sock.settimeout(10.0)
+        self.node.sock.settimeout(30.0)  # more than anything that the node itself waits for
         self.seen: list[Message] = []
         self.last_words: Callable[[], str] | None = None
 

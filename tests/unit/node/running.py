@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -46,6 +47,9 @@ class Running:
     def descendants(self) -> list[int]:
         return [pid for pid in processes.descendants_of(self.handle.pid) if processes.is_running(pid)]
 
+    def zygote(self) -> int:
+        return processes.only_zygote(self.descendants)
+
     def close(self) -> None:
         for driver in self.drivers:
             driver.close()
@@ -76,6 +80,7 @@ def wait_ended(pids: list[int], timeout_s: float = 20.0) -> None:
 
 def nodes(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start nodes; afterwards no process, descriptor or session directory may be left."""
+    gc.collect()  # what earlier tests left to the collector must not go in between
     before = sorted(os.listdir("/proc/self/fd"))
     running: list[Running] = []
 
@@ -89,6 +94,7 @@ def nodes(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         node.close()
     wait_ended(pids)
     assert list(tmp_path.glob("ftray-*/s-*")) == []
+    gc.collect()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 

@@ -1,0 +1,10 @@
+"""Answers to calls: encode an outcome (with the GIL), and send it (with the core lock)."""
+
+from libc.stdint cimport uint16_t, uint64_t
+from libcpp.vector cimport vector
+from ftray._core.buf cimport Buf
+from ftray._core.types cimport Channel, Core, ObjEntry
+
+cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list refs) except -1
+cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1
+cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry *] *inner) noexcept nogil

@@ -1,0 +1,152 @@
+"""Answers to calls: encoding what came of them, and what has to be registered before an answer leaves.
+
+Owns: the layout of F_REPLY (ReplyHead, a RetHead and bytes for each return with the refs it contains, then refs of the
+caller that this process still holds). Invariants: values are encoded before any lock is taken, since that runs user
+code; an answer that hands over or keeps refs leaves only after these are registered with their owners (borrows.pyx
+holds it back as long as an acknowledgement is missing), for it ends the protection by the call.
+
+Leaves to others: running calls, and which status an outcome has (worker.pyx).
+"""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from ftray._core.borrows cimport borrow_grant, borrow_register_all, borrow_send
+from ftray._core.buf cimport Buf, buf_extend, buf_put
+from ftray._core.channel cimport FRAME_HEADER, F_REPLY, FrameHeader, chan_begin, chan_commit
+from ftray._core.objects cimport ObjectRef, usable
+from ftray._core.puts cimport place_shared
+from ftray._core.refs cimport refs_drain, refs_expose, refs_register
+from ftray._core.runtime cimport core
+from ftray._core.segments cimport segments_drain
+from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_error, encode_into
+from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Channel, Core, ObjEntry, same_id
+from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, ReplyHead, RetHead
+
+
+cdef int encode_result(Buf *b, object value, list refs) except -1:
+    """Append one return value: RetHead, bytes, contained refs."""
+    cdef size_t at = b.len
+    cdef list inner = []
+    cdef EncodedValue big
+    cdef uint64_t seg = 0, off = 0
+    cdef RetHead *r
+    if buf_extend(b, sizeof(RetHead)) == NULL:
+        raise MemoryError()
+    try:
+        big = encode_into(b, value, INLINE_LIMIT, inner)
+        if big is not None:
+            inner = big.refs
+            place_shared(core(), big, &seg, &off)
+    except BaseException:
+        b.len = at
+        raise
+    r = <RetHead *>(b.data + at)
+    memset(r, 0, sizeof(RetHead))
+    if big is None:
+        r.kind = VALUE_INLINE
+        r.size = b.len - at - sizeof(RetHead)
+    else:
+        r.kind = VALUE_SHM
+        r.seg, r.off, r.size = seg, off, big.size
+    r.ncontained = <uint32_t>len(inner)
+    for ref in inner:
+        encode_ref(b, ref)
+    refs.extend(inner)
+    return 0
+
+
+cdef int encode_ref(Buf *b, ObjectRef ref) except -1:
+    cdef ObjEntry *e = usable(ref)
+    buf_put(b, e.id.b, 28)
+    if e.flags & OBJ_OWNED:
+        buf_put(b, core().worker_id.b, 28)
+    else:
+        buf_put(b, e.ext.owner.b, 28)
+    return 0
+
+
+cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1:
+    """The same error for every return."""
+    cdef size_t at
+    cdef RetHead *r
+    cdef uint16_t i
+    for i in range(nret):
+        at = b.len
+        if buf_extend(b, sizeof(RetHead)) == NULL:
+            raise MemoryError()
+        encode_error(b, payload)
+        r = <RetHead *>(b.data + at)
+        memset(r, 0, sizeof(RetHead))
+        r.kind = VALUE_INLINE
+        r.is_error = 1
+        r.size = b.len - at - sizeof(RetHead)
+    return 0
+
+
+cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list refs) except -1:
+    """What a call returned: one value, or as many as were asked for. Refs inside are appended to `refs`."""
+    if nret == 1:
+        return encode_result(b, result, refs)
+    if nret == 0:
+        return 0
+    values = list(result)
+    if len(values) != nret:
+        raise ValueError(f"{name} should return num_returns={nret} values, but returned {len(values)}")
+    for v in values:
+        encode_result(b, v, refs)
+    return 0
+
+
+cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:
+    """Register what the answer hands over or keeps, then send it (or hold it until that is acknowledged)."""
+    cdef vector[ObjEntry *] mine
+    cdef ReplyHead *r = <ReplyHead *>b.data
+    cdef FrameHeader *h
+    cdef uint64_t size
+    cdef string frame
+    cdef size_t i
+    cdef char *p
+    ch.exec_pending -= 1
+    if ch.state != CH_OPEN:
+        return
+    refs_drain(c)
+    segments_drain(c)
+    for i in range(inner.size()):
+        refs_expose(c, inner[0][i])
+        borrow_grant(c, inner[0][i], &ch.worker)
+    if not c.unregistered.empty() and c.running_ch != ch:
+        # Several calls run at once: what this caller owns may have come with another's call, whose end could
+        # overtake this reply. Every registration is acknowledged first.
+        borrow_register_all(c, NULL)
+    elif not c.unregistered.empty():
+        for i in range(c.unregistered.size()):
+            if same_id(&c.unregistered[i].ext.owner, &ch.worker):
+                mine.push_back(c.unregistered[i])
+        for i in range(mine.size()):
+            refs_register(c, mine[i])
+        borrow_register_all(c, &ch.worker)
+    r.nborrow = <uint32_t>mine.size()
+    size = FRAME_HEADER + b.len + 28 * mine.size()
+    if c.pending_adds == 0:
+        p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
+    else:
+        frame.resize(size)
+        h = <FrameHeader *>frame.data()
+        h.size = <uint32_t>size
+        h.kind = F_REPLY
+        h.flags = 0
+        h.aux = 0
+        h.seq = seq
+        p = <char *>frame.data() + FRAME_HEADER
+    memcpy(p, b.data, b.len)
+    p += b.len
+    for i in range(mine.size()):
+        memcpy(p, mine[i].id.b, 28)
+        p += 28
+    if c.pending_adds == 0:
+        chan_commit(c, ch, size)
+    else:
+        borrow_send(c, ch, &frame)

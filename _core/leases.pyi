@@ -1,0 +1,1 @@
+"""Nothing for Python; ``leases.pxd`` is what other extensions see of leases."""

@@ -1,0 +1,69 @@
+"""Requests to ftrayd, for threads that hold the GIL.
+
+Owns: waiting for the answer to one request. Invariants: a number that waits is in `Core.rpc_replies` with NULL until its
+answer comes, and is taken out by who waits, also when a signal ends the wait; ftrayd's end ends every wait.
+
+Leaves to others: the frames (nodelink.pyx), who puts an answer there (dispatch.pyx), what payloads mean.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint16_t, uint64_t
+
+from ftray._core.nodelink cimport node_put
+from ftray._core.runtime cimport core, core_enter, core_leave, wait_python
+from ftray._core.session cimport check_usable
+from ftray._core.types cimport Blob, Core, blob_drop
+
+
+cdef struct Reply:
+    uint64_t req
+
+
+cdef bint reply_here(Core *c, void *arg) noexcept nogil:
+    return c.rpc_replies[(<Reply *>arg).req] != NULL or not c.node_alive
+
+
+cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size):
+    """One request to ftrayd and its answer's payload."""
+    cdef Reply r
+    cdef Blob *b
+    with nogil:
+        core_enter(c)
+        r.req = c.next_req
+        c.next_req += 1
+        c.rpc_replies[r.req] = NULL
+        node_put(c, kind, r.req, payload, size)
+        core_leave(c)
+    try:
+        wait_python(c, reply_here, <void *>&r, -1)
+    finally:
+        with nogil:
+            core_enter(c)
+            b = c.rpc_replies[r.req]
+            c.rpc_replies.erase(r.req)
+            core_leave(c)
+    if b == NULL:
+        check_usable()
+        raise RuntimeError("no answer from ftrayd")
+    answer = PyBytes_FromStringAndSize(b.data, b.size)
+    blob_drop(b)
+    return answer
+
+
+def ask_node(int kind, bytes payload):
+    """Send a request frame to ftrayd and return its answer's payload."""
+    check_usable()
+    return node_ask(core(), kind, <const char *>payload, len(payload))
+
+
+def tell_node(int kind, bytes payload):
+    """Send a frame to ftrayd that has no answer."""
+    cdef Core *c = core()
+    cdef const char *p = payload
+    cdef uint64_t n = len(payload)
+    cdef uint16_t k = kind
+    check_usable()
+    with nogil:
+        core_enter(c)
+        node_put(c, k, 0, p, n)
+        core_leave(c)

@@ -1,0 +1,1 @@
+"""Nothing for Python; ``outcomes.pxd`` is what other extensions see of how tasks end."""

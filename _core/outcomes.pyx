@@ -1,0 +1,102 @@
+"""How a task ends: its returns get their values, or the same error, and the record is freed. Needs the core lock.
+
+Owns: the end of a record's life. Invariants: whoever ends a task has taken it out of every list and window before, and
+does not touch it afterwards; every return has a value when the record goes; what the task held (dependencies, nested
+refs, arguments) is let go of exactly once.
+
+Leaves to others: whether a task ends at all or runs again (rules.pyx decides, tasks.pyx and actors.pyx carry out).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+from libcpp.string cimport string
+
+from ftray._core.refs cimport refs_check, refs_unhold
+from ftray._core.types cimport OBJ_INLINE, OBJ_IS_ERROR, TASK_DONE, Blob, Core, Id28, ObjEntry, TaskRec, blob_drop, blob_hold
+from ftray._core.values cimport entry_set_error, entry_set_inline, read_value
+from ftray._core.wire cimport ERR_CRASHED, ERR_LOST
+
+
+cdef void finish(Core *c, TaskRec *t) noexcept nogil:
+    """All returns have their values: let go of everything the task held."""
+    cdef uint16_t i
+    cdef ObjEntry *e
+    t.state = TASK_DONE
+    for i in range(t.ndeps + t.nnested):
+        refs_unhold(c, t.deps[i])
+    for i in range(t.nret):
+        e = t.ret0 if t.nret == 1 else t.rets[i]
+        e.task = NULL
+        refs_check(c, e)
+    if t.actor != NULL:
+        t.actor.npending -= 1
+    if t.deps != NULL:
+        free(t.deps)
+    if t.rets != NULL:
+        free(t.rets)
+    blob_drop(t.args)
+    c.n_tasks -= 1
+    del t
+
+
+cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint64_t size) noexcept nogil:
+    """Every return becomes the same error. The task must be in no list."""
+    cdef uint16_t i
+    cdef ObjEntry *e
+    for i in range(t.nret):
+        e = t.ret0 if t.nret == 1 else t.rets[i]
+        if e.state < OBJ_INLINE:
+            entry_set_error(c, e, code, payload, size)
+    finish(c, t)
+
+
+cdef void fail_crashed(Core *c, TaskRec *t, const char *report, uint64_t size) noexcept nogil:
+    """The error's payload: the function's name as its definition has it (u16 length, bytes), then the death report."""
+    cdef string payload
+    cdef Blob *b = c.fns[t.fn]
+    cdef uint16_t n = 0
+    if b.size >= 3:
+        memcpy(&n, b.data + 1, 2)
+    if <uint64_t>n + 3 > b.size:
+        n = 0
+    payload.append(<const char *>&n, 2)
+    payload.append(b.data + 3, n)
+    payload.append(report, size)
+    task_fail(c, t, ERR_CRASHED, payload.data(), payload.size())
+
+
+cdef bint tasks_fail_dep(Core *c, TaskRec *t) noexcept nogil:
+    """A dependency that is an error makes the task that error."""
+    cdef uint16_t i, j
+    cdef ObjEntry *e
+    cdef ObjEntry *r
+    for i in range(t.ndeps):
+        e = t.deps[i]
+        if e.flags & OBJ_IS_ERROR:
+            e.holds += 1
+            for j in range(t.nret):
+                r = t.ret0 if t.nret == 1 else t.rets[j]
+                entry_set_inline(c, r, blob_hold(e.blob), True)
+            finish(c, t)
+            refs_unhold(c, e)
+            return True
+    return False
+
+
+cdef void complete(Core *c, TaskRec *t, char *p, char *end, uint16_t nret, const Id28 *sender) noexcept nogil:
+    """The values of a reply, `nret` of them from `p` on, become those of the task's returns."""
+    cdef uint16_t i
+    cdef ObjEntry *e
+    for i in range(nret):
+        e = NULL
+        if i < t.nret:
+            e = t.ret0 if t.nret == 1 else t.rets[i]
+        if p != NULL:
+            p = read_value(c, e, p, end, sender, True)
+        if p == NULL and e != NULL:
+            entry_set_error(c, e, ERR_LOST, b"the reply could not be read", 27)
+    if nret < t.nret:
+        task_fail(c, t, ERR_LOST, b"the reply lacks a value", 23)
+    else:
+        finish(c, t)

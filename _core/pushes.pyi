@@ -1,0 +1,1 @@
+"""Nothing for Python; ``pushes.pxd`` is what other extensions see of a task's frame."""

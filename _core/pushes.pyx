@@ -1,0 +1,107 @@
+"""A task's frame on a channel. Needs the core lock.
+
+Owns: the layout of F_TASK (TaskHead, dependencies with their values or places, arguments) and F_FN_DEF, numbers of
+calls on a channel, and a channel's window of calls in flight. Invariants: `inflight[i]` is the call with number
+`base_seq + i`, or NULL once it was taken out; a function's definition precedes its first call on each channel.
+
+Leaves to others: when a task is pushed and where to (leases.pyx, actors.pyx), and what the reply means (tasks.pyx).
+"""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, chan_commit
+from ftray._core.refs cimport refs_expose
+from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
+from ftray._core.wire cimport KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead, TaskHead
+
+
+cdef uint64_t deps_size(TaskRec *t) noexcept nogil:
+    cdef uint64_t n = 0
+    cdef uint16_t i
+    for i in range(t.ndeps):
+        n += sizeof(DepHead)
+        if t.deps[i].state == OBJ_INLINE:
+            n += t.deps[i].blob.size
+    return n
+
+
+cdef char *write_deps(Core *c, TaskRec *t, char *p) noexcept nogil:
+    cdef DepHead *d
+    cdef ObjEntry *e
+    cdef uint16_t i
+    for i in range(t.ndeps):
+        e = t.deps[i]
+        d = <DepHead *>p
+        memcpy(d.id, e.id.b, 28)
+        if e.flags & OBJ_OWNED:
+            memcpy(d.owner, c.worker_id.b, 28)
+        else:
+            memcpy(d.owner, e.ext.owner.b, 28)
+        p += sizeof(DepHead)
+        if e.state == OBJ_INLINE:
+            d.kind = VALUE_INLINE
+            d.size = e.blob.size
+            memcpy(p, e.blob.data, e.blob.size)
+            p += e.blob.size
+        else:
+            refs_expose(c, e)               # the callee may keep a view and so become a borrower
+            d.kind = VALUE_SHM
+            d.seg = e.seg
+            d.off = e.off
+            d.size = e.size
+    return p
+
+
+cdef void send_function(Core *c, uint32_t fn, Channel *ch) noexcept nogil:
+    """Once per channel: what the index means."""
+    cdef Blob *b
+    cdef char *p
+    if fn < ch.fn_sent.size() and ch.fn_sent[fn]:
+        return
+    if ch.fn_sent.size() <= fn:
+        ch.fn_sent.resize(fn + 1)
+    ch.fn_sent[fn] = 1
+    b = c.fns[fn]
+    p = chan_begin(c, ch, FRAME_HEADER + b.size, F_FN_DEF, 0, 0, fn)
+    memcpy(p, b.data, b.size)
+    chan_commit(c, ch, FRAME_HEADER + b.size)
+
+
+cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
+    """Write the task's frame on a channel."""
+    cdef uint64_t size = FRAME_HEADER + sizeof(TaskHead) + t.args.size
+    cdef TaskHead *h
+    cdef char *p
+    send_function(c, t.fn, ch)
+    if t.ndeps:
+        size += deps_size(t)
+    t.seq = ch.next_seq
+    ch.next_seq += 1
+    t.ch = ch
+    t.state = TASK_PUSHED
+    p = chan_begin(c, ch, size, F_TASK, 0, 0, t.seq)
+    h = <TaskHead *>p
+    memcpy(h.id, t.id, 24)
+    memcpy(h.call_id, t.call_id, 16)
+    h.epoch = 0
+    h.fn = t.fn
+    h.attempt = t.attempt
+    h.ancestors = 0
+    h.depth = t.depth
+    h.nret = t.nret
+    h.ndeps = t.ndeps
+    h.kind = KIND_METHOD if t.actor != NULL else KIND_TASK
+    h.flags = t.flags
+    h.reserved = 0
+    h.args_size = t.args.size
+    p += sizeof(TaskHead)
+    if t.ndeps:
+        p = write_deps(c, t, p)
+    memcpy(p, t.args.data, t.args.size)
+    chan_commit(c, ch, size)
+    if ch.ninflight == 0:
+        ch.last_reply_ns = mono_ns()
+    ch.inflight.push_back(t)
+    ch.ninflight += 1
+    c.n_pushed += 1

@@ -1,0 +1,3 @@
+"""The session that this process is attached to."""
+
+cdef int check_usable() except -1

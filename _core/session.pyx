@@ -1,0 +1,216 @@
+"""A session's begin and end in this process, and what Python is told of the runtime.
+
+Owns: `attach` and `detach`, the mapping of the board, the check that a call of the API makes first, Python's inbox
+(messages that ftrayd has for people) and the counters. Invariants: `Core.session` changes at each begin and each end,
+which makes refs of other sessions inert; a forked child of an attached process touches nothing of it; after `detach`
+no thread is in the runtime and no descriptor of it is open.
+
+Leaves to others: registration with ftrayd (`ftray/_lifecycle.py`, `ftray/_worker.py`), and the runtime (runtime.pyx).
+"""
+
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+from libcpp.utility cimport pair
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close, getpid
+
+from ftray._core.channel cimport chan_free
+from ftray._core.context cimport Context, context, context_root
+from ftray._core.dispatch cimport dispatch_install, wake_inbox
+from ftray._core.nodelink cimport node_pending
+from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_fork, runtime_open, runtime_start, runtime_stop
+from ftray._core.segments cimport segments_close, segments_open
+from ftray._core.types cimport BlobP, Core, Slot, blob_drop, futex_wait, lock_drop, lock_take, renew_core
+
+cdef extern from *:
+    """
+    #include <sys/socket.h>
+    static void end_connection(int fd) { if (fd >= 0) shutdown(fd, SHUT_RDWR); }
+    """
+    void end_connection(int) nogil
+
+
+cdef int check_usable() except -1:
+    """Raise unless the runtime is connected and this is the process that connected it."""
+    cdef Core *c = core()
+    from ftray import exceptions
+    if c.running and not in_fork():
+        if not c.node_alive:
+            from ftray import _lifecycle
+            words = _lifecycle.last_words()
+            raise exceptions.HeadDiedError(f"{exceptions.HeadDiedError._default()}\n{words}" if words else "")
+        return 0
+    if c.running:
+        raise exceptions.ForkedProcessError(c.pid, getpid())
+    raise exceptions.NotInitializedError()
+
+
+# --- start and stop -------------------------------------------------------------------------------------------------
+
+def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id, bytes node_id, uint32_t slot, uint32_t job,
+           bint is_driver, int cpus, uint64_t spin_ns, uint64_t root, bytes pending=b""):
+    """Take over a registered connection to ftrayd and start the runtime (descriptors become the runtime's)."""
+    import os
+    cdef Core *c = core()
+    cdef const char *raw
+    if c.running:
+        raise RuntimeError("the runtime is attached already")
+    reset_core(c)
+    c.session += 1
+    c.pid = getpid()
+    c.is_driver = is_driver
+    raw = worker_id
+    memcpy(c.worker_id.b, raw, 28)
+    raw = node_id
+    memcpy(c.node_id.b, raw, 28)
+    c.slot = slot
+    c.job = job
+    c.root = root
+    map_board(c, board_fd)
+    os.close(board_fd)
+    c.node_fd, c.dir_fd, c.listen_fd = node_fd, dir_fd, listen_fd
+    runtime_open(c)
+    c.max_spinners = min(max(cpus - 1, 0), 8)
+    c.spin_ns = spin_ns
+    dispatch_install()
+    context_root(root, job)
+    segments_open(c)
+    c.node_in.assign(<const char *>pending, len(pending))
+    c.node_alive = True
+    c.running = True
+    c.stopping = False
+    runtime_start(c)
+    if pending:
+        with nogil:
+            core_enter(c)
+            node_pending(c)
+            core_leave(c)
+
+
+cdef int map_board(Core *c, int fd) except -1:
+    cdef uint32_t header[4]
+    import os
+    data = os.pread(fd, 16, 0)
+    raw = <bytes>data
+    memcpy(header, <const char *>raw, 16)
+    if header[0] != 0x46545259 or header[1] != 1 or header[3] != 1024 or c.slot >= header[2]:
+        raise RuntimeError(f"not a board of this version: {data!r}")
+    c.nslots = header[2]
+    c.board_len = 4096 + <uint64_t>c.nslots * 1024
+    c.board = <char *>mmap(NULL, c.board_len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    if c.board == <char *>MAP_FAILED:
+        raise OSError(errno, "mapping the board")
+    c.me = <Slot *>(c.board + 4096 + <uint64_t>c.slot * 1024)
+    c.spinners = <uint64_t *>(c.board + 64)
+    return 0
+
+
+cdef void reset_core(Core *c):
+    """A new session starts from an empty record; what the old one still pointed to stays allocated, stale refs are inert."""
+    cdef uint64_t session = c.session
+    renew_core(c)
+    c.session = session
+
+
+def detach():
+    """Stop the runtime: no more I/O, descriptors closed, open calls are forgotten. Refs of this session become inert."""
+    cdef Core *c = core()
+    cdef size_t i
+    if not c.running:
+        return
+    if in_fork():
+        c.running = False               # a forked child: nothing here is ours to close
+        return
+    with nogil:
+        runtime_stop(c)
+    c.session += 1
+    segments_close()
+    end_connection(c.node_fd)               # a forked child of ours may hold a copy of the descriptor
+    for i in range(c.channels.size()):
+        if c.channels[i] != NULL:
+            end_connection(c.channels[i].fd)
+    for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd, c.loop_fd):
+        if fd >= 0:
+            close(fd)
+    with nogil:
+        for i in range(c.channels.size()):
+            if c.channels[i] != NULL:
+                chan_free(c, c.channels[i])
+    munmap(c.board, c.board_len)
+    c.board = NULL
+    c.me = NULL
+    wake_inbox(c)
+
+
+# --- for Python -----------------------------------------------------------------------------------------------------
+
+def attached():
+    """Is the runtime connected in this very process?"""
+    return core().running and not in_fork()
+
+
+def inbox_next():
+    """Wait for messages to Python (logs, warnings): a list of (frame type, payload); None once the runtime stops."""
+    cdef Core *c = core()
+    cdef uint32_t seen
+    cdef pair[uint32_t, BlobP] item
+    cdef uint64_t session = c.session
+    out = []
+    while True:
+        with nogil:
+            lock_take(&c.lock)
+            seen = c.py_gen
+            if c.py_inbox.empty() and c.running and not c.stopping and c.session == session and c.node_alive:
+                lock_drop(&c.lock)
+                futex_wait(&c.py_gen, seen, 1000000000)
+                lock_take(&c.lock)
+            lock_drop(&c.lock)
+        while True:
+            with nogil:
+                lock_take(&c.lock)
+                item.second = NULL
+                if c.session == session and not c.py_inbox.empty():
+                    item = c.py_inbox.front()
+                    c.py_inbox.pop_front()
+                lock_drop(&c.lock)
+            if item.second == NULL:
+                break
+            out.append((item.first, item.second.data[:item.second.size]))
+            blob_drop(item.second)
+        if out:
+            return out
+        if not c.running or c.stopping or c.session != session or not c.node_alive:
+            return None
+
+
+def inbox_close():
+    """Wake whoever waits in `inbox_next`."""
+    wake_inbox(core())
+
+
+def current_context():
+    """What this thread executes: (task id, actor part, attempt, depth, job, node id, worker id, call id)."""
+    cdef Core *c = core()
+    cdef Context *x = context()
+    return {"task_id": x.task_id[:24], "attempt": x.attempt, "depth": x.depth, "job_id": c.job, "node_id": c.node_id.b[:28],
+            "worker_id": c.worker_id.b[:28], "call_id": x.call_id[:16], "is_driver": c.is_driver, "in_task": bool(x.set)}
+
+
+def debug_counters():
+    """Counters of live things, for tests and for people who look for leaks."""
+    cdef Core *c = core()
+    cdef size_t i
+    cdef uint64_t inflight = 0, open_channels = 0
+    with nogil:
+        core_enter(c)
+        core_poll(c)
+        for i in range(c.channels.size()):
+            if c.channels[i] != NULL:
+                open_channels += 1
+                inflight += c.channels[i].ninflight
+        core_leave(c)
+    return {"entries": c.n_entries, "pending_tasks": c.n_tasks, "exposed": c.objects.size(), "unregistered": c.unregistered.size(),
+            "channels": open_channels, "inflight": inflight, "leases": c.leases.size(), "actors": c.actors.size(),
+            "pushed": c.n_pushed, "replies": c.n_replies, "doorbells": c.n_doorbells, "sleeps": c.n_sleeps,
+            "spin_hits": c.n_spin_hits, "spin_misses": c.n_spin_misses, "gated": c.gated.size(), "exec_queue": c.exec_queue.size()}

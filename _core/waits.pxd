@@ -1,0 +1,1 @@
+"""Nothing for other extensions: `wait` is called from Python."""
