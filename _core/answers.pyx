@@ -100,8 +100,11 @@ cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list ref
     return 0
 
 
-cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:
-    """Register what the answer hands over or keeps, then send it (or hold it until that is acknowledged)."""
+cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:
+    """Register what the answer hands over or keeps, then send it (or hold it until that is acknowledged).
+
+    `brought`: the call's arguments had refs. Only then, or with refs inside the answer, can it release protection.
+    """
     cdef vector[ObjEntry *] mine
     cdef ReplyHead *r = <ReplyHead *>b.data
     cdef FrameHeader *h
@@ -109,6 +112,7 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry
     cdef string frame
     cdef size_t i
     cdef char *p
+    cdef bint gated
     ch.exec_pending -= 1
     if ch.state != CH_OPEN:
         return
@@ -130,7 +134,8 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry
         borrow_register_all(c, &ch.worker)
     r.nborrow = <uint32_t>mine.size()
     size = FRAME_HEADER + b.len + 28 * mine.size()
-    if c.pending_adds == 0:
+    gated = c.pending_adds != 0 and (brought or not inner.empty())
+    if not gated:
         p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
     else:
         frame.resize(size)
@@ -146,7 +151,7 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, Buf *b, vector[ObjEntry
     for i in range(mine.size()):
         memcpy(p, mine[i].id.b, 28)
         p += 28
-    if c.pending_adds == 0:
+    if not gated:
         chan_commit(c, ch, size)
     else:
         borrow_send(c, ch, &frame)

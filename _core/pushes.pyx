@@ -93,7 +93,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     h.ndeps = t.ndeps
     h.kind = KIND_METHOD if t.actor != NULL else KIND_TASK
     h.flags = t.flags
-    h.reserved = 0
+    h.nested = t.nnested - (1 if t.actor != NULL else 0)       # without the handle that the call holds
     h.args_size = t.args.size
     p += sizeof(TaskHead)
     if t.ndeps:

@@ -42,7 +42,7 @@ cdef packed struct TaskHead:
     uint16_t ndeps
     uint8_t kind
     uint8_t flags
-    uint16_t reserved
+    uint16_t nested          # refs inside the arguments
     uint64_t args_size
 
 cdef packed struct DepHead:

@@ -234,13 +234,15 @@ cdef class Executor:
         cdef Channel *ch = call.t.ch
         cdef ReplyHead *r = <ReplyHead *>b.data
         cdef vector[ObjEntry *] inner
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef bint brought = h.ndeps + h.nested > 0
         memset(r, 0, sizeof(ReplyHead))
         r.status = status
         r.nret = call.nret if status != REPLY_CANCELLED else 0
         for ref in refs:
             inner.push_back(usable(<ObjectRef>ref))
         if core_try(c):
-            send_reply(c, ch, call.t.seq, b, &inner)
+            send_reply(c, ch, call.t.seq, brought, b, &inner)
             if self.mode == MODE_ASYNC:
                 lock_drop(&c.lock)
                 self.flush_soon()
@@ -249,7 +251,7 @@ cdef class Executor:
         else:
             with nogil:
                 core_enter(c)
-                send_reply(c, ch, call.t.seq, b, &inner)
+                send_reply(c, ch, call.t.seq, brought, b, &inner)
                 core_leave(c)
         self.finished += 1
         return 0

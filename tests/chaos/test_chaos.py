@@ -11,7 +11,6 @@ import pytest
 
 from tests import ROOT
 
-
 SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
 
 

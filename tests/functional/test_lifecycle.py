@@ -178,10 +178,11 @@ def test_the_work_of_a_driver_that_dies_goes_while_the_node_stays(start_driver, 
     first = start_driver(
         """
         import ftray as ray
+        from tests.helpers.sync import eventually
         context = ray.init(num_cpus=2)
         tell("address", context.address_info["address"])
-        await_word()
-        tell("cpus", ray.available_resources().get("CPU"))
+        await_word()  # the process has ended; the node is told a little later
+        tell("cpus", eventually(lambda: ray.available_resources().get("CPU") == 2))
         """
     )
     second = start_driver(
@@ -204,7 +205,7 @@ def test_the_work_of_a_driver_that_dies_goes_while_the_node_stays(start_driver, 
     second.finish(-signal.SIGKILL)
     processes.wait_ended([actor])
     first.say("report")
-    assert first.expect("cpus") == 2
+    assert first.expect("cpus", timeout_s=30)
     first.finish()
     first.check_nothing_left()
 
