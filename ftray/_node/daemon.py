@@ -244,9 +244,9 @@ class Node:
         """The zygote made a worker."""
         self.workers.on_forked(number, pid)
 
-    def on_fork_failed(self, number: int, text: str) -> None:
+    def on_fork_failed(self, number: int, text: str, fault: bool) -> None:
         """The zygote could not make a worker."""
-        self.workers.on_fork_failed(number, text)
+        self.workers.on_fork_failed(number, text, fault)
 
     def on_preloaded(self, modules: list[str], error: str) -> None:
         """The zygote has imported modules for further workers."""
@@ -271,6 +271,7 @@ class Node:
 
     def on_connection_lost(self, client: Client, why: str) -> None:
         """A registered process closed its connection."""
+        self.leases.client_lost(client)
         if client.worker is not None:
             self.workers.connection_lost(client.worker)
             self.leases.worker_unusable(client.worker)
@@ -298,9 +299,10 @@ class Node:
             )
         )
         self.actors.client_gone(client)
+        # What it wanted goes first: the CPU that its end frees must not be granted to it.
+        self.leases.client_gone(client, "left" if worker is None else "died")
         if worker is not None:
             self.leases.worker_ended(worker)
-        self.leases.client_gone(client, "left" if worker is None else "died")
         self.actors.process_ended(worker, death)
 
     # Common to services ---------------------------------------------------------------------------

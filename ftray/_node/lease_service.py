@@ -111,6 +111,10 @@ class LeaseService:
                 self._node.workers.kill(process, kind, f"was ended because the owner of its tasks {why}")
         self.apply(commands)
 
+    def client_lost(self, client: Client) -> None:
+        """The client's connection is closed: nothing can be granted to it."""
+        self.apply(self.scheduler.client_lost(client.number))
+
     def worker_unusable(self, worker: WorkerProcess) -> None:
         """A worker lost its connection: nobody gets it any more, its end follows."""
         self.pool_event(lambda pool, now_s: pool.gone(worker.number, now_s))

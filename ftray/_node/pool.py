@@ -167,10 +167,15 @@ class Pool:
         self.trouble = ""
         return self._idle(worker, now_s) + self._retire_outdated(now_s) + self._refill(now_s)
 
-    def start_failed(self, number: int, text: str, now_s: float) -> Commands:
-        """A worker died, or could not be made, before it registered."""
+    def start_failed(self, number: int, text: str, now_s: float, fault: bool = True) -> Commands:
+        """A worker died, or could not be made, before it registered.
+
+        Without ``fault`` (what should have made it was killed) it is simply made anew.
+        """
         if self._remove(number) is None:
             return []
+        if not fault:
+            return [*self._refill(now_s)]
         self._failures += 1
         self._fork_after_s = now_s + self.settings.backoff_s * 2 ** min(self._failures - 1, 8)
         if self._failures < self.settings.max_failures:

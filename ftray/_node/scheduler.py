@@ -230,21 +230,27 @@ class Scheduler:
             allocation.lent = False
             self._change({CPU: allocation.held.get(CPU, 0)}, -1)
 
-    def client_gone(self, client: int) -> tuple[list[object], Commands]:
-        """The client died: its demands go; return the workers that run its tasks, to be killed."""
+    def client_lost(self, client: int) -> Commands:
+        """The client cannot be reached any more, its end is under way: it gets nothing further."""
         for demand in [d for d in self._demands.values() if d.client == client and not d.is_actor]:
             self._forget(demand)
-        workers: list[object] = []
         commands: Commands = []
         for alloc_id, allocation in list(self._allocations.items()):
-            if allocation.client != client or allocation.is_actor:
-                continue
-            if allocation.state is _State.BOUND:
-                workers.append(allocation.worker)
-            else:
+            unbound = allocation.state is not _State.BOUND
+            if allocation.client == client and not allocation.is_actor and unbound:
                 commands.append(DropWorkerRequest(alloc_id))
                 self._release(alloc_id)
-        return workers, commands + self._dispatch()
+        return commands + self._dispatch()
+
+    def client_gone(self, client: int) -> tuple[list[object], Commands]:
+        """The client died: its demands go; return the workers that run its tasks, to be killed."""
+        commands = self.client_lost(client)
+        workers = [
+            allocation.worker
+            for allocation in self._allocations.values()
+            if allocation.client == client and not allocation.is_actor
+        ]
+        return workers, commands
 
     # Queries --------------------------------------------------------------------------------------
 

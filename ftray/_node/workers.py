@@ -119,7 +119,7 @@ class Workers:
             return
         worker.pidfd = os.pidfd_open(pid)
 
-    def on_fork_failed(self, number: int, text: str) -> None:
+    def on_fork_failed(self, number: int, text: str, fault: bool) -> None:
         """The zygote could not make the process."""
         worker = self._by_number.get(number)
         if worker is None or worker.client is not None:
@@ -128,7 +128,7 @@ class Workers:
             worker.signal(signal.SIGKILL)
             return
         self._forget(worker)
-        self._node.pool_event(lambda pool, now_s: pool.start_failed(number, text, now_s))
+        self._node.pool_event(lambda pool, now_s: pool.start_failed(number, text, now_s, fault))
 
     def claim(self, client: Client, token: bytes) -> str:
         """Match a registering process with its fork request; return why it is refused, or ""."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         """Who is told about answers."""
 
         def on_forked(self, number: int, pid: int) -> None: ...
-        def on_fork_failed(self, number: int, text: str) -> None: ...
+        def on_fork_failed(self, number: int, text: str, fault: bool) -> None: ...
         def on_preloaded(self, modules: list[str], error: str) -> None: ...
         def on_zygote_restarted(self, text: str) -> None: ...
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # A zygote that dies at once, again and again, is not restarted faster than this.
 _RESTART_PAUSE_S = 0.5
 _QUICK_DEATH_S = 2.0
+# Beyond so many in a row something is wrong with it, and the starts that it fails count as failures.
+_TOLERATED_QUICK_DEATHS = 12
 
 
 class ZygoteLink:
@@ -126,7 +128,7 @@ class ZygoteLink:
             self._listener.on_forked(message[1], message[2])
         elif kind == "failed":
             self._pending.pop(message[1], None)
-            self._listener.on_fork_failed(message[1], message[2])
+            self._listener.on_fork_failed(message[1], message[2], True)
         else:
             if message[2]:
                 self._preloads = [module for module in self._preloads if module not in message[1]]
@@ -150,7 +152,8 @@ class ZygoteLink:
         else:
             self._restart()
         for number in pending:
-            self._listener.on_fork_failed(number, f"the zygote {text}")
+            fault = self._quick_deaths > _TOLERATED_QUICK_DEATHS
+            self._listener.on_fork_failed(number, f"the zygote {text}", fault)
         self._listener.on_zygote_restarted(text)
 
     def _restart(self) -> None:

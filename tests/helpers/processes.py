@@ -94,9 +94,7 @@ def descendants_of(pid: int) -> list[int]:
 def marked(mark: str) -> list[int]:
     """Running processes of the run, this one left out."""
     needle = f"{MARK}={mark}".encode()
-    return [
-        pid for pid in pids() if pid != os.getpid() and needle in environment_of(pid) and is_running(pid)
-    ]
+    return [pid for pid in pids() if pid != os.getpid() and needle in environment_of(pid) and is_running(pid)]
 
 
 def environment_of(pid: int) -> list[bytes]:

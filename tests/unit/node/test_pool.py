@@ -138,6 +138,16 @@ def test_failing_starts_back_off_and_end_in_an_error_for_whoever_waits() -> None
     assert Bind(2, number) in pool.started(number, now_s + 100)
 
 
+def test_a_start_that_was_lost_with_its_maker_is_repeated_at_once_and_is_no_failure() -> None:
+    pool = make(prestart=0, spare_min=0, spare_max=0, max_failures=2, backoff_s=1.0)
+    commands = pool.requested(1, 1, False, 0.0)
+    for _ in range(5):
+        (number,) = forks(commands)
+        commands = pool.start_failed(number, "the zygote was killed", 0.0, fault=False)
+    (number,) = forks(commands)
+    assert Bind(1, number) in pool.started(number, 0.0)
+
+
 def test_a_start_or_a_leave_that_takes_too_long_is_aborted() -> None:
     pool = make(prestart=1, spare_min=0, startup_timeout_s=3.0, leave_timeout_s=2.0)
     (number,) = forks(pool.opened(0.0))
