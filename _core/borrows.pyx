@@ -4,6 +4,7 @@ A frame that releases protection (a reply whose arguments we still hold refs of,
 process on, the end of a borrow) waits in `Core.gated` while any BORROW_ADD of ours is unanswered.
 """
 
+from libc.errno cimport ECONNREFUSED, ENOENT
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.string cimport string
@@ -11,14 +12,14 @@ from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BORROW_REMOVE, F_GET_OBJ, F_OBJ_VALUE, FRAME_HEADER,
-                                  FrameHeader, chan_begin, chan_commit, chan_connect, chan_find)
+                                  FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_no_descriptors)
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.refs cimport refs_borrower, refs_check, refs_find, refs_register
 from ftray._core.segments cimport segment_block_free, segment_producer
 from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Blob, Channel,
                                 Command, Core, Gated, Id16, Id28, ObjEntry, same_id)
 from ftray._core.values cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
-from ftray._core.wire cimport ERR_LOST, ERR_OWNER_DIED
+from ftray._core.wire cimport ERR_LOST, ERR_NO_DESCRIPTORS, ERR_OWNER_DIED
 
 
 cdef void fail_ownerless(Core *c, ObjEntry *e) noexcept nogil:
@@ -44,9 +45,12 @@ cdef void borrow_fetch(Core *c, ObjEntry *e) noexcept nogil:
     e.flags |= OBJ_FETCHING
     ch = chan_connect(c, &e.ext.owner)
     if ch == NULL:
-        if c.dead.count(e.ext.owner):
+        # A living process has a socket. One that died before this process was made is in no death report of ours.
+        if c.dead.count(e.ext.owner) or c.connect_errno == ECONNREFUSED or c.connect_errno == ENOENT:
             e.lost = 1
             fail_ownerless(c, e)
+        elif chan_no_descriptors(c):
+            entry_set_error(c, e, ERR_NO_DESCRIPTORS, NULL, 0)
         return                              # otherwise its death report is on the way
     p = chan_begin(c, ch, FRAME_HEADER + 28, F_GET_OBJ, 0, 0, 0)
     memcpy(p, e.id.b, 28)
