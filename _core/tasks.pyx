@@ -37,7 +37,7 @@ cdef void task_submit(Core *c, TaskRec *t) noexcept nogil:
     c.n_tasks += 1
     t.number = c.task_number
     c.task_number += 1
-    t.deps_pending = 0
+    t.deps_pending = 1                  # not to be found ready while its dependencies are still being counted
     for i in range(t.ndeps):
         e = t.deps[i]
         if e.state >= OBJ_INLINE:
@@ -48,6 +48,7 @@ cdef void task_submit(Core *c, TaskRec *t) noexcept nogil:
             entry_set_error(c, e, ERR_OWNER_DIED if e.lost == 1 else ERR_LOST, NULL, 0)
         elif e.state == OBJ_UNKNOWN and not e.flags & OBJ_FETCHING:
             borrow_fetch(c, e)
+    t.deps_pending -= 1
     if t.actor != NULL:
         t.state = TASK_QUEUED if t.deps_pending == 0 else TASK_WAITS_DEPS
         t.actor.npending += 1
