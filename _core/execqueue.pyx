@@ -59,14 +59,19 @@ cdef void push(Core *c, Channel *ch, uint64_t seq, Blob *frame) noexcept nogil:
 
 cdef void exec_post(Core *c) noexcept nogil:
     """The main thread has something to do that is no call."""
+    push_first(c, EXEC_ACTION, NULL)
+    kick(c.event_fd)
+
+
+cdef void push_first(Core *c, uint64_t what, Blob *frame) noexcept nogil:
+    """Something that is no call and goes before all calls."""
     cdef ExecTask t
     t.ch = NULL
-    t.seq = EXEC_ACTION
-    t.frame = NULL
+    t.seq = what
+    t.frame = frame
     t.order = 0
     c.exec_queue.push_front(t)
     c.changed = True
-    kick(c.event_fd)
 
 
 cdef void drop(ExecTask *t) noexcept nogil:
@@ -161,14 +166,8 @@ cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t 
 
 cdef void push_start(Core *c, Blob *frame) noexcept nogil:
     """The actor is made before anything else: calls of fast callers may be here already."""
-    cdef ExecTask t
-    t.ch = NULL
-    t.seq = EXEC_ACTOR_START
-    t.frame = frame
-    t.order = 0
-    c.exec_queue.push_front(t)
+    push_first(c, EXEC_ACTOR_START, frame)
     c.is_actor = True
-    c.changed = True
 
 
 cdef bint owns_something(Core *c) noexcept nogil:
