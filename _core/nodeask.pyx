@@ -7,12 +7,12 @@ Leaves to others: the frames (nodelink.pyx), who puts an answer there (dispatch.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from ftray._core.nodelink cimport node_put
 from ftray._core.runtime cimport core, core_enter, core_leave, wait_python
 from ftray._core.session cimport check_usable
-from ftray._core.types cimport Blob, Core, blob_drop
+from ftray._core.types cimport Blob, Core, blob_drop, mono_ns
 
 
 cdef struct Reply:
@@ -23,10 +23,11 @@ cdef bint reply_here(Core *c, void *arg) noexcept nogil:
     return c.rpc_replies[(<Reply *>arg).req] != NULL or not c.node_alive
 
 
-cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size):
-    """One request to ftrayd and its answer's payload."""
+cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size, int64_t deadline_ns=-1):
+    """One request to ftrayd and its answer's payload; TimeoutError past the deadline (CLOCK_MONOTONIC, -1: none)."""
     cdef Reply r
     cdef Blob *b
+    cdef bint ended = False
     with nogil:
         core_enter(c)
         r.req = c.next_req
@@ -35,25 +36,29 @@ cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size):
         node_put(c, kind, r.req, payload, size)
         core_leave(c)
     try:
-        wait_python(c, reply_here, <void *>&r, -1)
+        wait_python(c, reply_here, <void *>&r, deadline_ns)
+        ended = True
     finally:
         with nogil:
             core_enter(c)
             b = c.rpc_replies[r.req]
             c.rpc_replies.erase(r.req)
             core_leave(c)
+            if not ended:
+                blob_drop(b)
     if b == NULL:
         check_usable()
-        raise RuntimeError("no answer from ftrayd")
+        raise TimeoutError("ftrayd does not answer")
     answer = PyBytes_FromStringAndSize(b.data, b.size)
     blob_drop(b)
     return answer
 
 
-def ask_node(int kind, bytes payload):
-    """Send a request frame to ftrayd and return its answer's payload."""
+def ask_node(int kind, bytes payload, double timeout_s=-1):
+    """Send a request frame to ftrayd and return its answer's payload; TimeoutError when it takes too long (-1: never)."""
     check_usable()
-    return node_ask(core(), kind, <const char *>payload, len(payload))
+    cdef int64_t deadline_ns = -1 if timeout_s < 0 else mono_ns() + <int64_t>(timeout_s * 1e9)
+    return node_ask(core(), kind, <const char *>payload, len(payload), deadline_ns)
 
 
 def tell_node(int kind, bytes payload):

@@ -150,6 +150,9 @@ def attached():
     return core().running and not in_fork()
 
 
+cdef uint64_t inbox_closed_in = <uint64_t>-1     # the session whose inbox takes nothing more
+
+
 def inbox_next():
     """Wait for messages to Python (logs, warnings): a list of (frame type, payload); None once the runtime stops."""
     cdef Core *c = core()
@@ -161,7 +164,7 @@ def inbox_next():
         with nogil:
             lock_take(&c.lock)
             seen = c.py_gen
-            if c.py_inbox.empty() and c.running and not c.stopping and c.session == session and c.node_alive:
+            if c.py_inbox.empty() and inbox_open(c, session):
                 lock_drop(&c.lock)
                 futex_wait(&c.py_gen, seen, 1000000000)
                 lock_take(&c.lock)
@@ -180,12 +183,18 @@ def inbox_next():
             blob_drop(item.second)
         if out:
             return out
-        if not c.running or c.stopping or c.session != session or not c.node_alive:
+        if not inbox_open(c, session):
             return None
 
 
+cdef bint inbox_open(Core *c, uint64_t session) noexcept nogil:
+    return c.running and not c.stopping and c.session == session and c.node_alive and inbox_closed_in != session
+
+
 def inbox_close():
-    """Wake whoever waits in `inbox_next`."""
+    """`inbox_next` gives out what is there already and then ends."""
+    global inbox_closed_in
+    inbox_closed_in = core().session
     wake_inbox(core())
 
 

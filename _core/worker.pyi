@@ -2,7 +2,7 @@ from asyncio import Future
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-class Call: ...
+from ftray._core.invocation import Call
 
 class Executor:
     start_actor: Callable[[bytes], Callable[[], None] | None] | None

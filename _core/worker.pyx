@@ -9,30 +9,26 @@ Invariants: before a call begins, its number is written to the `started` word of
 can read it after our death (what had not begun then has had no effect); each call that was taken is answered once, or
 this process ends.
 
-Leaves to others: the queue (execqueue.pyx), encoding and sending answers (answers.pyx).
+Leaves to others: the queue (execqueue.pyx), what a call's frame says (invocation.pyx), encoding and sending answers
+(answers.pyx).
 """
 
 import collections
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
 from ftray._core.answers cimport encode_failure, encode_results, send_reply
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
-from ftray._core.callargs cimport decode_args
 from ftray._core.context cimport Context, context_begin, context_end
 from ftray._core.execqueue cimport EXEC_ACTION, EXEC_TERMINATE, exec_post, exec_runnable
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable, value_of
-from ftray._core.refs cimport refs_borrowed
+from ftray._core.invocation cimport Call, Callables
+from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, poll_now, wait_python
-from ftray._core.serial cimport decode_value
-from ftray._core.types cimport (OBJ_INLINE, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_drop, full_fence, load64, lock_drop,
-                                store32, store64, swap32)
-from ftray._core.values cimport entry_set_shm
-from ftray._core.wire cimport VALUE_INLINE, DepHead, ReplyHead, TaskHead
+from ftray._core.types cimport (Channel, Core, ExecTask, ObjEntry, full_fence, load64, lock_drop, store32, store64, swap32)
+from ftray._core.wire cimport ReplyHead, TaskHead
 
 cdef enum:
     MODE_SYNC = 0
@@ -44,22 +40,6 @@ cdef bint work_here(Core *c, void *arg) noexcept nogil:
     return exec_runnable(c) or c.exit_requested
 
 
-cdef class Call:
-    """A call on its way through this process."""
-
-    cdef ExecTask t
-    cdef object function        # what to call
-    cdef str name               # for errors and logs
-    cdef object retry           # None, True or a tuple of exception classes
-    cdef tuple args
-    cdef dict kwargs
-    cdef list keep              # refs of the top-level arguments
-    cdef uint16_t nret
-
-    def __dealloc__(self):
-        blob_drop(self.t.frame)
-
-
 cdef class Executor:
     """Runs calls. One per worker process.
 
@@ -69,9 +49,8 @@ cdef class Executor:
         Name of what runs on the main thread (for the log's prefix), "" when idle.
     """
 
-    cdef dict loaded            # definition bytes -> (callable, name, retry)
+    cdef Callables callables
     cdef readonly object instance
-    cdef str class_name
     cdef readonly str current
     cdef readonly str method    # of the actor, while it runs on the main thread
     cdef object after_call      # the checkpoint session's hook, or None
@@ -83,7 +62,6 @@ cdef class Executor:
     cdef public object on_terminate         # callback: graceful end
     cdef dict running_async                 # seq -> task, for cancellation
     cdef object actions                     # what runs between two calls on the main thread
-    cdef object entry_points                # methods that the checkpoint session serves itself
     cdef object before_call
     cdef bint flush_due
     cdef Py_ssize_t coroutines, max_coroutines  # of an async actor
@@ -91,89 +69,10 @@ cdef class Executor:
     cdef object stop
 
     def __init__(self):
-        self.loaded = {}
+        self.callables = Callables()
         self.actions = collections.deque()
-        self.entry_points = {}
         self.current = ""
         self.running_async = {}
-
-    # --- what to call
-
-    cdef tuple lookup(self, Channel *ch, uint32_t fn):
-        cdef Blob *b
-        if fn >= ch.fns.size() or ch.fns[fn].defn == NULL:
-            raise RuntimeError(f"call of an unknown function (index {fn})")
-        if ch.fns[fn].py != NULL:
-            return <tuple>ch.fns[fn].py
-        b = ch.fns[fn].defn
-        definition = PyBytes_FromStringAndSize(b.data, b.size)
-        entry = self.loaded.get(definition)
-        if entry is None:
-            entry = self.load(definition)
-            self.loaded[definition] = entry
-        ch.fns[fn].py = <void *>entry       # kept alive by `loaded`
-        return entry
-
-    cdef tuple load(self, bytes definition):
-        if definition[0] == 1:
-            name = definition[1:].decode()
-            if self.instance is None:
-                raise RuntimeError(f"method {name!r} was called, but no actor lives here")
-            function = self.entry_points.get(name) or getattr(self.instance, name)
-            return function, f"{self.class_name}.{name}", None
-        from ftray._pickling import unpickle_function
-        at = 3 + int.from_bytes(definition[1:3], "little")
-        name = definition[3:at].decode("utf-8", "replace")
-        size = int.from_bytes(definition[at:at + 4], "little")
-        at += 4
-        retry = unpickle_function(definition[at:at + size]) if size else None
-        return unpickle_function(definition[at + size:]), name, retry
-
-    # --- arguments
-
-    cdef object dep_value(self, DepHead *d, char *inline_bytes, list keep):
-        cdef Core *c = core()
-        cdef ObjectRef r
-        cdef ObjEntry *e
-        if d.kind == VALUE_INLINE:
-            return decode_value(inline_bytes, d.size, None)
-        r = blank_ref()
-        with nogil:
-            core_enter(c)
-            e = refs_borrowed(c, <Id28 *>d.id, <Id28 *>d.owner)
-            fill_ref(c, r, e)
-            if e.state < OBJ_INLINE:
-                entry_set_shm(c, e, d.seg, d.off, d.size)
-            core_leave(c)
-        keep.append(r)
-        return value_of(r, -1)
-
-    cdef int decode(self, Call call) except -1:
-        """Fill function and arguments in."""
-        cdef char *p = call.t.frame.data
-        cdef char *end = p + call.t.frame.size
-        cdef TaskHead *h = <TaskHead *>p
-        cdef DepHead *d
-        cdef list values = None
-        cdef uint16_t i
-        call.nret = h.nret
-        call.function, call.name, call.retry = self.lookup(call.t.ch, h.fn)
-        p += sizeof(TaskHead)
-        if h.ndeps:
-            values = []
-            call.keep = []
-            for i in range(h.ndeps):
-                d = <DepHead *>p
-                p += sizeof(DepHead)
-                if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
-                    raise RuntimeError("the frame of a call is cut short")
-                values.append(self.dep_value(d, p, call.keep))
-                if d.kind == VALUE_INLINE:
-                    p += d.size
-        if h.args_size > <uint64_t>(end - p):
-            raise RuntimeError("the frame of a call is cut short")
-        call.args, call.kwargs = decode_args(p, h.args_size, values, None)
-        return 0
 
     # --- answers
 
@@ -200,7 +99,7 @@ cdef class Executor:
                 import os
                 encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.describe()), call.nret)
                 error = None
-            self.release(call)
+            call.release()
             self.send(call, status, &b, refs)
         finally:
             buf_free(&b)
@@ -212,7 +111,7 @@ cdef class Executor:
         try:
             return repr(self.instance)[:200]
         except Exception:
-            return f"<{self.class_name} whose repr() failed>"
+            return f"<{self.callables.class_name} whose repr() failed>"
 
     cdef uint8_t error_status(self, Call call, object error):
         if isinstance(error, KeyboardInterrupt) or (self.loop is not None and is_cancellation(error)):
@@ -220,14 +119,6 @@ cdef class Executor:
         if call.retry is True or (call.retry and isinstance(error, call.retry)):
             return REPLY_RETRY
         return REPLY_ERROR
-
-    cdef int release(self, Call call) except -1:
-        """Drop everything of the call, so that refs it does not keep are gone when the answer is made."""
-        call.args = None
-        call.kwargs = None
-        call.keep = None
-        call.function = None
-        return 0
 
     cdef int send(self, Call call, uint8_t status, Buf *b, list refs) except -1:
         cdef Core *c = core()
@@ -321,7 +212,7 @@ cdef class Executor:
         cdef object result = None, error = None
         context_begin(&saved, h.id, h.call_id, h.attempt, h.depth)
         try:
-            self.decode(call)
+            self.callables.decode(call)
             if self.instance is None:
                 self.current = call.name
             else:
@@ -371,10 +262,10 @@ cdef class Executor:
         """From now on this process is an actor."""
         import threading
         import queue
-        self.instance = instance
+        self.instance = self.callables.instance = instance
         if checkpoints is not None:
             self.after_call = checkpoints.after_call
-            self.entry_points = checkpoints.entry_points
+            self.callables.entry_points = checkpoints.entry_points
             if max_concurrency > 1:
                 self.before_call = checkpoints.before_call
         if is_async:
@@ -388,7 +279,7 @@ cdef class Executor:
 
     def name(self, str class_name):
         """The actor's class, which is what its output is labelled with from now on."""
-        self.class_name = self.current = class_name
+        self.callables.class_name = self.current = class_name
 
     def refuse_calls(self):
         """There will be no instance: calls stay unbegun, and end with this process."""
@@ -502,7 +393,7 @@ cdef class Executor:
         cdef Context saved
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
         try:
-            self.decode(call)
+            self.callables.decode(call)
         except Exception as e:
             call.name = call.name or "?"
             call.nret = h.nret

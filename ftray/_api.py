@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import _pickle as pickle  # pickle imports re and more
-import struct
-
-from ftray import _core, _lifecycle, _options
+from ftray import _lifecycle, _options
 from ftray._functions import RemoteFunction
 from ftray.actor import ActorClass, find, kill
 
@@ -26,8 +23,6 @@ __all__ = [
     "nodes",
     "remote",
 ]
-
-_RPC = 100
 
 
 def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass:
@@ -67,12 +62,7 @@ def remote(*args: Any, **options: Any) -> Any:
 def node_rpc(method: str, **arguments: Any) -> Any:
     """Call a method of ftrayd and return its result."""
     _lifecycle.current()
-    call = pickle.dumps((method, arguments), 5)
-    answer = _core.ask_node(_RPC, struct.pack("<I", len(call)) + call)
-    result = pickle.loads(answer[5:])
-    if not answer[0]:
-        raise result
-    return result
+    return _lifecycle.ask(method, arguments)
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:

@@ -6,8 +6,10 @@ hands the connection to the core; ``shutdown()`` undoes it. Workers use `connect
 
 from __future__ import annotations
 
+import _pickle as pickle  # pickle imports re and more
 import atexit
 import os
+import struct
 import sys
 
 from ftray import _core
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_SPIN_US = 40
 _LEAST_STORE_BYTES = 1 << 20
+_LAST_OUTPUT_S = 2.0
+_RPC = 100
 
 
 class Session:
@@ -322,6 +326,28 @@ def adopt(session: Session) -> None:
     _owner_pid = os.getpid()
 
 
+def ask(method: str, arguments: dict[str, Any], timeout_s: float = -1) -> Any:
+    """Call a method of ftrayd; TimeoutError when that takes too long (-1: as long as it lives)."""
+    call = pickle.dumps((method, arguments), 5)
+    answer = _core.ask_node(_RPC, struct.pack("<I", len(call)) + call, timeout_s)
+    result = pickle.loads(answer[5:])
+    if not answer[0]:
+        raise result
+    return result
+
+
+def _collect_output() -> None:
+    """Have ftrayd send what workers have printed so far."""
+    from ftray.exceptions import RayError
+
+    try:
+        ask("flush_output", {}, _LAST_OUTPUT_S)
+    except RayError:
+        return  # the node is gone: what it had forwarded is here, the rest went with it
+    except TimeoutError:
+        print("ftray: ftrayd hangs; the last output of workers is missing", file=sys.stderr)
+
+
 def shutdown() -> None:
     """Stop ftray in this process: tasks end, actors that are not detached end, objects are gone.
 
@@ -333,10 +359,11 @@ def shutdown() -> None:
         return
     _session = None
     atexit.unregister(shutdown)
-    _core.detach()
-    _core.inbox_close()
     if session.printer is not None:
+        _collect_output()
+        _core.inbox_close()
         session.printer.join(timeout=5)
+    _core.detach()
     if session.node is not None:
         session.node.shutdown()
     else:

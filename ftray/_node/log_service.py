@@ -75,14 +75,25 @@ class LogService:
         """Forward what is left, close the pipes and return the last lines of stderr."""
         tail = ""
         for pipe in self._pipes.pop(worker.number, ()):
-            for _ in range(_FINAL_READS):
-                if pipe.fd < 0 or not self._readable(worker, pipe):
-                    break
+            self._read_all(worker, pipe)
             self._forward(worker, pipe, pipe.buffer.finish())
             self._report_dropped(worker, pipe)
             self._close(pipe)
             tail = pipe.buffer.tail() or tail
         return tail
+
+    def flush(self, job_id: int) -> None:
+        """Forward now what the job's workers have written so far."""
+        for number, pipes in list(self._pipes.items()):
+            worker = self._node.workers.get(number)
+            if worker is not None and worker.job_id == job_id:
+                for pipe in pipes:
+                    self._read_all(worker, pipe)
+
+    def _read_all(self, worker: WorkerProcess, pipe: _Pipe) -> None:
+        for _ in range(_FINAL_READS):
+            if pipe.fd < 0 or not self._readable(worker, pipe):
+                break
 
     def _readable(self, worker: WorkerProcess, pipe: _Pipe) -> bool:
         """Read once; False when there was nothing."""

@@ -49,6 +49,7 @@ class RpcService:
             "workers": self.workers,
             "object_store": self.object_store,
             "preload": self.preload,
+            "flush_output": lambda client: node.logs.flush(client.job_id),
         }
 
     def on_rpc(self, client: Client, frame: Rpc, req: int) -> None:

@@ -1,0 +1,119 @@
+"""A call that has come in: from its frame to the function and the arguments.
+
+Owns: the functions that callers have defined, loaded once each, and the actor whose methods are called.
+Invariants: a frame that is cut short raises, whatever it says of its own sizes; an argument that is a ref is borrowed
+from its owner for as long as the call keeps it.
+
+Leaves to others: running the call (worker.pyx), the bytes of arguments (callargs.pyx).
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from ftray._core.callargs cimport decode_args
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_of
+from ftray._core.refs cimport refs_borrowed
+from ftray._core.runtime cimport core, core_enter, core_leave
+from ftray._core.serial cimport decode_value
+from ftray._core.types cimport OBJ_INLINE, Blob, Channel, Core, Id28, ObjEntry, blob_drop
+from ftray._core.values cimport entry_set_shm
+from ftray._core.wire cimport VALUE_INLINE, DepHead, TaskHead
+
+
+cdef class Call:
+    """A call on its way through this process."""
+
+    def __dealloc__(self):
+        blob_drop(self.t.frame)
+
+    cdef int release(self) except -1:
+        """Drop everything of the call, so that refs it does not keep are gone when the answer is made."""
+        self.args = None
+        self.kwargs = None
+        self.keep = None
+        self.function = None
+        return 0
+
+
+cdef class Callables:
+    """What can be called in this process."""
+
+    def __cinit__(self):
+        self.loaded = {}
+        self.entry_points = {}
+
+    cdef tuple lookup(self, Channel *ch, uint32_t fn):
+        cdef Blob *b
+        if fn >= ch.fns.size() or ch.fns[fn].defn == NULL:
+            raise RuntimeError(f"call of an unknown function (index {fn})")
+        if ch.fns[fn].py != NULL:
+            return <tuple>ch.fns[fn].py
+        b = ch.fns[fn].defn
+        definition = PyBytes_FromStringAndSize(b.data, b.size)
+        entry = self.loaded.get(definition)
+        if entry is None:
+            entry = self.load(definition)
+            self.loaded[definition] = entry
+        ch.fns[fn].py = <void *>entry       # kept alive by `loaded`
+        return entry
+
+    cdef tuple load(self, bytes definition):
+        if definition[0] == 1:
+            name = definition[1:].decode()
+            if self.instance is None:
+                raise RuntimeError(f"method {name!r} was called, but no actor lives here")
+            function = self.entry_points.get(name) or getattr(self.instance, name)
+            return function, f"{self.class_name}.{name}", None
+        from ftray._pickling import unpickle_function
+        at = 3 + int.from_bytes(definition[1:3], "little")
+        name = definition[3:at].decode("utf-8", "replace")
+        size = int.from_bytes(definition[at:at + 4], "little")
+        at += 4
+        retry = unpickle_function(definition[at:at + size]) if size else None
+        return unpickle_function(definition[at + size:]), name, retry
+
+    cdef int decode(self, Call call) except -1:
+        """Fill function and arguments in."""
+        cdef char *p = call.t.frame.data
+        cdef char *end = p + call.t.frame.size
+        cdef TaskHead *h = <TaskHead *>p
+        cdef DepHead *d
+        cdef list values = None
+        cdef uint16_t i
+        call.nret = h.nret
+        call.function, call.name, call.retry = self.lookup(call.t.ch, h.fn)
+        p += sizeof(TaskHead)
+        if h.ndeps:
+            values = []
+            call.keep = []
+            for i in range(h.ndeps):
+                d = <DepHead *>p
+                p += sizeof(DepHead)
+                if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
+                    raise RuntimeError("the frame of a call is cut short")
+                values.append(dep_value(d, p, call.keep))
+                if d.kind == VALUE_INLINE:
+                    p += d.size
+        if h.args_size > <uint64_t>(end - p):
+            raise RuntimeError("the frame of a call is cut short")
+        call.args, call.kwargs = decode_args(p, h.args_size, values, None)
+        return 0
+
+
+cdef object dep_value(DepHead *d, char *inline_bytes, list keep):
+    """The value of a top-level argument that was a ref."""
+    cdef Core *c = core()
+    cdef ObjectRef r
+    cdef ObjEntry *e
+    if d.kind == VALUE_INLINE:
+        return decode_value(inline_bytes, d.size, None)
+    r = blank_ref()
+    with nogil:
+        core_enter(c)
+        e = refs_borrowed(c, <Id28 *>d.id, <Id28 *>d.owner)
+        fill_ref(c, r, e)
+        if e.state < OBJ_INLINE:
+            entry_set_shm(c, e, d.seg, d.off, d.size)
+        core_leave(c)
+    keep.append(r)
+    return value_of(r, -1)
