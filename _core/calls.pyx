@@ -22,7 +22,7 @@ from ftray._core.session cimport check_usable
 from ftray._core.tasks cimport task_cancel, task_submit
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
-                                TaskRec, blob_copy, store8)
+                                TaskRec, blob_copy, blob_drop, blob_hold, store8)
 
 cdef enum:
     DEF_FUNCTION = 0
@@ -88,9 +88,14 @@ cdef tuple shrink_args(tuple args, dict kwargs):
     return tuple(out), named
 
 
+cdef Blob *no_args = NULL               # the argument bytes of every call without arguments
+
+
 cdef Blob *encode_call(tuple args, dict kwargs, list deps, list refs) except NULL:
     """The argument bytes of a call; fills the top-level refs and those nested deeper."""
-    global scratch_taken
+    global scratch_taken, no_args
+    if no_args != NULL and not args and kwargs is None:
+        return blob_hold(no_args)
     cdef Buf own
     cdef Buf *b = &own
     cdef Blob *blob
@@ -120,21 +125,25 @@ cdef Blob *encode_call(tuple args, dict kwargs, list deps, list refs) except NUL
             scratch_taken = False
     if blob == NULL:
         raise MemoryError()
+    if not args and kwargs is None:
+        no_args = blob_hold(blob)
     return blob
 
 
 cdef TaskRec *new_record(Blob *args, uint32_t fn, int nret, int max_retries, list deps, list refs, ObjEntry *handle) except NULL:
-    """A record without ids and returns; its holds are taken when it is submitted."""
-    cdef TaskRec *t = new TaskRec()
+    """A record without ids and returns; its holds are taken when it is submitted. Takes `args` over."""
+    cdef TaskRec *t
     cdef Py_ssize_t i, n = len(deps), m = len(refs)
+    if n > 65535 or m > 65534:
+        blob_drop(args)
+        raise ValueError(f"a call takes at most 65535 refs as arguments and as many nested in them, not {max(n, m)}")
+    t = core().task_slab.make()
     t.args = args
     t.fn = fn
     t.nret = <uint16_t>nret
     t.retries_left = max_retries
     t.ndeps = <uint16_t>n
     t.nnested = <uint16_t>(m + (1 if handle != NULL else 0))
-    if n > 65535 or m > 65534:
-        raise ValueError(f"a call takes at most 65535 refs as arguments and as many nested in them, not {max(n, m)}")
     if n + t.nnested:
         t.deps = <ObjEntry **>malloc((n + t.nnested) * sizeof(ObjEntry *))
         for i in range(n):

@@ -37,7 +37,7 @@ cdef void finish(Core *c, TaskRec *t) noexcept nogil:
         free(t.rets)
     blob_drop(t.args)
     c.n_tasks -= 1
-    del t
+    c.task_slab.drop(t)
 
 
 cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint64_t size) noexcept nogil:

@@ -38,7 +38,7 @@ cdef extern from *:
 
 cdef ObjEntry *refs_new(Core *c, const Id28 *id, bint owned) noexcept nogil:
     """A fresh entry that nobody holds yet; the caller gives it a holder before the lock is dropped."""
-    cdef ObjEntry *e = new ObjEntry()
+    cdef ObjEntry *e = c.entry_slab.make()
     e.id = id[0]
     e.flags = OBJ_OWNED if owned else 0
     e.state = OBJ_PENDING if owned else OBJ_UNKNOWN
@@ -193,7 +193,7 @@ cdef void forget(Core *c, ObjEntry *e) noexcept nogil:
     if e.ext != NULL:
         del e.ext
     c.n_entries -= 1
-    del e
+    c.entry_slab.drop(e)
 
 
 cdef void refs_borrower(Core *c, ObjEntry *e, const Id28 *worker, int32_t n) noexcept nogil:

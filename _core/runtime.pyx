@@ -419,8 +419,13 @@ cdef void beat(Core *c) noexcept nogil:
 
 
 cdef void trim_idle(Core *c) noexcept nogil:
+    """Give back memory that was kept for a next burst which has not come."""
     cdef int64_t at = segments_next_trim_ms()
     cdef uint64_t now = mono_ns() // 1000000
+    if now - c.trimmed_ms >= 1000:
+        c.trimmed_ms = now
+        c.entry_slab.trim()
+        c.task_slab.trim()
     if at >= 0 and <uint64_t>at <= now:
         segments_trim(c, now, False)
 

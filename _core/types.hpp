@@ -4,6 +4,7 @@
 // nodelink.pyx, what is done with them in the module that says that it owns them. Every struct belongs to the core lock,
 // except fields marked (atomic).
 #pragma once
+#include "slab.hpp"
 #include "sync.hpp"
 #include <cstdlib>
 #include <cstring>
@@ -255,6 +256,8 @@ struct Gated {               // a release that waits until our borrows are ackno
 
 struct Core {
     CoreLock lock;
+    Slab<ObjEntry> entry_slab;
+    Slab<TaskRec> task_slab;
     uint64_t session = 0;
     int pid = 0;
     bool is_driver = false, running = false, node_alive = false, stopping = false;
@@ -292,6 +295,7 @@ struct Core {
     uint8_t bg_mode = 0;             // 0 in epoll, 1 parked with ticks, 2 asleep until the leader leaves
     uint32_t bg_word = 0;            // (futex)
     uint64_t activity = 0;
+    uint64_t trimmed_ms = 0;
     bool leader_blocked = false;
     pthread_t bg{};
     bool bg_started = false;

@@ -39,6 +39,13 @@ cdef extern from "sync.hpp" nogil:
     void lock_drop(CoreLock *) noexcept
 
 
+cdef extern from "slab.hpp" nogil:
+    cppclass Slab[T]:
+        T *make() noexcept
+        void drop(T *) noexcept
+        void trim() noexcept
+
+
 cdef extern from "types.hpp" nogil:
     cppclass Id28:
         uint8_t b[28]
@@ -232,6 +239,8 @@ cdef extern from "types.hpp" nogil:
 
     cppclass Core:
         CoreLock lock
+        Slab[ObjEntry] entry_slab
+        Slab[TaskRec] task_slab
         uint64_t session
         int pid
         cbool is_driver, running, node_alive, stopping
@@ -264,7 +273,7 @@ cdef extern from "types.hpp" nogil:
         cbool changed
         uint8_t bg_mode
         uint32_t bg_word
-        uint64_t activity
+        uint64_t activity, trimmed_ms
         cbool leader_blocked
         pthread_t bg
         cbool bg_started
