@@ -272,3 +272,9 @@ def test_daemon_of_a_runtime_is_found_by_its_mark() -> None:
         child.stdin.close()
         eventually(lambda: not processes.is_running(pid), "the daemon ends with its standard input")
         child.stdout.close()
+
+
+def test_the_spin_can_be_tuned():
+    done = run_module("benchmarks.tune_spin", "--smoke")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("CPU") == 2 and "wake" in done.stdout
