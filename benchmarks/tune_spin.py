@@ -6,9 +6,9 @@ Run it on a quiet machine: ``python -m benchmarks.tune_spin``. It prints, for so
 * idle: synchronous actor calls per second, and CPU time per call in driver and worker;
 * busy: the same while another process computes on every core, and what is left to those.
 
-A spin that is as long as one wake-up costs at most twice what the best choice would have (Karlin et al., "Empirical
-studies of competitive spinning", SOSP 1991): the rule for the default is one wake-up, rounded up. Longer spins find
-nothing more in calls that take no time, and burn CPU time in all others.
+A spin that is as long as one wake-up costs at most twice what the best choice would have (Karlin et al.,
+"Empirical studies of competitive spinning", SOSP 1991): the rule for the default is one wake-up, rounded up.
+Longer spins find nothing more in calls that take no time, and burn CPU time in all others.
 """
 
 from __future__ import annotations

@@ -14,10 +14,7 @@ def test_a_slab_behaves_as_its_model(tmp_path):
     compiler = os.environ.get("CXX", "g++")
     source = Path(__file__).with_name("slab_check.cpp")
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    subprocess.run(
-        [compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-pthread", f"-I{ROOT}/_core", source, "-o", program],
-        check=True,
-        env=environment,
-    )
+    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-pthread", f"-I{ROOT}/_core"]
+    subprocess.run([compiler, *flags, source, "-o", program], check=True, env=environment)
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (0, "as modelled\n")
