@@ -94,3 +94,33 @@ cdef inline int buf_put_u64(Buf* b, uint64_t v) noexcept nogil:
 
 cdef inline int buf_put_f64(Buf* b, double v) noexcept nogil:
     return buf_put(b, &v, 8)
+
+
+cdef struct Scratch:
+    # A Buf that outlives its uses, for callers that hold the GIL: who finds it taken (by a frame further up the stack,
+    # or a thread that lost the GIL) gets one of his own.
+    Buf kept
+    bint taken
+
+
+cdef enum:
+    SCRATCH_KEEPS = 1 << 20     # bytes; a larger buffer is given back
+
+
+cdef inline Buf* scratch_take(Scratch* s, Buf* own) noexcept nogil:
+    """An empty Buf, to be handed to `scratch_give`."""
+    if s.taken:
+        buf_init(own)
+        return own
+    s.taken = True
+    buf_clear(&s.kept)
+    return &s.kept
+
+
+cdef inline void scratch_give(Scratch* s, Buf* b) noexcept nogil:
+    if b != &s.kept:
+        buf_free(b)
+        return
+    if b.cap > SCRATCH_KEEPS:
+        buf_free(b)
+    s.taken = False

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from ftray._core.actors cimport actor_client, actor_on_state
-from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
+from ftray._core.buf cimport Buf, Scratch, buf_clear, buf_free, buf_init, scratch_give, scratch_take
 from ftray._core.callargs cimport encode_args
 from ftray._core.context cimport Context, child_task_id, context
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
@@ -29,9 +29,9 @@ cdef enum:
     DEF_METHOD = 1
     LARGE_ARGS = 102400
 
-cdef Buf scratch
-buf_init(&scratch)
-cdef bint scratch_taken = False
+cdef Scratch scratch
+buf_init(&scratch.kept)
+scratch.taken = False
 cdef dict fn_indices = {}
 cdef uint64_t fn_session = 0
 
@@ -93,19 +93,14 @@ cdef Blob *no_args = NULL               # the argument bytes of every call witho
 
 cdef Blob *encode_call(tuple args, dict kwargs, list deps, list refs) except NULL:
     """The argument bytes of a call; fills the top-level refs and those nested deeper."""
-    global scratch_taken, no_args
+    global no_args
     if no_args != NULL and not args and kwargs is None:
         return blob_hold(no_args)
     cdef Buf own
-    cdef Buf *b = &own
+    cdef Buf *b
     cdef Blob *blob
     cdef EncodedValue big
-    if scratch_taken:
-        buf_init(&own)
-    else:
-        scratch_taken = True
-        b = &scratch
-        buf_clear(b)
+    b = scratch_take(&scratch, &own)
     try:
         big = encode_args(b, args, kwargs, deps, refs, INLINE_LIMIT)
         if big is not None:
@@ -119,10 +114,7 @@ cdef Blob *encode_call(tuple args, dict kwargs, list deps, list refs) except NUL
                 raise ValueError(f"the arguments of one call are larger than 2 GiB even without their large values ({big.size} bytes)")
         blob = blob_copy(b.data, b.len)
     finally:
-        if b == &own:
-            buf_free(b)
-        else:
-            scratch_taken = False
+        scratch_give(&scratch, b)
     if blob == NULL:
         raise MemoryError()
     if not args and kwargs is None:

@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from ftray._core.alloc cimport Block
-from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
+from ftray._core.buf cimport Buf, Scratch, buf_init, scratch_give, scratch_take
 from ftray._core.context cimport context, put_id
 from ftray._core.nodeask cimport node_ask
 from ftray._core.nodelink cimport N_SEG_RESERVE
@@ -25,9 +25,9 @@ from ftray._core.session cimport check_usable
 from ftray._core.store cimport WriteWindow, window_write
 from ftray._core.types cimport OBJ_INLINE, OBJ_SHM, Blob, Core, Id28, ObjEntry, blob_copy, store8
 
-cdef Buf scratch
-buf_init(&scratch)
-cdef bint scratch_taken = False
+cdef Scratch scratch
+buf_init(&scratch.kept)
+scratch.taken = False
 
 
 cdef int write_parts(WriteWindow *w, EncodedValue v) noexcept nogil:
@@ -110,20 +110,14 @@ cdef int place_shared(Core *c, EncodedValue v, uint64_t *seg, uint64_t *off) exc
 
 cdef ObjectRef put_value(object value):
     """Put: encode, then a new owned entry with the value."""
-    global scratch_taken
     cdef Core *c = core()
     cdef Buf own
-    cdef Buf *b = &own
+    cdef Buf *b
     cdef list refs = []
     cdef EncodedValue big = None
     cdef Blob *blob = NULL
     cdef uint64_t seg = 0, off = 0, size = 0
-    if scratch_taken:
-        buf_init(&own)
-    else:
-        scratch_taken = True
-        b = &scratch
-        buf_clear(b)
+    b = scratch_take(&scratch, &own)
     try:
         if not encode_small(b, value, INLINE_LIMIT):
             big = encode_into(b, value, INLINE_LIMIT, refs)
@@ -134,10 +128,7 @@ cdef ObjectRef put_value(object value):
             size = big.size
             place_shared(c, big, &seg, &off)
     finally:
-        if b == &own:
-            buf_free(b)
-        else:
-            scratch_taken = False
+        scratch_give(&scratch, b)
     return finish_put(c, blob, seg, off, size, refs)
 
 
