@@ -24,7 +24,7 @@ from ftray._core.refs cimport refs_process_died
 from ftray._core.segments cimport segment_gone, segment_map, segments_process_died, segments_trim
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
 from ftray._core.types cimport CH_BROKEN, OBJ_INLINE, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, blob_copy, futex_wake
-from ftray._core.values cimport values_set_answer
+from ftray._core.values cimport boxes_end, values_set_answer
 from ftray._core.wire cimport ERR_HEAD_DIED
 
 
@@ -200,5 +200,5 @@ cdef void on_node_end(Core *c) noexcept nogil:
         if item.second.state < OBJ_INLINE:
             item.second.lost = 2
     c.exit_requested = True
-    c.changed = True
+    boxes_end(c)
     wake_inbox(c)

@@ -6,7 +6,7 @@ entry, and a value, once its state says that it is there, never changes; Python 
 the core lock only, because that may run any code (garbage collection).
 
 Leaves to others: how long entries live (refs.pyx), borrowed values (borrows.pyx), mapped memory (segments.pyx), `put`
-(puts.pyx) and `wait` (waits.pyx).
+(puts.pyx), `wait` (waits.pyx), `await` and futures (awaits.pyx, which is only loaded when they are used).
 """
 
 cimport cython
@@ -21,7 +21,7 @@ from ftray._core.nodeask cimport node_ask
 from ftray._core.nodelink cimport N_BLOCKED, N_SEG_OPEN, N_UNBLOCKED, node_put
 from ftray._core.pickler cimport note_ref
 from ftray._core.refs cimport refs_borrowed, refs_drop_local, refs_expose
-from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, session_alive, wait_python
+from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, on_main_thread, session_alive, wait_python
 from ftray._core.segments cimport segment_known, segment_pin
 from ftray._core.serial cimport TAG_PICKLE_OOB, decode_value
 from ftray._core.session cimport check_usable
@@ -39,6 +39,17 @@ cdef extern from *:
 
 cdef enum:
     FETCH_AHEAD = 16
+
+cdef object awaits = None           # the module of that name, from the first `await` or future on
+cdef bint warned_of_blocking = False
+
+
+cdef object awaits_module():
+    global awaits
+    if awaits is None:
+        from ftray._core import awaits as module
+        awaits = module
+    return awaits
 
 
 @cython.freelist(1024)
@@ -71,6 +82,24 @@ cdef class ObjectRef:
 
     def is_nil(self):
         return False
+
+    def __await__(self):
+        return awaits_module().wait_for(self)
+
+    def future(self):
+        """Return a `concurrent.futures.Future` of the value, for threads and for ``asyncio.wrap_future``.
+
+        Cancelling it ends the waiting, not the task.
+        """
+        return awaits_module().future_of(self)
+
+    def as_future(self):
+        """Return an `asyncio.Future` of the value in the running event loop, as ``asyncio.ensure_future(ref)`` does.
+
+        Cancelling it ends the waiting, not the task.
+        """
+        from asyncio import ensure_future
+        return ensure_future(self)
 
     @classmethod
     def __class_getitem__(cls, item):
@@ -180,6 +209,8 @@ cdef int wait_blocking(Core *c, condition done, void *arg, int64_t deadline_ns) 
     cdef int code
     cdef int64_t first
     if c.running_ch == NULL or c.is_driver or c.is_actor:     # an actor's calls stay, in their order
+        if c.loop_fd >= 0 and on_main_thread(c):
+            warn_of_blocking()
         return wait_python(c, done, arg, deadline_ns)
     first = <int64_t>mono_ns() + 60000
     if deadline_ns >= 0 and deadline_ns < first:
@@ -189,20 +220,42 @@ cdef int wait_blocking(Core *c, condition done, void *arg, int64_t deadline_ns) 
         return code
     with nogil:
         core_enter(c)
-        c.blocked_depth += 1
-        if c.blocked_depth == 1:
-            node_put(c, N_BLOCKED, 0, NULL, 0)
-            exec_give_back_all(c)
+        lend_cpus(c)
         core_leave(c)
     try:
         return wait_python(c, done, arg, deadline_ns)
     finally:
         with nogil:
             core_enter(c)
-            c.blocked_depth -= 1
-            if c.blocked_depth == 0:
-                node_put(c, N_UNBLOCKED, 0, NULL, 0)
+            take_back_cpus(c)
             core_leave(c)
+
+
+cdef void lend_cpus(Core *c) noexcept nogil:
+    """The running task waits: others may have its CPUs, and nothing stays queued behind it. Needs the lock."""
+    c.blocked_depth += 1
+    if c.blocked_depth == 1:
+        node_put(c, N_BLOCKED, 0, NULL, 0)
+        exec_give_back_all(c)
+
+
+cdef void take_back_cpus(Core *c) noexcept nogil:
+    c.blocked_depth -= 1
+    if c.blocked_depth == 0:
+        node_put(c, N_UNBLOCKED, 0, NULL, 0)
+
+
+cdef int warn_of_blocking() except -1:
+    """The event loop of an async actor stands still while one of its methods blocks. Said once."""
+    global warned_of_blocking
+    if warned_of_blocking:
+        return 0
+    warned_of_blocking = True
+    import warnings
+    warnings.warn(
+        "a blocking ftray.get or ftray.wait inside an async actor blocks its event loop; `await` the ref instead, or several "
+        "with asyncio.gather or asyncio.wait", RuntimeWarning, stacklevel=2)
+    return 0
 
 
 cdef int64_t deadline_of(object timeout) except -2:

@@ -26,6 +26,7 @@ from ftray._core.refs cimport refs_drain
 from ftray._core.segments cimport segment_take_dead, segments_drain, segments_next_trim_ms, segments_trim
 from ftray._core.store cimport DeadMapping, bury as bury_mapping
 from ftray._core.tasks cimport tasks_run_ready
+from ftray._core.values cimport boxes_end
 from ftray._core.types cimport (CH_CONNECTING, Channel, Core, cas64, cpu_relax, full_fence, futex_wait, futex_wake, load64,
                                 lock_drop, lock_take, lock_try, mono_ns, store32, store64, swap32, take64)
 
@@ -114,6 +115,10 @@ cdef bint session_alive(uint64_t session) noexcept nogil:
 cdef bint in_fork() noexcept nogil:
     """Is this a forked child of the process that attached? Nothing of the runtime is its own then."""
     return fork_seen()
+
+
+cdef bint on_main_thread(Core *c) noexcept nogil:
+    return this_thread() == c.main_thread
 
 
 # --- lock sections --------------------------------------------------------------------------------------------------
@@ -285,27 +290,36 @@ cdef int rest(Core *c, int64_t timeout_ns) noexcept nogil:
     swap32(&c.me.asleep, 1)
     full_fence()
     if load64(&c.me.summary) or c.drop_list != NULL:
-        store32(&c.me.asleep, 1 if c.loop_armed else 0)
+        store32(&c.me.asleep, loop_asleep(c))
         return 1
     timeout_ns = bounded(c, timeout_ns)
     c.n_sleeps += 1
     lock_drop(&c.lock)
     n = poll_events(c.epoll_fd, tags, events, 32, timeout_ns)
     lock_take(&c.lock)
-    store32(&c.me.asleep, 1 if c.loop_armed else 0)     # an event loop that sleeps beside us still needs the bell
+    store32(&c.me.asleep, loop_asleep(c))
     if n < 0:
         return -1 if errno == EINTR else 0
     for i in range(n):
-        if tags[i] == TAG_LISTEN:
-            chan_accept(c)
-        elif tags[i] == TAG_NODE:
-            node_flush(c)
-            node_readable(c)
-        elif tags[i] == TAG_EVENT:
-            drain_fd(c.event_fd)
-        else:
-            chan_event(c, tags[i], events[i])
+        on_event(c, tags[i], events[i])
     return 1 if n else 0
+
+
+cdef inline uint32_t loop_asleep(Core *c) noexcept nogil:
+    """Does an event loop sleep beside us (or may it do so soon), which needs the bell when we are awake?"""
+    return 1 if c.loop_armed or c.awaited else 0
+
+
+cdef void on_event(Core *c, uint64_t tag, uint32_t events) noexcept nogil:
+    if tag == TAG_LISTEN:
+        chan_accept(c)
+    elif tag == TAG_NODE:
+        node_flush(c)
+        node_readable(c)
+    elif tag == TAG_EVENT:
+        drain_fd(c.event_fd)
+    else:
+        chan_event(c, tag, events)
 
 
 cdef void poll_sockets(Core *c) noexcept nogil:
@@ -314,9 +328,47 @@ cdef void poll_sockets(Core *c) noexcept nogil:
 
 
 cdef void poll_now(Core *c) noexcept nogil:
-    """One look at everything, sockets included, for an event loop that watches our epoll descriptor."""
-    poll_sockets(c)
+    """One look at everything, sockets included, for an event loop that watches our epoll descriptor.
+
+    Another thread may lead, and be asleep or about to be. It has to look, too, when something changed, or when its bell
+    rang and we heard it: so it is woken, by an event that we leave for it.
+    """
+    cdef uint64_t tags[32]
+    cdef uint32_t events[32]
+    cdef int n, i
+    cdef bint before = c.changed, heard = False
+    c.changed = False
+    settle(c)
+    n = poll_events(c.epoll_fd, tags, events, 32, 0)
+    for i in range(n):
+        if tags[i] != TAG_EVENT or not c.leading:
+            on_event(c, tags[i], events[i])
+            heard = True
     core_poll(c)
+    if c.leading and (heard or c.changed):
+        kick_fd(c.event_fd)
+    elif c.followers and c.changed:
+        tell_followers(c)
+    c.changed = c.changed or before
+
+
+cdef void wake_waiters(Core *c) noexcept nogil:
+    """Have every thread in `core_wait` look at its condition again. Needs the lock."""
+    c.changed = True
+    if c.leading:
+        kick_fd(c.event_fd)
+    elif c.followers:
+        tell_followers(c)
+
+
+cdef void arm_bell(Core *c) noexcept nogil:
+    """An event loop is about to sleep: who publishes something from now on rings. What came before is handled here."""
+    while True:
+        swap32(&c.me.asleep, 1)
+        full_fence()
+        if load64(&c.me.summary) == 0:
+            return
+        poll_now(c)
 
 
 cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
@@ -523,6 +575,9 @@ cdef void runtime_stop(Core *c) noexcept nogil:
     join_thread(c.bg)
     c.running = False
     c.node_alive = False
+    lock_take(&c.lock)
+    boxes_end(c)
+    lock_drop(&c.lock)
     let_waiters_go(c)
 
 

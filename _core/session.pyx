@@ -141,6 +141,9 @@ def detach():
     c.board = NULL
     c.me = NULL
     wake_inbox(c)
+    import sys
+    if "ftray._core.awaits" in sys.modules:
+        sys.modules["ftray._core.awaits"].end_futures()
 
 
 # --- for Python -----------------------------------------------------------------------------------------------------

@@ -60,16 +60,30 @@ struct ActorClient;
 struct SchedClass;
 struct ObjEntry;
 struct Lease;
+struct AwaitBox;
 
 enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_SHM = 3 };  // >= OBJ_INLINE: the value is here
 enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64 };
 
 struct Waiter {  // somebody other than a waiting thread wants to know when an object is ready
-    uint8_t kind;  // 0 a task that depends on it, 1 a borrower's fetch
+    uint8_t kind;  // 0 a task that depends on it, 1 a borrower's fetch, 2 an `await` or a future
     TaskRec *task;
     Channel *ch;
+    AwaitBox *box;
     uint64_t token;
     Waiter *next;
+};
+
+struct AwaitBox {  // what one event loop, or the thread of the futures, waits for; a ticket is one `await`
+    int fd = -1;              // eventfd that the loop watches; the futures' thread has none
+    bool polls = false;       // the loop does the I/O while it waits: peers shall ring
+    bool armed = false;       // they have been told so since the loop looked last
+    bool told = false;        // a wake-up is under way: one for a batch
+    bool ended = false;       // the session is over, or ftrayd is: nothing will come any more
+    bool lent = false;        // the waiting task lends its CPUs
+    uint32_t gen = 0;         // (futex) for the futures' thread, when there is no ticket
+    std::vector<uint64_t> done;
+    std::unordered_map<uint64_t, ObjEntry *> open;  // ticket -> object; an open ticket counts in `local`
 };
 
 struct ObjExt {  // the rare half of an object's record
@@ -308,6 +322,9 @@ struct Core {
     std::deque<Gated> gated;
     std::vector<Command> commands;
     uint64_t put_index = 0;
+    std::vector<AwaitBox *> boxes;
+    uint32_t awaited = 0;            // event loops that do the I/O and have an open ticket
+    uint32_t lent = 0;               // boxes whose waiting has lent the running task's CPUs
     // tasks
     std::unordered_map<uint64_t, SchedClass *> classes;
     std::unordered_map<uint64_t, Lease *> leases;

@@ -86,8 +86,16 @@ cdef extern from "types.hpp" nogil:
         uint8_t kind
         TaskRec *task
         Channel *ch
+        AwaitBox *box
         uint64_t token
         Waiter *next
+
+    cppclass AwaitBox:
+        int fd
+        cbool polls, armed, told, ended, lent
+        uint32_t gen
+        vector[uint64_t] done
+        unordered_map[uint64_t, ObjEntry *] open
 
     cppclass ObjExt:
         vector[ObjEntry *] contained
@@ -285,6 +293,8 @@ cdef extern from "types.hpp" nogil:
         deque[Gated] gated
         vector[Command] commands
         uint64_t put_index
+        vector[AwaitBox *] boxes
+        uint32_t awaited, lent
         unordered_map[uint64_t, SchedClassP] classes
         unordered_map[uint64_t, LeaseP] leases
         unordered_map[Id16, ActorClientP, IdHash] actors

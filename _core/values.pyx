@@ -1,21 +1,36 @@
 """The value of an object's entry: how it arrives, who hears of it, and how it stands in a frame. Needs the core lock.
 
-Owns: `state`, `blob`, `seg`, `off`, `size` and `waiters` of an entry, and the layout of a value on the wire (RetHead,
+Owns: `state`, `blob`, `seg`, `off`, `size` and `waiters` of an entry, the boxes of those who `await`, and the layout of a value on the wire (RetHead,
 inline bytes, contained refs). Invariants: a value, once its state says that it is there, never changes (readers take no
 lock); a waiter is told exactly once, and a task that waits goes to `Core.ready` and not on from here.
 
 Leaves to others: how long entries live (refs.pyx), what becomes of tasks (outcomes.pyx, tasks.pyx), and the frame that
-answers a borrower (borrows.pyx, which builds on this module and is therefore called through a hook).
+answers a borrower (borrows.pyx, which builds on this module and is therefore called through a hook), and what a loop does
+with its box (awaits.pyx).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from cython.operator cimport dereference as deref
 from libc.string cimport memcpy, memset
 
-from ftray._core.refs cimport refs_borrowed, refs_check, refs_contain, refs_register
+from ftray._core.refs cimport refs_borrowed, refs_check, refs_contain, refs_drop_local, refs_register
 from ftray._core.segments cimport segment_owned
-from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_IS_ERROR, OBJ_OWNED, OBJ_SHM, Blob, Channel, Core, Id28, ObjEntry,
-                                TaskRec, Waiter, blob_value, blob_drop, blob_new, store8)
+from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_IS_ERROR, OBJ_OWNED, OBJ_SHM, AwaitBox, Blob, Channel, Core, Id28,
+                                ObjEntry, TaskRec, Waiter, blob_value, blob_drop, blob_new, futex_wake, store8)
 from ftray._core.wire cimport ERR_LOST, SYSTEM_ERROR, VALUE_INLINE, VALUE_LOST, VALUE_SHM, RetHead
+
+cdef extern from *:
+    """
+    #include <cstdint>
+    #include <unistd.h>
+    static void kick_box(int fd) { uint64_t one = 1; ssize_t r = write(fd, &one, 8); (void)r; }
+    """
+    void kick "kick_box"(int) nogil
+
+cdef enum:
+    WAITS_TASK = 0
+    WAITS_BORROWER = 1
+    WAITS_BOX = 2
 
 cdef answer_fn answer_fetch = NULL
 
@@ -44,15 +59,95 @@ cdef void entry_ready(Core *c, ObjEntry *e) noexcept nogil:
     e.holds += 1
     while w != NULL:
         following = w.next
-        if w.kind == 0:
+        if w.kind == WAITS_TASK:
             w.task.deps_pending -= 1
             if w.task.deps_pending == 0:
                 c.ready.push_back(w.task)
-        else:
+        elif w.kind == WAITS_BORROWER:
             answer_fetch(c, e, w.ch, w.token)
+        else:
+            box_put(c, w.box, w.token, e)
         del w
         w = following
     e.holds -= 1
+
+
+# --- boxes: who waits without a thread of its own -------------------------------------------------------------------
+
+cdef void box_open(Core *c, AwaitBox *box, uint64_t ticket, ObjEntry *e) noexcept nogil:
+    """The box hears of the entry's value, once. An open ticket keeps the entry as a ref does."""
+    entry_add_waiter(e, WAITS_BOX, NULL, NULL, ticket)
+    e.waiters.box = box
+    e.local += 1
+    if box.polls and box.open.empty():
+        c.awaited += 1
+    box.open[ticket] = e
+
+
+cdef void box_forget(Core *c, AwaitBox *box, uint64_t ticket, ObjEntry *e) noexcept nogil:
+    box.open.erase(ticket)
+    if box.polls and box.open.empty():
+        c.awaited -= 1
+    refs_drop_local(c, e)
+
+
+cdef void box_put(Core *c, AwaitBox *box, uint64_t ticket, ObjEntry *e) noexcept nogil:
+    box.done.push_back(ticket)
+    box_tell(box)
+    box_forget(c, box, ticket, e)
+
+
+cdef void box_tell(AwaitBox *box) noexcept nogil:
+    """Wake the loop, unless it has been woken and has not looked yet."""
+    if not box.told:
+        box.told = True
+        if box.fd >= 0:
+            kick(box.fd)
+
+
+cdef void box_close(Core *c, AwaitBox *box, uint64_t ticket) noexcept nogil:
+    """Nobody waits for this ticket any more (or it is done, and nothing happens)."""
+    cdef ObjEntry *e
+    cdef Waiter **at
+    cdef Waiter *w
+    if box.open.count(ticket) == 0:
+        return
+    e = box.open[ticket]
+    at = &e.waiters
+    while at[0] != NULL:
+        w = at[0]
+        if w.kind == WAITS_BOX and w.box == box and w.token == ticket:
+            at[0] = w.next
+            del w
+            break
+        at = &w.next
+    box_forget(c, box, ticket, e)
+
+
+cdef void box_remove(Core *c, AwaitBox *box) noexcept nogil:
+    """The box goes: no entry may point to it."""
+    cdef size_t i
+    while not box.open.empty():
+        box_close(c, box, deref(box.open.begin()).first)
+    for i in range(c.boxes.size()):
+        if c.boxes[i] == box:
+            c.boxes[i] = c.boxes.back()
+            c.boxes.pop_back()
+            return
+
+
+cdef void boxes_end(Core *c) noexcept nogil:
+    """Nothing will come any more: everybody who awaits something hears that."""
+    cdef size_t i
+    for i in range(c.boxes.size()):
+        c.boxes[i].ended = True
+        box_tell(c.boxes[i])
+        c.boxes[i].gen += 1
+        futex_wake(&c.boxes[i].gen, 1)
+    c.changed = True
+
+
+# --- setting a value ------------------------------------------------------------------------------------------------
 
 
 cdef void entry_set_inline(Core *c, ObjEntry *e, Blob *b, bint is_error) noexcept nogil:

@@ -20,6 +20,7 @@ from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
 from ftray._core.answers cimport encode_failure, encode_results, send_reply
+from ftray._core.awaits cimport LoopWatch, loops_take_back_cpus, watch_actor_loop
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
 from ftray._core.context cimport Context, context_begin, context_end
 from ftray._core.execqueue cimport EXEC_ACTION, EXEC_TERMINATE, exec_post, exec_runnable
@@ -60,6 +61,7 @@ cdef class Executor:
     cdef uint64_t finished
     cdef public object start_actor          # callback: (payload bytes) -> None
     cdef public object on_terminate         # callback: graceful end
+    cdef LoopWatch watch        # of what the methods of an async actor await
     cdef dict running_async                 # seq -> task, for cancellation
     cdef object actions                     # what runs between two calls on the main thread
     cdef object before_call
@@ -230,6 +232,11 @@ cdef class Executor:
         if error is not None and c.cancel_seq == call.t.seq and c.cancel_ch == call.t.ch:
             error = KeyboardInterrupt()     # whatever the interruption looked like from inside
         c.running_seq = 0
+        if c.lent:
+            with nogil:
+                core_enter(c)
+                loops_take_back_cpus(c)
+                core_leave(c)
         self.method = None
         context_end(&saved)
         if call.name is None:
@@ -309,6 +316,7 @@ cdef class Executor:
         import os
         cdef Core *c = core()
         self.loop = asyncio.get_running_loop()
+        self.watch = watch_actor_loop(self.loop)
         start()                             # the constructor may use the running loop
         self.stop = stop = self.loop.create_future()
         c.loop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -331,13 +339,18 @@ cdef class Executor:
         """Take what has come, start it, and let peers ring the bell while the loop is busy elsewhere."""
         cdef Core *c = core()
         cdef Call call
+        cdef LoopWatch watch = self.watch
         cdef bint more = True
         while more:
             with nogil:
                 core_enter(c)
                 c.loop_armed = False
+                watch.expect()
                 poll_now(c)
+                watch.collect(c)
                 core_leave(c)
+            if watch.came.size():
+                watch.resolve()
             while True:
                 call = Call.__new__(Call)
                 with nogil:
@@ -368,7 +381,8 @@ cdef class Executor:
                 full_fence()
                 more = load64(&c.me.summary) != 0 or (exec_runnable(c) and not self.stalled)
                 if more:
-                    store32(&c.me.asleep, 0)
+                    if not c.leading:           # else a thread may sleep, which needs its bell
+                        store32(&c.me.asleep, 0)
                     c.loop_armed = False
                 core_leave(c)
 
@@ -420,7 +434,7 @@ cdef class Executor:
         result = error = None
         try:
             result = call.function(*call.args, **(call.kwargs or {}))
-            if hasattr(result, "__await__"):
+            if type(result) is not ObjectRef and hasattr(result, "__await__"):      # a ref is a result like others
                 result = await result
         except SystemExit as e:
             self.leave(e)
