@@ -14,6 +14,7 @@ cdef class LoopWatch:
     cdef int poll_fd                # ours of the core's epoll descriptor
     cdef bint polling, lend_due
     cdef vector[uint64_t] came
+    cdef object __weakref__
 
     cdef void free(self)
     cdef int begin(self, object loop, bint polls) except -1

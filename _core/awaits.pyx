@@ -35,7 +35,7 @@ cdef enum:
 
 LEND_AFTER_S = 0.0005           # a loop's timers are coarser
 
-cdef dict watches = {}          # id of an event loop -> its watch
+cdef dict watches = {}          # id of an event loop -> weak reference to its watch, which the loop's readers hold
 cdef FutureBoard board = None
 
 
@@ -142,19 +142,18 @@ cdef class LoopWatch:
         key = id(loop)
 
         def gone(ref):
-            watch = watches.get(key)
-            if watch is not None and (<LoopWatch>watch).loop_ref is ref:
+            if watches.get(key) is ref:
                 del watches[key]
 
         self.session = c.session
-        self.loop_ref = weakref.ref(loop, gone)
+        self.loop_ref = weakref.ref(loop)
         if polls:
             self.poll_fd = os.dup(c.epoll_fd)   # a number of our own: the core's is closed, and used again, by others
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         with nogil:
             self.box = new_box(c, fd, polls)
         loop.add_reader(fd, self.woken)
-        watches[key] = self
+        watches[key] = weakref.ref(self, gone)
         return 0
 
     cdef uint64_t open(self, ObjectRef ref, object future, object loop) except? 0:
@@ -278,8 +277,7 @@ cdef class LoopWatch:
         """The session is over: who still waits looks again, and finds out why."""
         cdef dict waiting = self.waiting
         self.waiting = {}
-        if watches.get(id(loop)) is self:
-            del watches[id(loop)]
+        watches.pop(id(loop), None)
         loop.remove_reader(self.box.fd)
         if self.poll_fd >= 0:
             loop.remove_reader(self.poll_fd)
@@ -292,11 +290,14 @@ cdef class LoopWatch:
 
 cdef LoopWatch watch_of(object loop):
     """The watch of a running loop."""
-    cdef LoopWatch watch = watches.get(id(loop))
-    if watch is not None and watch.loop_ref() is loop:
-        if watch.session == core().session:
-            return watch
-        watch.finish(loop)
+    cdef LoopWatch watch
+    known = watches.get(id(loop))
+    if known is not None:
+        watch = known()
+        if watch is not None and watch.loop_ref() is loop:
+            if watch.session == core().session:
+                return watch
+            watch.finish(loop)
     watch = LoopWatch()
     watch.begin(loop, True)
     return watch
@@ -339,7 +340,7 @@ def wait_for(ObjectRef ref):
 
 cdef bint something_to_do(Core *c, void *arg) noexcept nogil:
     cdef AwaitBox *box = <AwaitBox *>arg
-    return not box.done.empty() or box.open.empty() or box.ended or not c.node_alive
+    return box.told or box.open.empty() or box.ended or not c.node_alive
 
 
 cdef class FutureBoard:
@@ -382,6 +383,8 @@ cdef class FutureBoard:
             if opened and self.box.open.size() == 1:
                 self.box.gen += 1
                 futex_wake(&self.box.gen, 1)
+            elif opened:                        # the thread is asleep already, perhaps since an earlier task
+                lend(c, self.box)
             core_leave(c)
         if opened:
             future.add_done_callback(partial(self.given_up, ticket))
@@ -401,6 +404,7 @@ cdef class FutureBoard:
                 box_close(c, self.box, number)
                 give_back_loan(c, self.box)
                 if self.box.open.empty():
+                    self.box.told = True        # it looks, even if the next ticket is opened before that
                     wake_waiters(c)
             core_leave(c)
 

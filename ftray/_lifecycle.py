@@ -184,6 +184,7 @@ def _start(
     object_store_memory: int | None,
     namespace: str | None,
 ) -> Session:
+    from ftray._node import threads
     from ftray._node.launch import NodeOptions, start_node
 
     if object_store_memory is not None and not isinstance(object_store_memory, int):
@@ -198,7 +199,7 @@ def _start(
             num_gpus=num_gpus,
             resources=dict(resources or {}),
             object_store_memory=object_store_memory,
-            preload=("numpy",) if "numpy" in sys.modules else (),
+            preload=("numpy",) if "numpy" in sys.modules and not threads.asked_for(os.environ) else (),
         ),
         meanwhile=_warm_up,
     )

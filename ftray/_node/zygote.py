@@ -22,6 +22,7 @@ import socket
 import sys
 
 from ftray._core import procs
+from ftray._node import threads
 from ftray._node.fdpass import recv_with_fds
 
 TYPE_CHECKING = False
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
     WorkerMain = Callable[[str, bytes], object]
 
 MESSAGE_BYTES = 1 << 16
-# A library that makes a thread pool when it is loaded would leave the zygote with more than one thread.
-_THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 # What every worker needs to register and to run its first call: imported once here, not once a worker.
 _SHARED_MODULES = (
     "pickle",
@@ -68,8 +61,7 @@ class Zygote:
             os._exit(0)
         procs.set_name("ftray-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for name in _THREAD_LIMITS:
-            os.environ.setdefault(name, "1")
+        threads.limit(os.environ)
         try:
             complete_package()
             for module in _SHARED_MODULES:

@@ -168,7 +168,8 @@ class ZygoteLink:
         self._started_s = time.monotonic()
         self._watch()
         if self._preloads:
-            self._send(("preload", list(self._preloads)), ())
+            self._backlog.insert(0, (marshal.dumps(("preload", list(self._preloads))), ()))
+        self._flush()  # with what was asked for while there was no zygote
 
     def close(self) -> None:
         """Forget the zygote; it ends when its socket closes, and no other takes its place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -30,9 +31,10 @@ def post(box, value):
 
 
 def doze():
-    """Runs for ever, in Python most of the time."""
-    while True:
-        time.sleep(0.0005)
+    """Runs for ever, in and out of the interpreter, waiting for what never comes."""
+    never = threading.Event()
+    while not never.wait(0.0005):
+        pass
 
 
 @ray.remote

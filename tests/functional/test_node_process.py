@@ -161,6 +161,17 @@ class TestDeaths:
         assert len({g.pid for g in others}) == 6
         assert all(processes.parent_of(g.pid) == node.handle.pid for g in others)
 
+    def test_workers_come_after_zygotes_that_died_one_after_the_other(
+        self, node: Running, driver: FakeDriver
+    ) -> None:
+        """The next one is started after a pause; what is asked for meanwhile is not forgotten."""
+        driver.lease()
+        for _ in range(3):
+            processes.end(node.zygote())
+        driver.send(f.LeaseRequest(7, 6, (("CPU", 0.0),), "", "f"))
+        for _ in range(6):
+            assert driver.ask(driver.wait(f.LeaseGrant), "echo", 5) == 5  # type: ignore[arg-type]
+
     def test_the_end_of_ftrayd_ends_every_process(self, node: Running, driver: FakeDriver) -> None:
         driver.lease()
         pids = node.descendants()

@@ -34,6 +34,7 @@ LATER = {
     "socket",
     "threading",
     "ftray._core.answers",
+    "ftray._core.awaits",
     "ftray._core.worker",
     "ftray.checkpoint",
 }

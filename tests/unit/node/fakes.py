@@ -39,15 +39,15 @@ class FakeWorker:
         self.node = client.connect(session_dir, worker_id=worker_id, token=token, kind=f.KIND_WORKER)
         self.actors: dict[bytes, int] = {}
         self.decline_exit = False
+        self.silent = threading.Event()
         beat = threading.Thread(target=self._beat, daemon=True)
         beat.start()
 
     def _beat(self) -> None:
         """Write heartbeats as the core's thread does."""
         at = 4096 + 1024 * self.node.slot
-        while True:
+        while not self.silent.wait(0.05):
             os.pwrite(self.node.board_fd, _BEAT.pack(int(time.monotonic() * 1000)), at)
-            time.sleep(0.05)
 
     def run(self) -> int:
         selector = selectors.DefaultSelector()
