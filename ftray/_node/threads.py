@@ -1,7 +1,8 @@
 """How many threads libraries make in workers: the variables that they read when they are loaded.
 
-A library that makes its threads when it is loaded (a BLAS, OpenMP) would leave the zygote with more than one, and
-tasks share the machine's CPUs anyway: without a word of the user it is one thread. What the user has set counts.
+A library that makes its threads when it is loaded (a BLAS, OpenMP) would leave the zygote with more than one,
+and tasks share the machine's CPUs anyway: without a word of the user it is one thread. What the user has set
+counts.
 """
 
 from __future__ import annotations
@@ -24,5 +25,5 @@ def limit(environ: MutableMapping[str, str]) -> None:
 
 
 def asked_for(environ: Mapping[str, str]) -> bool:
-    """Whether the user wants more than one: then such a library is loaded by each worker, not by the zygote."""
+    """Whether the user wants more than one: then each worker loads such a library, the zygote does not."""
     return any((environ.get(name) or "1") != "1" for name in (_GENERAL, *_SPECIAL))

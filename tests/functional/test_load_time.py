@@ -33,8 +33,14 @@ def loads(name):
 def facts():
     with open("/proc/self/maps") as maps:
         mapped = maps.read()
-    return {"hash": hash("some text"), "seed": os.environ.get("PYTHONHASHSEED"), "mapped": "libpreloaded" in mapped,
-            "found": loads("libonlythere.so"), "cuda": os.environ.get("CUDA_VISIBLE_DEVICES"), "pid": os.getpid()}
+    return {
+        "hash": hash("some text"),
+        "seed": os.environ.get("PYTHONHASHSEED"),
+        "mapped": "libpreloaded" in mapped,
+        "found": loads("libonlythere.so"),
+        "cuda": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "pid": os.getpid(),
+    }
 """
 
 
@@ -138,14 +144,15 @@ ray.init(num_cpus=1)
 def numbers():
     import numpy
     import threadpoolctl
-    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    pools = threadpoolctl.threadpool_info()
+    return [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
 
 tell("threads", ray.get(numbers.remote()))
 ray.shutdown()
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a BLAS makes no more threads than there are CPUs")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a BLAS makes no more threads than CPUs")
 @pytest.mark.parametrize("before", ["", "import numpy"], ids=["late", "numpy in the driver"])
 @pytest.mark.parametrize(("variables", "wanted"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)])
 def test_threads_of_a_blas_in_workers(start_driver, before, variables, wanted):
@@ -181,7 +188,7 @@ def collector():
 
 @pytest.mark.usefixtures("runtime")
 def test_the_zygote_freezes_what_workers_share():
-    """The collector of a worker does not visit, and so not copy, the pages it shares; its own things it does."""
+    """A worker's collector does not visit, and so not copy, the pages it shares; its own things it does."""
     got = ray.get(collector.remote())
     assert got.pop("frozen") > 10_000
     assert got == {"enabled": True, "zygote's import": False, "worker's own": True}

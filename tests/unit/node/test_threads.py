@@ -31,7 +31,9 @@ def test_a_special_variable_counts_for_its_library() -> None:
     assert threads.asked_for(environ)
 
 
-@pytest.mark.parametrize("environ", [{}, {"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": ""}])
+@pytest.mark.parametrize(
+    "environ", [{}, {"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": ""}]
+)
 def test_one_thread_is_no_wish_and_empty_is_unset(environ: dict[str, str]) -> None:
     assert not threads.asked_for(environ)
     threads.limit(environ)
