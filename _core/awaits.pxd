@@ -22,6 +22,7 @@ cdef class LoopWatch:
     cdef int close(self, uint64_t ticket) except -1
     cdef void expect(self) noexcept nogil
     cdef void collect(self, Core *c) noexcept nogil
+    cdef bint over(self) noexcept
     cdef int resolve(self) except -1
     cdef int finish(self, object loop) except -1
 

@@ -22,7 +22,8 @@ from posix.unistd cimport close as close_fd
 
 from ftray._core.borrows cimport borrow_fetch
 from ftray._core.objects cimport ObjectRef, lend_cpus, take_back_cpus, usable, value_of
-from ftray._core.runtime cimport (arm_bell, core, core_enter, core_leave, core_try, in_fork, poll_now, wait_python, wake_waiters)
+from ftray._core.runtime cimport (arm_bell, core, core_enter, core_enter_in, core_leave, core_try, in_fork, poll_now, wait_python,
+                                  wake_waiters)
 from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, AwaitBox, Core, ObjEntry, futex_wait, futex_wake, load8,
                                 lock_drop, lock_take, mono_ns)
 from ftray._core.values cimport box_close, box_open, box_remove
@@ -104,13 +105,17 @@ cdef AwaitBox *new_box(Core *c, int fd, bint polls) noexcept nogil:
 cdef void drop_box(AwaitBox *box, uint64_t session):
     """Entries of an ended session, and those of a forked child, are touched by nobody any more."""
     cdef Core *c = core()
-    if c.session == session and not in_fork():
+    if not in_fork():
         with nogil:
-            core_enter(c)
-            if c.session == session:
+            if core_enter_in(c, session):
                 box_remove(c, box)
                 give_back_loan(c, box)
-            core_leave(c)
+                core_leave(c)
+            else:
+                lock_take(&c.lock)
+                if c.session == session:        # it is about to end, and somebody may still put something in
+                    box_remove(c, box)
+                lock_drop(&c.lock)
     if box.fd >= 0:
         close_fd(box.fd)
     del box
@@ -170,9 +175,10 @@ cdef class LoopWatch:
             core_leave(c)
         else:
             with nogil:
-                core_enter(c)
-                opened = ticket_open(c, self.box, e, ticket)
-                core_leave(c)
+                opened = core_enter_in(c, self.session)
+                if opened:
+                    opened = ticket_open(c, self.box, e, ticket)
+                    core_leave(c)
         if not opened:
             return 0
         self.tickets = ticket
@@ -185,14 +191,13 @@ cdef class LoopWatch:
     cdef int close(self, uint64_t ticket) except -1:
         """Nobody waits on this ticket any more."""
         cdef Core *c = core()
-        if self.waiting.pop(ticket, None) is None or self.box == NULL or self.session != c.session or in_fork():
+        if self.waiting.pop(ticket, None) is None or self.box == NULL or in_fork():
             return 0
         with nogil:
-            core_enter(c)
-            if self.session == c.session:
+            if core_enter_in(c, self.session):
                 box_close(c, self.box, ticket)
                 give_back_loan(c, self.box)
-            core_leave(c)
+                core_leave(c)
         return 0
 
     cdef void expect(self) noexcept nogil:
@@ -226,17 +231,19 @@ cdef class LoopWatch:
     def step(self):
         """The core's descriptors have something: do the I/O."""
         cdef Core *c = core()
-        cdef bint idle
-        if self.box == NULL or self.box.ended or self.session != c.session:
-            self.woken()
+        cdef bint idle = False
+        if self.box == NULL:
             return
         with nogil:
-            core_enter(c)
-            idle = self.box.open.empty()
-            self.expect()
-            poll_now(c)
-            self.collect(c)
-            core_leave(c)
+            if core_enter_in(c, self.session):
+                idle = self.box.open.empty()
+                self.expect()
+                poll_now(c)
+                self.collect(c)
+                core_leave(c)
+        if self.over():
+            self.finish(self.loop_ref())
+            return
         if idle and self.polling:           # others do the I/O when this loop has nothing to wait for
             self.polling = False
             self.loop_ref().remove_reader(self.poll_fd)
@@ -247,31 +254,33 @@ cdef class LoopWatch:
         cdef Core *c = core()
         if self.box == NULL:
             return
-        if self.session == c.session and not self.box.ended:
-            try:
-                os.eventfd_read(self.box.fd)
-            except BlockingIOError:
-                return
-            with nogil:
-                core_enter(c)
+        try:
+            os.eventfd_read(self.box.fd)
+        except BlockingIOError:
+            return
+        with nogil:
+            if core_enter_in(c, self.session):
                 self.collect(c)
                 core_leave(c)
+        if self.over():
+            self.finish(self.loop_ref())
+        else:
             self.resolve()
-            if not self.box.ended:
-                return
-        self.finish(self.loop_ref())
+
+    cdef bint over(self) noexcept:
+        """Will nothing come any more?"""
+        return self.box.ended or self.session != core().session
 
     def lend(self):
         """A plain task that awaits for longer lends its CPUs, as one in `get` does."""
         cdef Core *c = core()
         self.lend_due = False
-        if self.box == NULL or self.session != c.session:
+        if self.box == NULL:
             return
         with nogil:
-            core_enter(c)
-            if self.session == c.session:
+            if core_enter_in(c, self.session):
                 lend(c, self.box)
-            core_leave(c)
+                core_leave(c)
 
     cdef int finish(self, object loop) except -1:
         """The session is over: who still waits looks again, and finds out why."""
@@ -373,19 +382,19 @@ cdef class FutureBoard:
         cdef Core *c = core()
         cdef ObjEntry *e = usable(ref)
         cdef uint64_t ticket
-        cdef bint opened
+        cdef bint opened = False
         self.tickets += 1
         ticket = self.tickets
         self.waiting[ticket] = (future, ref)
         with nogil:
-            core_enter(c)
-            opened = not self.box.ended and ticket_open(c, self.box, e, ticket)
-            if opened and self.box.open.size() == 1:
-                self.box.gen += 1
-                futex_wake(&self.box.gen, 1)
-            elif opened:                        # the thread is asleep already, perhaps since an earlier task
-                lend(c, self.box)
-            core_leave(c)
+            if core_enter_in(c, self.session):
+                opened = not self.box.ended and ticket_open(c, self.box, e, ticket)
+                if opened and self.box.open.size() == 1:
+                    self.box.gen += 1
+                    futex_wake(&self.box.gen, 1)
+                elif opened:                    # the thread is asleep already, perhaps since an earlier task
+                    lend(c, self.box)
+                core_leave(c)
         if opened:
             future.add_done_callback(partial(self.given_up, ticket))
         else:
@@ -396,17 +405,16 @@ cdef class FutureBoard:
         """A future that its holder cancelled needs no value. (The task runs on.)"""
         cdef Core *c = core()
         cdef uint64_t number = ticket
-        if not future.cancelled() or self.waiting.pop(ticket, None) is None or self.session != c.session or in_fork():
+        if not future.cancelled() or self.waiting.pop(ticket, None) is None or in_fork():
             return
         with nogil:
-            core_enter(c)
-            if self.session == c.session:
+            if core_enter_in(c, self.session):
                 box_close(c, self.box, number)
                 give_back_loan(c, self.box)
                 if self.box.open.empty():
                     self.box.told = True        # it looks, even if the next ticket is opened before that
                     wake_waiters(c)
-            core_leave(c)
+                core_leave(c)
 
     cdef int complete(self, ticket) except -1:
         found = self.waiting.pop(ticket, None)
@@ -419,22 +427,25 @@ cdef class FutureBoard:
         cdef Core *c = core()
         cdef uint32_t seen
         cdef bint idle = True
-        cdef bint ended
+        cdef bint ended = False
         cdef vector[uint64_t] came
         with nogil:
             while True:
                 lock_take(&c.lock)
                 seen = self.box.gen
-                idle = self.box.open.empty() and self.box.done.empty() and not self.box.ended
+                ended = self.box.ended
+                idle = self.box.open.empty() and self.box.done.empty() and not ended
                 lock_drop(&c.lock)
                 if not idle:
                     break
                 futex_wait(&self.box.gen, seen, -1)
+        if ended:
+            return None
         if wait_python(c, something_to_do, <void *>self.box, <int64_t>mono_ns() + LEND_AFTER_NS) == 0:
             with nogil:
-                core_enter(c)
-                lend(c, self.box)
-                core_leave(c)
+                if core_enter_in(c, self.session):
+                    lend(c, self.box)
+                    core_leave(c)
             wait_python(c, something_to_do, <void *>self.box, -1)
         with nogil:
             lock_take(&c.lock)

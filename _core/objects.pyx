@@ -21,7 +21,7 @@ from ftray._core.nodeask cimport node_ask
 from ftray._core.nodelink cimport N_BLOCKED, N_SEG_OPEN, N_UNBLOCKED, node_put
 from ftray._core.pickler cimport note_ref
 from ftray._core.refs cimport refs_borrowed, refs_drop_local, refs_expose
-from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, on_main_thread, session_alive, wait_python
+from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.segments cimport segment_known, segment_pin
 from ftray._core.serial cimport TAG_PICKLE_OOB, decode_value
 from ftray._core.session cimport check_usable
@@ -33,9 +33,12 @@ from ftray._core.wire cimport SYSTEM_ERROR
 
 cdef extern from *:
     """
+    #include <pthread.h>
+    static bool is_this_thread(pthread_t thread) { return pthread_equal(thread, pthread_self()); }
     static inline void prefetch_entry(const void *p) { __builtin_prefetch(p); }
     """
     void prefetch "prefetch_entry"(const void *) nogil
+    bint is_this_thread(unsigned long) nogil
 
 cdef enum:
     FETCH_AHEAD = 16
@@ -209,7 +212,7 @@ cdef int wait_blocking(Core *c, condition done, void *arg, int64_t deadline_ns) 
     cdef int code
     cdef int64_t first
     if c.running_ch == NULL or c.is_driver or c.is_actor:     # an actor's calls stay, in their order
-        if c.loop_fd >= 0 and on_main_thread(c):
+        if c.loop_fd >= 0 and is_this_thread(c.main_thread):
             warn_of_blocking()
         return wait_python(c, done, arg, deadline_ns)
     first = <int64_t>mono_ns() + 60000

@@ -10,13 +10,13 @@ cdef bint session_alive(uint64_t session) noexcept nogil
 cdef bint in_fork() noexcept nogil
 cdef bint core_try(Core *c) noexcept nogil
 cdef void core_enter(Core *c) noexcept nogil
+cdef bint core_enter_in(Core *c, uint64_t session) noexcept nogil
 cdef void core_leave(Core *c) noexcept nogil
 cdef int wait_python(Core *c, condition done, void *arg, int64_t deadline_ns) except -2
 cdef bint core_poll(Core *c) noexcept nogil
 cdef void poll_now(Core *c) noexcept nogil
 cdef void arm_bell(Core *c) noexcept nogil
 cdef void wake_waiters(Core *c) noexcept nogil
-cdef bint on_main_thread(Core *c) noexcept nogil
 cdef int runtime_open(Core *c) except -1
 cdef int runtime_start(Core *c) except -1
 cdef void runtime_stop(Core *c) noexcept nogil

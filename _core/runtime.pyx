@@ -117,10 +117,6 @@ cdef bint in_fork() noexcept nogil:
     return fork_seen()
 
 
-cdef bint on_main_thread(Core *c) noexcept nogil:
-    return this_thread() == c.main_thread
-
-
 # --- lock sections --------------------------------------------------------------------------------------------------
 
 cdef inline void note_activity(Core *c) noexcept nogil:
@@ -151,6 +147,16 @@ cdef bint core_try(Core *c) noexcept nogil:
 cdef void core_enter(Core *c) noexcept nogil:
     lock_take(&c.lock)
     note_activity(c)
+
+
+cdef bint core_enter_in(Core *c, uint64_t session) noexcept nogil:
+    """Enter if the session still runs. It cannot end then before the lock is dropped."""
+    lock_take(&c.lock)
+    if c.session == session and c.running:
+        note_activity(c)
+        return True
+    lock_drop(&c.lock)
+    return False
 
 
 cdef void settle(Core *c) noexcept nogil:
@@ -575,15 +581,13 @@ cdef void runtime_stop(Core *c) noexcept nogil:
     join_thread(c.bg)
     c.running = False
     c.node_alive = False
-    lock_take(&c.lock)
-    boxes_end(c)
-    lock_drop(&c.lock)
     let_waiters_go(c)
 
 
 cdef void let_waiters_go(Core *c) noexcept nogil:
-    """Threads that still wait in `core_wait` see that the runtime stopped, and leave."""
+    """Threads that still wait in `core_wait`, and whoever awaits something, see that the runtime stopped, and leave."""
     lock_take(&c.lock)
+    boxes_end(c)
     while c.followers or c.leading:
         c.gen += 1
         futex_wake(&c.gen, 1 << 30)
