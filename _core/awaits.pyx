@@ -34,7 +34,7 @@ import weakref
 cdef enum:
     LEND_AFTER_NS = 60000       # as long as a blocking wait in a task
 
-LEND_AFTER_S = 0.0005           # a loop's timers are coarser
+cdef double LEND_AFTER_S = 0.0005       # a loop's timers are coarser
 
 cdef dict watches = {}          # id of an event loop -> weak reference to its watch, which the loop's readers hold
 cdef FutureBoard board = None
