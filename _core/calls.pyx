@@ -32,6 +32,8 @@ cdef enum:
 cdef Scratch scratch
 buf_init(&scratch.kept)
 scratch.taken = False
+cdef object group_now = None            # placement group of what runs here: 18 bytes id, 1 whether it captures; or None
+cdef uint64_t bindings = 0              # counts changes of `group_now`: callers are bound anew after one
 cdef dict fn_indices = {}
 cdef uint64_t fn_session = 0
 
@@ -57,11 +59,13 @@ cdef uint32_t function_index(Core *c, bytes definition) except? 0xFFFFFFFF:
     return index
 
 
-cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request) except NULL:
+cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request, bytes group) except NULL:
     """The scheduling class of this key (tasks that can share a worker), made when first used."""
     cdef SchedClass *k
     cdef const char *p = request
     cdef uint64_t n = len(request)
+    cdef const char *g = group
+    cdef uint64_t m = len(group)
     with nogil:
         core_enter(c)
         if c.classes.count(key):
@@ -70,6 +74,7 @@ cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request) except NULL:
             k = new SchedClass()
             k.key = key
             k.request.assign(p, n)
+            k.group.assign(g, m)
             c.classes[key] = k
         core_leave(c)
     return k
@@ -211,10 +216,10 @@ cdef class FunctionCaller:
     """Base of RemoteFunction: everything that a call needs, bound to the running session on first use.
 
     Subclasses give `_bind()`, which starts ftray if need be and returns ``(definition, class_key, request, num_returns,
-    max_retries)``.
+    max_retries, group)``. It is asked again when the placement group that the calling code runs in is another one.
     """
 
-    cdef uint64_t session
+    cdef uint64_t session, bound
     cdef uint32_t fn
     cdef int nret, max_retries
     cdef Py_ssize_t least, most     # positional arguments that surely fit
@@ -227,7 +232,7 @@ cdef class FunctionCaller:
         cdef TaskRec *t
         if kwargs or len(args) < self.least or len(args) > self.most:
             self._check_arguments(args, kwargs)
-        if not session_alive(self.session):
+        if not session_alive(self.session) or self.bound != bindings:
             self.bind()
         if not c.node_alive:
             check_usable()
@@ -239,13 +244,15 @@ cdef class FunctionCaller:
 
     cdef int bind(self) except -1:
         cdef Core *c = core()
-        definition, key, request, nret, max_retries = self._bind()
+        cdef uint64_t bound = bindings
+        definition, key, request, nret, max_retries, group = self._bind()
         check_usable()
         self.fn = function_index(c, definition)
-        self.cls = sched_class(c, key, request)
+        self.cls = sched_class(c, key, request, group)
         self.nret = nret
         self.max_retries = max_retries
         self.session = c.session
+        self.bound = bound
         return 0
 
     def _limit_arguments(self, Py_ssize_t least, Py_ssize_t most):
@@ -349,6 +356,19 @@ cdef class MethodCaller:
             self.fn = function_index(c, self.definition)
             self.session = c.session
         return self._target.call(c, self.fn, self.nret, self.max_retries, self.max_pending, args, kwargs)
+
+
+def current_group():
+    """The placement group that the code of this process runs in: 18 bytes of id, 1 of whether it captures; or None."""
+    return group_now
+
+
+def enter_group(group):
+    """From now on what runs here runs in this placement group (None: in none)."""
+    global group_now, bindings
+    if group != group_now:
+        group_now = group
+        bindings += 1
 
 
 def method_definition(str name):

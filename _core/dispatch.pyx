@@ -25,7 +25,7 @@ from ftray._core.segments cimport segment_gone, segment_map, segments_process_di
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
 from ftray._core.types cimport CH_BROKEN, OBJ_INLINE, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, blob_copy, futex_wake
 from ftray._core.values cimport boxes_end, values_set_answer
-from ftray._core.wire cimport ERR_HEAD_DIED
+from ftray._core.wire cimport ERR_GROUP_REMOVED, ERR_HEAD_DIED, ERR_UNSCHEDULABLE
 
 
 cdef void dispatch_install() noexcept nogil:
@@ -167,7 +167,7 @@ cdef void on_lease_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
         memcpy(&key, body, 8)
         memcpy(&size, body + 9, 2)
         if body[8]:
-            class_fail(c, key, body + 11, min(<uint32_t>size, h.size - 11))
+            class_fail(c, key, ERR_GROUP_REMOVED if body[8] == 3 else ERR_UNSCHEDULABLE, body + 11, min(<uint32_t>size, h.size - 11))
         else:
             to_inbox(c, h.kind, body, h.size)
 

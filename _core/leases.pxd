@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from ftray._core.types cimport Core, Id28, Lease, SchedClass
 
 cdef void class_pump(Core *c, SchedClass *k) noexcept nogil
-cdef void class_fail(Core *c, uint64_t class_key, const char *text, uint32_t size) noexcept nogil
+cdef void class_fail(Core *c, uint64_t class_key, uint8_t code, const char *text, uint32_t size) noexcept nogil
 cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *worker) noexcept nogil
 cdef void lease_is_idle(Core *c, Lease *l) noexcept nogil
 cdef void lease_reclaim(Core *c, uint64_t lease_id) noexcept nogil

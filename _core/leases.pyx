@@ -17,7 +17,7 @@ from ftray._core.outcomes cimport task_fail
 from ftray._core.pushes cimport task_push
 from ftray._core.rules cimport leases_wanted, list_pop, overloaded, pick_lease
 from ftray._core.types cimport CH_OPEN, Channel, Core, Id28, Lease, SchedClass, TaskRec, mono_ns
-from ftray._core.wire cimport ERR_NO_DESCRIPTORS, ERR_UNSCHEDULABLE
+from ftray._core.wire cimport ERR_NO_DESCRIPTORS
 
 cdef enum:
     IDLE_LEASE_NS = 100000000       # an idle lease is kept this long for the next call
@@ -163,12 +163,12 @@ cdef void lease_reclaim(Core *c, uint64_t lease_id) noexcept nogil:
     node_lease_request(c, k, leases_wanted(k))
 
 
-cdef void class_fail(Core *c, uint64_t class_key, const char *text, uint32_t size) noexcept nogil:
-    """No node will ever be able to run tasks of this class."""
+cdef void class_fail(Core *c, uint64_t class_key, uint8_t code, const char *text, uint32_t size) noexcept nogil:
+    """Tasks of this class will never run: `code` and `text` say why."""
     cdef SchedClass *k
     if c.classes.count(class_key) == 0:
         return
     k = c.classes[class_key]
     k.asked = 0
     while k.queue.head != NULL:
-        task_fail(c, list_pop(&k.queue), ERR_UNSCHEDULABLE, text, size)
+        task_fail(c, list_pop(&k.queue), code, text, size)

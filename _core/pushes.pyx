@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, chan_commit
 from ftray._core.refs cimport refs_expose
 from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
-from ftray._core.wire cimport KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead, TaskHead
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead, TaskHead
 
 
 cdef uint64_t deps_size(TaskRec *t) noexcept nogil:
@@ -73,7 +73,10 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     cdef uint64_t size = FRAME_HEADER + sizeof(TaskHead) + t.args.size
     cdef TaskHead *h
     cdef char *p
+    cdef bint in_group = t.cls != NULL and t.cls.group.size() == GROUP_SIZE
     send_function(c, t.fn, ch)
+    if in_group:
+        size += GROUP_SIZE
     if t.ndeps:
         size += deps_size(t)
     t.seq = ch.next_seq
@@ -92,13 +95,15 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     h.nret = t.nret
     h.ndeps = t.ndeps
     h.kind = KIND_METHOD if t.actor != NULL else KIND_TASK
-    h.flags = t.flags
+    h.flags = t.flags | (HEAD_IN_GROUP if in_group else 0)
     h.nested = t.nnested - (1 if t.actor != NULL else 0)       # without the handle that the call holds
     h.args_size = t.args.size
     p += sizeof(TaskHead)
     if t.ndeps:
         p = write_deps(c, t, p)
     memcpy(p, t.args.data, t.args.size)
+    if in_group:
+        memcpy(p + t.args.size, t.cls.group.data(), GROUP_SIZE)
     chan_commit(c, ch, size)
     if ch.ninflight == 0:
         ch.last_reply_ns = mono_ns()

@@ -221,7 +221,7 @@ struct SchedClass {
     TaskList queue;
     std::vector<Lease *> leases;
     uint32_t asked = 0;
-    std::string fatal;     // never schedulable: why
+    std::string group;     // tasks of a placement group: its id, and whether it captures their children; empty otherwise
 };
 
 enum ActorState : uint8_t { ACTOR_UNKNOWN = 0, ACTOR_PENDING = 1, ACTOR_ALIVE = 2, ACTOR_RESTARTING = 3, ACTOR_DEAD = 4 };

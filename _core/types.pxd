@@ -204,7 +204,7 @@ cdef extern from "types.hpp" nogil:
         TaskList queue
         vector[Lease *] leases
         uint32_t asked
-        string fatal
+        string group
 
     cppclass ActorClient:
         Id16 id

@@ -1,6 +1,7 @@
 """Layout of the frames between processes (channel.pxd lists their types). Little-endian, packed, ids raw.
 
-TASK: TaskHead, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument format).
+TASK: TaskHead, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument format), and at the end, with the flag
+HEAD_IN_GROUP, the placement group of the task: 18s id, u8 whether it captures the tasks that the task submits.
 REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s owner)), and at the end `nborrow` x 28s id.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
 TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY with GIVEN_BACK.
@@ -17,6 +18,8 @@ cdef enum:
     VALUE_INLINE = 1
     VALUE_SHM = 2
     VALUE_LOST = 3
+    HEAD_IN_GROUP = 128      # bit of TaskHead.flags
+    GROUP_SIZE = 19
     SYSTEM_ERROR = 200       # first byte of an error value that was made without Python: code byte, payload
 
 cdef enum SystemError:
@@ -29,6 +32,7 @@ cdef enum SystemError:
     ERR_HEAD_DIED = 7
     ERR_UNSCHEDULABLE = 8    # payload: text
     ERR_NO_DESCRIPTORS = 9
+    ERR_GROUP_REMOVED = 11   # payload: text
 
 cdef packed struct TaskHead:
     uint8_t id[24]

@@ -29,7 +29,7 @@ from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, poll_now, wait_python
 from ftray._core.types cimport (Channel, Core, ExecTask, ObjEntry, full_fence, load64, lock_drop, store32, store64, swap32)
-from ftray._core.wire cimport ReplyHead, TaskHead
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, ReplyHead, TaskHead
 
 cdef enum:
     MODE_SYNC = 0
@@ -66,6 +66,7 @@ cdef class Executor:
     cdef object actions                     # what runs between two calls on the main thread
     cdef object before_call
     cdef bint flush_due
+    cdef bint in_group          # the last call of this plain worker ran in a placement group
     cdef Py_ssize_t coroutines, max_coroutines  # of an async actor
     cdef bint stalled           # calls wait for a coroutine to end
     cdef object stop
@@ -151,6 +152,21 @@ cdef class Executor:
 
     # --- running
 
+    cdef int enter_group(self, Call call) except -1:
+        """What the call submits knows the placement group that the call is in."""
+        from ftray._core.calls import enter_group
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef uint64_t at
+        self.in_group = h.flags & HEAD_IN_GROUP != 0
+        if not self.in_group:
+            enter_group(None)
+        elif call.t.frame.size >= sizeof(TaskHead) + GROUP_SIZE:
+            at = call.t.frame.size - GROUP_SIZE
+            enter_group(call.t.frame.data[at:at + GROUP_SIZE])
+        else:
+            raise RuntimeError("the frame of a call is cut short")
+        return 0
+
     cdef Call next_call(self):
         """The next thing to run, waiting for it; None when this process shall end."""
         cdef Core *c = core()
@@ -214,6 +230,8 @@ cdef class Executor:
         cdef object result = None, error = None
         context_begin(&saved, h.id, h.call_id, h.attempt, h.depth)
         try:
+            if h.flags & HEAD_IN_GROUP or self.in_group:
+                self.enter_group(call)
             self.callables.decode(call)
             if self.instance is None:
                 self.current = call.name

@@ -15,18 +15,36 @@ if TYPE_CHECKING:
 _class_keys: dict[tuple[Any, ...], int] = {}
 
 
-def lease_request(resources: Mapping[str, float], strategy: Any, name: str) -> tuple[int, bytes]:
+def lease_request(resources: Mapping[str, float], strategy: str, name: str) -> tuple[int, bytes]:
     """Return key and LEASE_REQUEST payload of a scheduling class: tasks that can share a worker."""
-    text = "" if strategy in (None, "DEFAULT") else str(strategy)
-    identity = (tuple(sorted(resources.items())), text)
+    identity = (tuple(sorted(resources.items())), strategy)
     key = _class_keys.setdefault(identity, len(_class_keys) + 1)
     parts = [struct.pack("<QHH", key, 0, len(resources))]
     for resource, amount in sorted(resources.items()):
         raw = resource.encode()
         parts.append(struct.pack("<H", len(raw)) + raw + struct.pack("<d", amount))
-    for word in (text.encode(), name.encode()[:200]):
+    for word in (strategy.encode(), name.encode()[:200]):
         parts.append(struct.pack("<H", len(word)) + word)
     return key, b"".join(parts)
+
+
+_STRATEGY_OPTIONS = {
+    "scheduling_strategy",
+    "placement_group",
+    "placement_group_bundle_index",
+    "placement_group_capture_child_tasks",
+}
+
+
+def placed(
+    explicit: Mapping[str, Any], held: Mapping[str, float], needed: Mapping[str, float], what: str
+) -> tuple[str, bytes]:
+    """Return the strategy as it travels, and the placement group that the code knows to run in, or b""."""
+    if _core.current_group() is None and _STRATEGY_OPTIONS.isdisjoint(explicit):
+        return "", b""
+    from ftray._placement import strategy_of
+
+    return strategy_of(explicit, held, needed, what)
 
 
 class RemoteFunction(_core.FunctionCaller):
@@ -80,7 +98,7 @@ class RemoteFunction(_core.FunctionCaller):
         """The pickled function, made at the first call: shared by all `.options()` variants."""
         return {}
 
-    def _bind(self) -> tuple[bytes, int, bytes, int, int]:
+    def _bind(self) -> tuple[bytes, int, bytes, int, int, bytes]:
         from ftray._pickling import pickle_function
 
         _lifecycle.ensure()
@@ -92,7 +110,8 @@ class RemoteFunction(_core.FunctionCaller):
         options = self._options
         name = options.name or self._name()
         retry = pickle_function(options.retry_exceptions) if options.retry_exceptions else b""
-        key, request = lease_request(options.resources, options.scheduling_strategy, name)
+        strategy, group = placed(self._explicit, options.resources, options.resources, f"{name}()")
+        key, request = lease_request(options.resources, strategy, name)
         if not isinstance(options.num_returns, int):
             from ftray.exceptions import NotSupportedError
 
@@ -103,6 +122,7 @@ class RemoteFunction(_core.FunctionCaller):
             request,
             options.num_returns,
             options.max_retries,
+            group,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -72,6 +72,12 @@ class WorkerID(BaseID):
     SIZE = 28
 
 
+class PlacementGroupID(BaseID):
+    """18 bytes: 14 unique, 4 of the job."""
+
+    SIZE = 18
+
+
 class NodeID(BaseID):
     """28 bytes."""
 

@@ -87,6 +87,7 @@ def init(
     num_gpus: float | None = None,
     resources: dict[str, float] | None = None,
     object_store_memory: int | None = None,
+    labels: dict[str, str] | None = None,
     namespace: str | None = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
@@ -107,6 +108,8 @@ def init(
         Custom resources.
     object_store_memory : int, optional
         Bytes for large objects; 30 % of the memory by default.
+    labels : dict, optional
+        Names and values, both strings, that `NodeLabelSchedulingStrategy` can choose the node by.
     namespace : str, optional
         Where named actors are found; by default the one of all drivers that name none.
     ignore_reinit_error : bool, default False
@@ -136,13 +139,14 @@ def init(
             " call ftray.shutdown() first, or give ignore_reinit_error=True"
         )
     if address in (None, "local"):
-        _session = _start(num_cpus, num_gpus, resources, object_store_memory, namespace)
+        _session = _start(num_cpus, num_gpus, resources, object_store_memory, labels, namespace)
     else:
         given = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "resources": resources,
             "object_store_memory": object_store_memory,
+            "labels": labels,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
@@ -171,8 +175,8 @@ def _find(address: str | None) -> str:
 def _reject(unsupported: dict[str, Any]) -> None:
     if unsupported:
         known = (
-            "address, num_cpus, num_gpus, resources, object_store_memory, namespace, ignore_reinit_error,"
-            " log_to_driver"
+            "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
+            " ignore_reinit_error, log_to_driver"
         )
         raise TypeError(f"init() does not take {', '.join(map(repr, unsupported))}; it takes {known}")
 
@@ -182,11 +186,14 @@ def _start(
     num_gpus: float | None,
     resources: dict[str, float] | None,
     object_store_memory: int | None,
+    labels: dict[str, str] | None,
     namespace: str | None,
 ) -> Session:
     from ftray._node import threads
     from ftray._node.launch import NodeOptions, start_node
 
+    if labels is not None and not isinstance(labels, dict):
+        raise TypeError(f"labels must be a dict of strings, e.g. {{'zone': 'a'}}, not {labels!r:.200}")
     if object_store_memory is not None and not isinstance(object_store_memory, int):
         raise TypeError(f"object_store_memory must be an int (bytes), not {object_store_memory!r}")
     if object_store_memory is not None and object_store_memory < _LEAST_STORE_BYTES:
@@ -199,6 +206,7 @@ def _start(
             num_gpus=num_gpus,
             resources=dict(resources or {}),
             object_store_memory=object_store_memory,
+            labels=dict(labels or {}),
             preload=("numpy",) if "numpy" in sys.modules and not threads.asked_for(os.environ) else (),
         ),
         meanwhile=_warm_up,

@@ -6,7 +6,8 @@ through). Invariants: what is in a `TaskOptions`, `ActorOptions` or `MethodOptio
 option is accepted and ignored.  Leaves to others: acting on them.
 
 Callers keep the *explicit* options (a checked dict) beside the record made of them, so that ``.options()``
-can override: ``task_options(merge(explicit, check("task", given)))``.  An explicit None means "the default".
+can override: ``task_options(merge(explicit, check("task", given)))``.  An explicit None means "the default";
+only ``placement_group=None`` says "in none".
 """
 
 from __future__ import annotations
@@ -142,6 +143,11 @@ def _quantity(option: str, value: Any) -> float:
     return round(number, 4)
 
 
+def amount(option: str, value: Any) -> float:
+    """Check and normalise an amount of some resource; see `check` for what it raises."""
+    return _quantity(option, value)
+
+
 def _gpus(option: str, value: Any) -> float:
     number = _quantity(option, value)
     if number > 1 and not number.is_integer():
@@ -228,8 +234,27 @@ def _scheduling_strategy(option: str, value: Any) -> Any:
     if isinstance(value, str):
         if value not in ("DEFAULT", "SPREAD"):
             raise ValueError(_wrong(option, value, allowed))
-    elif not type(value).__name__.endswith("SchedulingStrategy"):
+        return value
+    from ftray.util import scheduling_strategies as known
+
+    if not isinstance(
+        value,
+        known.NodeAffinitySchedulingStrategy
+        | known.PlacementGroupSchedulingStrategy
+        | known.NodeLabelSchedulingStrategy,
+    ):
         raise TypeError(_wrong(option, value, allowed))
+    return value
+
+
+def _placement_group(option: str, value: Any) -> Any:
+    """Check the older way to name a group; False: none, even where tasks that capture run."""
+    if value is None:
+        return False
+    from ftray.util.placement_group import PlacementGroup
+
+    if value != "default" and not isinstance(value, PlacementGroup):
+        raise TypeError(_wrong(option, value, "it must be a PlacementGroup, None or 'default'"))
     return value
 
 
@@ -247,10 +272,6 @@ def _label_selector(option: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _anything(option: str, value: Any) -> Any:
-    return value
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
 _retries = _integer(-1, " (-1: without end, 0: never)")
@@ -264,7 +285,7 @@ _PLACEMENT: dict[str, Callable[[str, Any], Any]] = {
     "object_store_memory": _quantity,
     "scheduling_strategy": _scheduling_strategy,
     "label_selector": _label_selector,
-    "placement_group": _anything,
+    "placement_group": _placement_group,
     "placement_group_bundle_index": _integer(-1, ""),
     "placement_group_capture_child_tasks": _boolean,
     "runtime_env": _runtime_env,
@@ -303,25 +324,12 @@ _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
 _KIND_NAMES = {"task": "a remote function", "actor": "an actor", "method": "an actor method"}
 
 
-def _is_object(strategy: Any) -> bool:
-    return not isinstance(strategy, str)
-
-
 # (kinds, option, which checked values need what is missing, what that is)
 NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("task method", "num_returns", lambda value: isinstance(value, str), "tasks that return generators"),
     ("task", "max_calls", bool, "replacing a worker after a number of calls"),
     ("task actor", "runtime_env", bool, "runtime environments"),
-    (
-        "task actor",
-        "scheduling_strategy",
-        _is_object,
-        "scheduling to named nodes, labels and placement groups",
-    ),
     ("task actor", "label_selector", bool, "scheduling by node labels"),
-    ("task actor", "placement_group", lambda value: value != "default", "placement groups"),
-    ("task actor", "placement_group_bundle_index", lambda value: value != -1, "placement groups"),
-    ("task actor", "placement_group_capture_child_tasks", bool, "placement groups"),
     ("task actor", "object_store_memory", bool, "a share of the object store per task or actor"),
     ("task actor method", "enable_task_events", lambda value: not value, "task events"),
     ("actor", "concurrency_groups", bool, "concurrency groups"),
@@ -364,7 +372,8 @@ def check(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for option, value in given.items():
         if option not in checks:
             raise ValueError(_unknown(kind, option))
-        checked[option] = None if value is None else checks[option](option, value)
+        none = value is None and option != "placement_group"
+        checked[option] = None if none else checks[option](option, value)
     for kinds, option, needs, feature in NOT_SUPPORTED_YET:
         value = checked.get(option)
         if kind in kinds.split() and value is not None and needs(value):
@@ -440,6 +449,7 @@ def task_options(explicit: Mapping[str, Any], *, is_generator: bool = False) -> 
     """
     if is_generator and explicit.get("num_returns") is None:
         explicit = {**explicit, **check("task", {"num_returns": "streaming"})}
+    _one_strategy(explicit)
     retries = explicit.get("max_retries")
     return TaskOptions(
         name=_get(explicit, "name", ""),
@@ -453,10 +463,17 @@ def task_options(explicit: Mapping[str, Any], *, is_generator: bool = False) -> 
     )
 
 
+def _one_strategy(explicit: Mapping[str, Any]) -> None:
+    group = explicit.get("placement_group", "default")
+    if explicit.get("scheduling_strategy") is not None and group and group != "default":
+        raise ValueError("placement_group= and scheduling_strategy= exclude each other; use the latter")
+
+
 def actor_options(explicit: Mapping[str, Any]) -> ActorOptions:
     """Complete checked options of an actor; ValueError for combinations that make no sense."""
     if explicit.get("get_if_exists") and not explicit.get("name"):
         raise ValueError("get_if_exists=True needs name=: an actor is looked up by its name")
+    _one_strategy(explicit)
     return ActorOptions(
         name=_get(explicit, "name", ""),
         namespace=_get(explicit, "namespace", ""),

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 # The codes of `_core/wire.pxd`.
 CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
 LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS = range(6, 10)
+GROUP_REMOVED = 11
 
 _KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
-_OUT_OF_MEMORY, _INTENDED = 3, 5
+_KINDS[9] = "placement group removed"
+_OUT_OF_MEMORY, _INTENDED, _GROUP_REMOVED = 3, 5, 9
 
 
 def build(code: int, payload: bytes) -> Exception:
@@ -47,6 +49,7 @@ def build(code: int, payload: bytes) -> Exception:
         LOST: exc.ObjectLostError,
         HEAD_DIED: exc.HeadDiedError,
         UNSCHEDULABLE: exc.TaskUnschedulableError,
+        GROUP_REMOVED: exc.TaskPlacementGroupRemoved,
     }
     if code in simple:
         error = simple[code]
@@ -87,6 +90,8 @@ def _crashed(payload: bytes) -> Exception:
     death = death_from_report(report)
     if death is not None and report[32] == _OUT_OF_MEMORY:
         return exc.OutOfMemoryError(f"the worker that ran {name}() was ended for its memory", death=death)
+    if death is not None and report[32] == _GROUP_REMOVED:
+        return exc.TaskPlacementGroupRemoved(f"{name}() was ended: {death.describe()}")
     return exc.WorkerCrashedError(f"the worker died while it ran {name}(), and no retry is left", death=death)
 
 
@@ -130,6 +135,11 @@ def _actor_error(code: int, payload: bytes) -> Exception:
             **fields,
         )
     if not cause.get("error"):
+        never = not death and cause.get("incarnation") == 1
+        if never and cause.get("kind") == "group_removed":
+            return exc.ActorPlacementGroupRemoved(text)
+        if never and cause.get("kind") == "unschedulable":
+            return exc.ActorUnschedulableError(text)
         return exc.ActorDiedError(text, **fields)
     from ftray._task_errors import load_error
 

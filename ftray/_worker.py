@@ -141,6 +141,8 @@ def _start_actor(payload: bytes) -> Callable[[], None] | None:
     _lifecycle.current().namespace = spec["namespace"]
     _State.spec = spec
     _State.executor.name(spec["class_name"])
+    if spec["group"]:
+        _core.enter_group(spec["group"])
     if spec["is_async"]:
         return lambda: _make_actor(spec, number)
     _make_actor(spec, number)

@@ -6,7 +6,7 @@ import _pickle as pickle  # pickle imports re and more
 import functools
 import struct
 
-from ftray import _core, _lifecycle, _options, _signature
+from ftray import _core, _functions, _lifecycle, _options, _signature
 from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
@@ -268,6 +268,8 @@ class ActorClass:
         options = self._options
         session = _lifecycle.current()
         is_async = _is_async(self._cls)
+        held, needed = options.resources, options.placement_resources
+        strategy, group = _functions.placed(self._explicit, held, needed, f"actor {self._cls.__name__}")
         concurrency = options.max_concurrency
         if concurrency is None:
             concurrency = _DEFAULT_ASYNC_CONCURRENCY if is_async else 1
@@ -287,6 +289,8 @@ class ActorClass:
             "is_async": is_async,
             "resources": dict(options.resources),
             "placement_resources": dict(options.placement_resources),
+            "strategy": strategy,
+            "group": group,
             "class_blob": self._blob,
             "meta": pickle.dumps(meta, 5),
             "call_id": b"",

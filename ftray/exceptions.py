@@ -294,7 +294,7 @@ class TaskUnschedulableError(RayError):
 
 
 class TaskPlacementGroupRemoved(RayError):
-    """The placement group of the task was removed before it ran."""
+    """The placement group of the task was removed before it ran, or while it did."""
 
 
 class RuntimeEnvSetupError(RayError):
@@ -452,7 +452,7 @@ class ActorUnschedulableError(RayError):
     """The actor can never be placed: no node has the resources it asks for, or the node it names is gone."""
 
 
-class ActorPlacementGroupRemoved(RayError):
+class ActorPlacementGroupRemoved(ActorUnschedulableError):
     """The placement group of the actor was removed before it started."""
 
 

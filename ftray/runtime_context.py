@@ -52,6 +52,17 @@ class RuntimeContext:
         spec = _worker.actor_spec()
         return None if spec is None else spec["name"] or ""
 
+    def get_placement_group_id(self) -> str | None:
+        """Return the id of the placement group that the code runs in, in hexadecimal, or None."""
+        here = _core.current_group()
+        return None if here is None else here[:-1].hex()
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what the code starts without a strategy runs in its placement group as well."""
+        here = _core.current_group()
+        return here is not None and here[-1] == 1
+
     @property
     def current_actor(self) -> ActorHandle:
         """A handle of the actor that the code runs in.

@@ -15,6 +15,8 @@ from ftray._node import actors as machine
 from ftray._node.amounts import CPU, UNIT, ResourceError, fixed_point
 from ftray._node.frames import (
     DEATH_INTENDED,
+    INFEASIBLE_GROUP_REMOVED,
+    INFEASIBLE_NOW,
     KILL_OUT_OF_SCOPE,
     ActorCreate,
     ActorExit,
@@ -26,6 +28,7 @@ from ftray._node.frames import (
     ActorTerminate,
     RpcReply,
 )
+from ftray._node.group_service import NoPlace
 from ftray._node.protocol import ProtocolError
 
 TYPE_CHECKING = False
@@ -189,6 +192,7 @@ class ActorService:
                 self._set_timer(command.actor_id, command.incarnation, command.when_s)
             elif isinstance(command, machine.Forget):
                 self._kept.pop(command.actor_id, None)
+                self._node.groups.actor_dead(command.actor_id)
 
     def _set_timer(self, actor_id: bytes, incarnation: int, when_s: float) -> None:
         self._node.loop.set_timer(
@@ -198,13 +202,31 @@ class ActorService:
     def _place(self, command: machine.Place) -> None:
         kept = self._kept[command.actor_id]
         key = (command.actor_id, command.incarnation)
+        needed = kept.held if command.restart else kept.needed
+        name = f"actor {kept.fields['class_name']}"
+        try:
+            place = self._node.groups.place(kept.fields.get("strategy", ""), needed, kept.held)
+        except NoPlace as error:
+            self._no_place(command.actor_id, name, error)
+            return
         owner = self._node.clients.by_worker_id(kept.fields["owner"])
         client = owner.number if owner is not None else 0
         self._clients[key] = client
-        needed = kept.held if command.restart else kept.needed
-        name = f"actor {kept.fields['class_name']}"
         scheduler = self._node.leases.scheduler
-        self._node.leases.apply(scheduler.placement_requested(client, key, needed, kept.held, name))
+        self._node.leases.apply(scheduler.placement_requested(client, key, needed, kept.held, name, place))
+
+    def _no_place(self, actor_id: bytes, name: str, error: NoPlace) -> None:
+        text = f"{name} cannot be placed: {error}"
+        if error.fatal == INFEASIBLE_NOW:
+            self.placement_infeasible((actor_id, 0), text)
+        elif error.fatal == INFEASIBLE_GROUP_REMOVED:
+            self.end(actor_id, "group_removed", str(error))
+        else:
+            self.end(actor_id, "unschedulable", text)
+
+    def end(self, actor_id: bytes, kind: str, why: str) -> None:
+        """The actor cannot go on, for a reason that is the node's."""
+        self.apply(self.table.ended(actor_id, kind, why))
 
     def _tell_worker(
         self, command: machine.Start | machine.Terminate | machine.Kill | machine.ReleaseWorker

@@ -288,6 +288,11 @@ class ActorTable:
         actor.doom = ("out_of_scope", text)
         return [Terminate(actor_id, actor.worker)]
 
+    def ended(self, actor_id: bytes, kind: str, why: str) -> Commands:
+        """What the actor needs is not there any more, or never will be: it is dead once its process is."""
+        actor = self._actors.get(actor_id)
+        return [] if actor is None or actor.state is State.DEAD else self._doom(actor, kind, why)
+
     def owner_died(self, owner: bytes, text: str) -> Commands:
         """A process died: the actors that it owns go with it, detached ones have no owner."""
         commands: Commands = []

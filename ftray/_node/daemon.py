@@ -23,6 +23,7 @@ from ftray._node.actor_service import ActorService
 from ftray._node.amounts import CPU, GPU, MEMORY, fixed_point
 from ftray._node.board import Board
 from ftray._node.clients import Clients
+from ftray._node.group_service import GroupService
 from ftray._node.lease_service import LeaseService
 from ftray._node.log_service import LogService
 from ftray._node.loop import Loop
@@ -81,7 +82,10 @@ class Node:
         self.workers = Workers(self, config["hang_timeout_s"])
         self.objects = ObjectService(self, self.info["object_store_memory"])
         self.actors = ActorService(self)
-        self.leases = LeaseService(self, fixed_point(self.info["resources"].items()), self._pool_settings())
+        total = fixed_point(self.info["resources"].items())
+        self.leases = LeaseService(self, total, self._pool_settings())
+        self.labels = {**config["labels"], "ray.io/node-id": self.node_id.hex()}
+        self.groups = GroupService(self, total, self.labels)
         self.rpc = RpcService(self)
         self._lifeline = lifeline
         self._primary: Client | None = None
@@ -279,6 +283,7 @@ class Node:
         text = f"driver {client.pid} {why}"
         death = Death(client.worker_id, client.pid, frames.DEATH_DRIVER_LEFT, 0, time.time(), text)
         self._process_died(client, None, death)
+        self.groups.job_ended(client.job_id)
         self.pool_event(lambda pool, now_s: pool.job_ended(client.job_id, now_s))
         if client is self._primary:
             self.begin_shutdown("its driver left")

@@ -13,6 +13,8 @@ KIND_DRIVER, KIND_WORKER = 0, 1
 FLAG_MAY_DECLINE = 1  # on EXIT: the worker may answer EXIT_DECLINED when others need what it owns
 FLAG_GIVE_BACK = 1  # on SEG_RESERVE: the bytes are given back, no answer
 DEATH_EXIT, DEATH_SIGNAL, DEATH_OOM, DEATH_HUNG, DEATH_INTENDED, DEATH_DRIVER_LEFT = 1, 2, 3, 4, 5, 6
+DEATH_GROUP_REMOVED = 9
+INFEASIBLE_NOW, INFEASIBLE_NEVER, INFEASIBLE_GROUP_REMOVED = 0, 1, 3
 KILL_EXPLICIT, KILL_OUT_OF_SCOPE = 0, 1
 EXIT_ACTOR, EXIT_TERMINATED, EXIT_SIGTERM = 0, 1, 2
 
@@ -102,7 +104,7 @@ class LeaseReclaim(Frame):
 
 
 class LeaseInfeasible(Frame):
-    """A scheduling class cannot be served now (``fatal``: ever)."""
+    """A scheduling class cannot be served now, or ever (``fatal``, an ``INFEASIBLE_*``)."""
 
     TYPE = 14
     LAYOUT = "Q B str"

@@ -42,6 +42,8 @@ class NodeOptions(Record):
     ----------
     num_cpus, num_gpus, memory, resources
         What tasks and actors can ask for; memory in bytes.
+    labels
+        Properties of the node by which tasks and actors can choose it.
     object_store_memory
         Bytes for large objects; 30 % of memory when None.
     preload
@@ -67,6 +69,7 @@ class NodeOptions(Record):
     num_gpus: float | None = None
     memory: int | None = None
     resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
     object_store_memory: int | None = None
     preload: tuple[str, ...] = ()
     prestart_workers: int | None = None
@@ -98,7 +101,13 @@ class NodeOptions(Record):
                 raise ValueError(
                     f"resources cannot name {name!r}; use num_cpus, num_gpus, memory or object_store_memory"
                 )
+        for key, label in self.labels.items():
+            if not isinstance(key, str) or not isinstance(label, str) or not key or key.startswith("ray.io/"):
+                raise ValueError(
+                    f"labels[{key!r}]={label!r}: both are strings, the key is not empty and none of ray.io/"
+                )
         values["resources"] = dict(self.resources)
+        values["labels"] = dict(self.labels)
         values["preload"] = list(self.preload)
         values["base_dir"] = session.base_directory(values.pop("tmpdir"))
         return values

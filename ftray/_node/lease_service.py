@@ -8,7 +8,6 @@ Leaves to others: the decisions; actors' life cycle (``actor_service``).
 
 from __future__ import annotations
 
-import json
 import time
 
 from ftray._node import pool as pool_machine
@@ -18,6 +17,7 @@ from ftray._node.frames import (
     DEATH_DRIVER_LEFT,
     DEATH_INTENDED,
     DEATH_SIGNAL,
+    INFEASIBLE_NEVER,
     LeaseGrant,
     LeaseInfeasible,
     LeaseReclaim,
@@ -25,6 +25,7 @@ from ftray._node.frames import (
     LeaseReturn,
     clip,
 )
+from ftray._node.group_service import NoPlace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from ftray._node.workers import WorkerProcess
 
 
-class StrategyError(ValueError):
-    """A scheduling strategy that this node cannot follow."""
-
-
 class LeaseService:
     """Scheduler, pool and the clients' lease frames."""
 
@@ -51,6 +48,7 @@ class LeaseService:
         self.scheduler = scheduler_machine.Scheduler(total, max_allocations=max(1, room))
         self.pool = pool_machine.Pool(settings)
         self._wanted_by: dict[int, tuple[int, object, bool]] = {}
+        self._told: dict[int, set[int]] = {}  # by client: classes that wait until they are cancelled
 
     # Frames ---------------------------------------------------------------------------------------
 
@@ -58,14 +56,25 @@ class LeaseService:
         """LEASE_REQUEST."""
         try:
             needed = fixed_point(frame.resources)
-            check_strategy(frame.strategy, self._node.node_id)
-        except (ResourceError, StrategyError) as error:
+            place = self._node.groups.place(frame.strategy, needed, needed) if frame.wanted else None
+        except (ResourceError, NoPlace) as error:
             text = f"{frame.name or 'a task'} cannot be scheduled: {error}"
-            self._node.clients.send(client, LeaseInfeasible(frame.class_key, 1, clip(text)))
+            fatal = error.fatal if isinstance(error, NoPlace) else INFEASIBLE_NEVER
+            if fatal or self._is_news(client, frame.class_key):
+                self._node.clients.send(client, LeaseInfeasible(frame.class_key, fatal, clip(text)))
             return
         self.apply(
-            self.scheduler.lease_requested(client.number, frame.class_key, frame.wanted, needed, frame.name)
+            self.scheduler.lease_requested(
+                client.number, frame.class_key, frame.wanted, needed, frame.name, place
+            )
         )
+
+    def _is_news(self, client: Client, class_key: int) -> bool:
+        """Whether the client was not told before that this class has to wait."""
+        told = self._told.setdefault(client.number, set())
+        news = class_key not in told
+        told.add(class_key)
+        return news
 
     def on_return(self, client: Client, frame: LeaseReturn) -> None:
         """LEASE_RETURN; one of a lease that ended meanwhile means nothing."""
@@ -103,6 +112,7 @@ class LeaseService:
 
     def client_gone(self, client: Client, why: str) -> None:
         """The client died: the workers that ran its tasks end, its demands go."""
+        self._told.pop(client.number, None)
         workers, commands = self.scheduler.client_gone(client.number)
         kind = DEATH_DRIVER_LEFT if client.is_driver else DEATH_SIGNAL
         for number in workers:
@@ -140,9 +150,15 @@ class LeaseService:
                     self._node.clients.send(client, LeaseReclaim(command.alloc_id))
             elif isinstance(command, scheduler_machine.Infeasible):
                 self._infeasible(command)
+            elif isinstance(command, scheduler_machine.Reserved):
+                self._node.groups.reserved(command.group_id)
+            elif isinstance(command, scheduler_machine.Withdrawn):
+                self._node.groups.withdrawn(command)
 
     def _need_worker(self, command: scheduler_machine.NeedWorker) -> None:
         alloc_id = command.alloc_id
+        if not self.scheduler.waits_for_worker(alloc_id):
+            return  # what an earlier command of the same decision led to has withdrawn it
         self._wanted_by[alloc_id] = (command.client, command.key, command.is_actor)
         if command.is_actor:
             job_id = self._node.actors.job_of(command.key)
@@ -215,23 +231,5 @@ class LeaseService:
         else:
             client = self._node.clients.get(client_number)
             if client is not None and isinstance(key, int):
-                self._node.clients.send(client, LeaseInfeasible(key, 1, clip(command.text)))
+                self._node.clients.send(client, LeaseInfeasible(key, INFEASIBLE_NEVER, clip(command.text)))
         self.apply(commands)
-
-
-def check_strategy(strategy: str, node_id: bytes) -> None:
-    """Raise StrategyError unless this node can follow ``strategy`` ("" or JSON; see the protocol)."""
-    if strategy in ("", "DEFAULT", "SPREAD"):  # one node: spreading and packing are the same
-        return
-    try:
-        parsed = json.loads(strategy)
-        kind = parsed["type"]
-    except (ValueError, TypeError, KeyError):
-        raise StrategyError(f"{strategy!r} is no scheduling strategy that this node understands") from None
-    if kind != "node_affinity":
-        raise StrategyError(f"the scheduling strategy {kind!r} is not supported by a single node")
-    if parsed.get("node_id") != node_id.hex() and not parsed.get("soft"):
-        raise StrategyError(
-            f"node {parsed.get('node_id')!r} is not part of this session (its node is {node_id.hex()}); "
-            "use soft=True to let it run elsewhere"
-        )

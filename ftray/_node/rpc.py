@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 
 from ftray._node.frames import Rpc, RpcReply
+from ftray._node.placement import wildcards
 from ftray._node.storage import MemoryTables
 
 TYPE_CHECKING = False
@@ -42,14 +43,15 @@ class RpcService:
             "list_named_actors": self.list_named_actors,
             "actor_info": self.actor_info,
             "actors": self.actors,
-            "cluster_resources": lambda client: node.leases.scheduler.total(),
-            "available_resources": lambda client: node.leases.scheduler.available(),
+            "cluster_resources": lambda client: wildcards(node.leases.scheduler.total()),
+            "available_resources": lambda client: wildcards(node.leases.scheduler.available()),
             "waiting": lambda client: node.leases.scheduler.waiting(),
             "nodes": self.nodes,
             "workers": self.workers,
             "object_store": self.object_store,
             "preload": self.preload,
             "flush_output": lambda client: node.logs.flush(client.job_id),
+            **node.groups.methods(),
         }
 
     def on_rpc(self, client: Client, frame: Rpc, req: int) -> None:
@@ -143,7 +145,8 @@ class RpcService:
             {
                 "NodeID": self._node.node_id.hex(),
                 "Alive": True,
-                "Resources": self._node.leases.scheduler.total(),
+                "Resources": wildcards(self._node.leases.scheduler.total()),
+                "Labels": dict(self._node.labels),
                 "session_dir": self._node.session.path,
                 "pid": self._node.info["pid"],
             }

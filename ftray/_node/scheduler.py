@@ -2,7 +2,9 @@
 
 A pure state machine: methods are events, their results are commands, no I/O, clock or random numbers.
 
-Owns: the node's resources, the demands of every client by scheduling class, the allocations.
+Owns: the node's resources, the demands of every client by scheduling class, the allocations, what placement
+groups reserve. A group's bundles are pools of resources of their own, from the grant of its reservation
+until it was removed and nothing holds any of them; demands with a `Place` can be served from several.
 Invariants: what is available plus what is held (less what blocked workers lent) is the total, for every
 resource; a grant is made only when it fits. Availability goes below zero in one case: a blocked worker
 lent its CPUs, they were granted to another, and it runs again (as in Ray, it gets them back at once).
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ftray._node.amounts import Amounts
+    from ftray._node.placement import Place
 
     Commands = list["Command"]
 
@@ -66,6 +69,21 @@ class Infeasible(Command):
     text: str
 
 
+class Reserved(Command):
+    """The resources of a placement group's bundles are the group's."""
+
+    group_id: bytes
+
+
+class Withdrawn(Command):
+    """The demand goes with the placement group that it was for."""
+
+    client: int
+    key: object
+    is_actor: bool
+    group_id: bytes
+
+
 class _State(Enum):
     PENDING = 1  # resources taken, no worker yet
     BOUND = 2
@@ -75,26 +93,37 @@ class _Demand:
     """What one client wants of one scheduling class, or one actor's placement."""
 
     __slots__ = (
+        "choices",
         "client",
-        "held",
+        "group",
         "infeasible",
         "is_actor",
         "key",
         "name",
         "needed",
         "passed",
+        "pools",
         "told_limit",
         "urgent",
         "wanted",
     )
 
     def __init__(
-        self, client: int, key: object, needed: Amounts, held: Amounts, name: str, is_actor: bool
+        self,
+        client: int,
+        key: object,
+        needed: Amounts,
+        held: Amounts,
+        name: str,
+        is_actor: bool,
+        place: Place | None = None,
     ) -> None:
         self.client = client
         self.key = key
         self.needed = needed
-        self.held = held
+        self.choices = ((needed, held),) if place is None else place.choices
+        self.group = b"" if place is None else place.group_id
+        self.pools: Amounts | None = None  # for a group's reservation: what opens with it
         self.name = name
         self.is_actor = is_actor
         self.wanted = 0
@@ -105,12 +134,15 @@ class _Demand:
 
 
 class _Allocation:
-    __slots__ = ("client", "held", "is_actor", "key", "lent", "reclaiming", "state", "worker")
+    __slots__ = ("client", "cpu", "group", "held", "is_actor", "key", "lent", "reclaiming", "state", "worker")
 
-    def __init__(self, demand: _Demand) -> None:
+    def __init__(self, demand: _Demand, held: Amounts) -> None:
         self.client = demand.client
         self.key = demand.key
-        self.held = demand.held
+        self.held = held
+        self.group = demand.group
+        # What it lends while its worker waits: in a placement group, the CPUs of its bundle.
+        self.cpu = CPU if not self.group else next((n for n in held if n.startswith("CPU_group_")), CPU)
         self.is_actor = demand.is_actor
         self.state = _State.PENDING
         self.worker: object = None
@@ -138,15 +170,19 @@ class Scheduler:
         self._demands: dict[tuple[int, object], _Demand] = {}
         self._turns: dict[int, deque[_Demand]] = {}  # by client; clients in the order of their turns
         self._urgent: list[_Demand] = []
+        self._groups: dict[bytes, tuple[Amounts, Amounts]] = {}  # reserved, and the pools that it makes
+        self._closing: dict[bytes, None] = {}  # removed groups whose resources are still in use
         self._next_id = 1
 
     # Events ---------------------------------------------------------------------------------------
 
-    def lease_requested(self, client: int, key: int, wanted: int, needed: Amounts, name: str) -> Commands:
+    def lease_requested(
+        self, client: int, key: int, wanted: int, needed: Amounts, name: str, place: Place | None = None
+    ) -> Commands:
         """``client`` wants ``wanted`` further leases of the class ``key``; 0 cancels."""
         demand = self._demands.get((client, key))
         if demand is None and wanted:
-            demand = self._add(_Demand(client, key, needed, needed, name, is_actor=False))
+            demand = self._add(_Demand(client, key, needed, needed, name, False, place))
         commands = self._withdraw_pending(client, key, wanted)
         pending = sum(1 for a in self._of_class(client, key) if a.state is _State.PENDING)
         if demand is not None:
@@ -158,10 +194,16 @@ class Scheduler:
         return commands + self._dispatch()
 
     def placement_requested(
-        self, client: int, key: object, needed: Amounts, held: Amounts, name: str
+        self,
+        client: int,
+        key: object,
+        needed: Amounts,
+        held: Amounts,
+        name: str,
+        place: Place | None = None,
     ) -> Commands:
         """An actor needs ``needed`` to be free and ``held`` for itself."""
-        demand = self._add(_Demand(client, key, needed, held, name, is_actor=True))
+        demand = self._add(_Demand(client, key, needed, held, name, True, place))
         demand.wanted = 1
         return self._check_feasible(demand) + self._dispatch()
 
@@ -220,7 +262,7 @@ class Scheduler:
         if allocation is None or allocation.lent:
             return []
         allocation.lent = True
-        self._change({CPU: allocation.held.get(CPU, 0)}, +1)
+        self._change({allocation.cpu: allocation.held.get(allocation.cpu, 0)}, +1)
         return self._dispatch()
 
     def worker_unblocked(self, worker: object) -> None:
@@ -228,7 +270,37 @@ class Scheduler:
         allocation = self._allocation_of(worker)
         if allocation is not None and allocation.lent:
             allocation.lent = False
-            self._change({CPU: allocation.held.get(CPU, 0)}, -1)
+            self._change({allocation.cpu: allocation.held.get(allocation.cpu, 0)}, -1)
+
+    def group_requested(self, group: bytes, amounts: Amounts, pools: Amounts, name: str) -> Commands:
+        """A placement group wants ``amounts`` of the node, which from then on are ``pools`` for its users."""
+        demand = self._add(_Demand(0, ("group", group), amounts, amounts, name, is_actor=True))
+        demand.wanted = 1
+        demand.pools = pools
+        demand.group = group
+        return self._dispatch()
+
+    def group_removed(self, group: bytes) -> tuple[list[object], Commands]:
+        """The group gives back what it reserved once nothing is in it; return its workers, to be killed."""
+        commands: Commands = []
+        for demand in [d for d in self._demands.values() if d.group == group]:
+            self._forget(demand)
+            if demand.pools is None:
+                commands.append(Withdrawn(demand.client, demand.key, demand.is_actor, group))
+        if group in self._groups:
+            self._closing[group] = None
+        workers = []
+        for alloc_id, allocation in list(self._allocations.items()):
+            if allocation.group != group:
+                continue
+            if allocation.state is _State.BOUND:
+                workers.append(allocation.worker)
+            else:
+                commands.append(DropWorkerRequest(alloc_id))
+                commands.append(Withdrawn(allocation.client, allocation.key, allocation.is_actor, group))
+                self._release(alloc_id)
+        self._close_when_empty(group)
+        return workers, commands + self._dispatch()
 
     def client_lost(self, client: int) -> Commands:
         """The client cannot be reached any more, its end is under way: it gets nothing further."""
@@ -262,6 +334,11 @@ class Scheduler:
         """Return what is free now, never below zero."""
         return as_floats({name: max(0, amount) for name, amount in self._available.items()})
 
+    def waits_for_worker(self, alloc_id: int) -> bool:
+        """Whether the allocation still exists and has no worker."""
+        allocation = self._allocations.get(alloc_id)
+        return allocation is not None and allocation.state is _State.PENDING
+
     def allocation_of(self, worker: object) -> int | None:
         """Return the allocation that ``worker`` serves."""
         return self._by_worker.get(worker)
@@ -275,8 +352,15 @@ class Scheduler:
         held: dict[str, int] = {}
         for allocation in self._allocations.values():
             for name, amount in allocation.held.items():
-                if not (allocation.lent and name == CPU):
+                if not (allocation.lent and name == allocation.cpu):
                     held[name] = held.get(name, 0) + amount
+            assert not allocation.group or allocation.group in self._groups
+        for reserved, pools in self._groups.values():
+            for name, amount in reserved.items():
+                held[name] = held.get(name, 0) + amount
+            assert all(self._total[name] == amount for name, amount in pools.items())
+        assert set(self._closing) <= {a.group for a in self._allocations.values()}
+        assert set(held) <= set(self._total) == set(self._available)
         for name, amount in self._total.items():
             assert self._available[name] + held.get(name, 0) == amount, (name, self._available, held)
         assert len(self._by_worker) == sum(a.state is _State.BOUND for a in self._allocations.values())
@@ -304,7 +388,7 @@ class Scheduler:
 
     def _check_feasible(self, demand: _Demand) -> Commands:
         """Tell once when the node as a whole is too small; the demand stays, it may be cancelled."""
-        text = describe(demand.needed, self._total)
+        text = "" if demand.group else describe(demand.needed, self._total)
         if not text or demand.infeasible:
             return []
         demand.infeasible = True
@@ -340,7 +424,23 @@ class Scheduler:
         allocation = self._allocations.pop(alloc_id)
         self._by_worker.pop(allocation.worker, None)
         held = allocation.held
-        self._change({n: a for n, a in held.items() if n != CPU or not allocation.lent}, +1)
+        self._change({n: a for n, a in held.items() if n != allocation.cpu or not allocation.lent}, +1)
+        self._close_when_empty(allocation.group)
+
+    def _open(self, group: bytes, reserved: Amounts, pools: Amounts) -> None:
+        self._groups[group] = (reserved, pools)
+        self._total |= pools
+        self._available |= pools
+
+    def _close_when_empty(self, group: bytes) -> None:
+        """Give back what a removed group reserved once nothing runs in it any more."""
+        if group not in self._closing or any(a.group == group for a in self._allocations.values()):
+            return
+        del self._closing[group]
+        reserved, pools = self._groups.pop(group)
+        for name in pools:
+            del self._total[name], self._available[name]
+        self._change(reserved, +1)
 
     def _dispatch(self) -> Commands:
         """Grant what fits, one grant a turn, until a whole round grants nothing."""
@@ -349,10 +449,10 @@ class Scheduler:
         while progress and self._turns:
             progress = False
             for client in list(self._turns):
-                demand = self._choose(client)
-                if demand is None:
+                chosen = self._choose(client)
+                if chosen is None:
                     continue
-                commands.append(self._grant(demand))
+                commands.append(self._grant(*chosen))
                 progress = True
                 if client in self._turns:
                     self._turns[client] = self._turns.pop(client)  # to the end of the round
@@ -364,7 +464,7 @@ class Scheduler:
             return []
         commands: Commands = []
         for demand in self._demands.values():
-            if not demand.told_limit and not demand.infeasible and self._fits(demand):
+            if not demand.told_limit and not demand.infeasible and self._fitting(demand) is not None:
                 demand.told_limit = True
                 text = (
                     f"{demand.name or 'a task'} waits: all {self._max_allocations} worker processes that "
@@ -373,45 +473,62 @@ class Scheduler:
                 commands.append(Infeasible(demand.client, demand.key, demand.is_actor, text))
         return commands
 
-    def _choose(self, client: int) -> _Demand | None:
-        """Return the client's next demand that fits, in the order of its classes' turns."""
-        if len(self._allocations) >= self._max_allocations:
-            return None
+    def _choose(self, client: int) -> tuple[_Demand, Amounts] | None:
+        """Return the client's next demand that fits and what it gets, in the order of its classes' turns."""
+        full = len(self._allocations) >= self._max_allocations
         for demand in self._turns[client]:
-            if not demand.infeasible and self._fits(demand):
-                return demand
+            if demand.infeasible or (full and demand.pools is None):
+                continue
+            held = self._fitting(demand)
+            if held is not None:
+                return demand, held
         return None
 
-    def _fits(self, demand: _Demand) -> bool:
-        if lacking(demand.needed, self._available):
-            return False
+    def _fitting(self, demand: _Demand) -> Amounts | None:
+        """Return what the demand would hold where it can be served now, None when it cannot."""
+        for needed, held in demand.choices:
+            if not lacking(needed, self._available) and not self._kept_from(demand, needed):
+                return held
+        return None
+
+    def _kept_from(self, demand: _Demand, needed: Amounts) -> bool:
+        """Whether an urgent demand keeps something of ``needed`` for itself."""
         for urgent in self._urgent:
             if urgent is demand:
-                return True
-            if any(name in demand.needed for name in lacking(urgent.needed, self._available)):
                 return False
-        return True
+            if any(name in needed for name in self._lacking(urgent)):
+                return True
+        return False
 
-    def _grant(self, demand: _Demand) -> Command:
+    def _lacking(self, demand: _Demand) -> list[str]:
+        """Return what the demand lacks, in any of the places where it could be served."""
+        return [name for needed, _held in demand.choices for name in lacking(needed, self._available)]
+
+    def _grant(self, demand: _Demand, held: Amounts) -> Command:
         alloc_id = self._next_id
-        self._next_id += 1
-        self._allocations[alloc_id] = _Allocation(demand)
-        self._change(demand.held, -1)
+        if demand.pools is None:
+            self._next_id += 1
+            self._allocations[alloc_id] = _Allocation(demand, held)
+        else:
+            self._open(demand.group, held, demand.pools)
+        self._change(held, -1)
         demand.wanted -= 1
         turns = self._turns[demand.client]
         turns.remove(demand)
         turns.append(demand)
         if demand.wanted == 0:
             self._forget(demand)
-        self._note_passed(demand)
+        self._note_passed(demand, held)
+        if demand.pools is not None:
+            return Reserved(demand.group)
         return NeedWorker(alloc_id, demand.client, demand.key, demand.is_actor)
 
-    def _note_passed(self, granted: _Demand) -> None:
+    def _note_passed(self, granted: _Demand, held: Amounts) -> None:
         """Count the grant against every demand that waits for one of its resources."""
         for demand in self._demands.values():
             if demand is granted or demand.infeasible or demand.urgent:
                 continue
-            if any(name in granted.held for name in lacking(demand.needed, self._available)):
+            if any(name in held for name in self._lacking(demand)):
                 demand.passed += 1
                 if demand.passed >= PASS_LIMIT:
                     demand.urgent = True
@@ -421,8 +538,8 @@ class Scheduler:
         """Ask for leases that hold what a demand of somebody else, or of another class, lacks."""
         commands: Commands = []
         for demand in self._demands.values():
-            short = () if demand.infeasible else lacking(demand.needed, self._available)
-            if not short:
+            short = () if demand.infeasible else self._lacking(demand)
+            if not short or self._fitting(demand) is not None:
                 continue
             for alloc_id, allocation in self._allocations.items():
                 if allocation.is_actor or allocation.reclaiming or allocation.state is not _State.BOUND:

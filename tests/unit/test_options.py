@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftray import _options
+from ftray._ids import PlacementGroupID
 from ftray._options import (
     NOT_SUPPORTED_YET,
     actor_options,
@@ -20,6 +21,16 @@ from ftray._options import (
     task_options,
 )
 from ftray.exceptions import NotSupportedError, RayError
+from ftray.util.placement_group import PlacementGroup
+from ftray.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
 
 VARIABLES = ("FTRAY_TASK_MAX_RETRIES", "RAY_TASK_MAX_RETRIES")
 
@@ -109,7 +120,7 @@ def test_numpy_numbers_are_numbers():
 # --- wrong values ---
 
 
-class PlacementGroupSchedulingStrategy:
+class LikelySchedulingStrategy:
     pass
 
 
@@ -154,6 +165,12 @@ class PlacementGroupSchedulingStrategy:
         ("task", "runtime_env", "env.yaml", TypeError),
         ("task", "scheduling_strategy", "RANDOM", ValueError),
         ("task", "scheduling_strategy", 5, TypeError),
+        ("task", "scheduling_strategy", LikelySchedulingStrategy(), TypeError),
+        ("actor", "placement_group", "group", TypeError),
+        ("actor", "placement_group", 5, TypeError),
+        ("task", "placement_group_bundle_index", -2, ValueError),
+        ("task", "placement_group_bundle_index", "0", TypeError),
+        ("task", "placement_group_capture_child_tasks", 1, TypeError),
         ("task", "label_selector", {"a": 1}, TypeError),
         ("actor", "max_restarts", -2, ValueError),
         ("actor", "max_restarts", "always", TypeError),
@@ -209,17 +226,60 @@ def test_get_if_exists_needs_a_name():
     assert actor_options(check("actor", {"get_if_exists": True, "name": "a"})).get_if_exists
 
 
+def test_strategies_and_groups_are_named_once():
+    group = PlacementGroup(PlacementGroupID(b"g" * 18), [{"CPU": 1.0}])
+    strategy = PlacementGroupSchedulingStrategy(group, 0)
+    for complete, kind in ((task_options, "task"), (actor_options, "actor")):
+        complete(check(kind, {"scheduling_strategy": strategy}))
+        complete(check(kind, {"placement_group": group}))
+        complete(check(kind, {"placement_group": None, "scheduling_strategy": "SPREAD"}))
+        with pytest.raises(ValueError, match="exclude each other"):
+            complete(check(kind, {"placement_group": group, "scheduling_strategy": "SPREAD"}))
+    assert check("task", {"placement_group": None}) == {
+        "placement_group": False
+    }  # "in none" is not the default
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: PlacementGroupSchedulingStrategy("group"), TypeError),
+        (lambda: PlacementGroupSchedulingStrategy(PlacementGroup.empty(), "0"), TypeError),
+        (lambda: PlacementGroupSchedulingStrategy(PlacementGroup.empty(), 0, 1), TypeError),
+        (lambda: NodeAffinitySchedulingStrategy("xyz", soft=False), ValueError),
+        (lambda: NodeAffinitySchedulingStrategy("ff" * 28, soft=False), ValueError),
+        (lambda: NodeAffinitySchedulingStrategy(None, soft=False), ValueError),
+        (lambda: NodeAffinitySchedulingStrategy("ab" * 28, False, _spill_on_unavailable=True), ValueError),
+        (
+            lambda: NodeAffinitySchedulingStrategy("ab" * 28, False, _fail_on_unavailable=True),
+            NotSupportedError,
+        ),
+        (lambda: NodeLabelSchedulingStrategy({}), ValueError),
+        (lambda: NodeLabelSchedulingStrategy({"zone": "a"}), ValueError),
+        (lambda: NodeLabelSchedulingStrategy(["zone"]), ValueError),
+        (lambda: NodeLabelSchedulingStrategy({1: Exists()}), ValueError),
+        (lambda: In(), ValueError),
+        (lambda: NotIn("a", 1), ValueError),
+    ],
+)
+def test_strategies_that_make_no_sense(make, error):
+    with pytest.raises(error):
+        make()
+
+
+def test_strategies_keep_what_they_were_given():
+    assert NodeAffinitySchedulingStrategy("AB" * 28, soft=True).node_id == "ab" * 28
+    labels = NodeLabelSchedulingStrategy({"zone": In("a", "b")}, soft={"kind": DoesNotExist()})
+    assert labels.hard["zone"].values == ["a", "b"] and list(labels.soft) == ["kind"]
+
+
 # --- not supported yet ---
 
 EXAMPLES = {
     "num_returns": ["dynamic", "streaming"],
     "max_calls": [1],
     "runtime_env": [{"env_vars": {"A": "1"}}],
-    "scheduling_strategy": [PlacementGroupSchedulingStrategy()],
     "label_selector": [{"zone": "a"}],
-    "placement_group": [object()],
-    "placement_group_bundle_index": [0],
-    "placement_group_capture_child_tasks": [True],
     "object_store_memory": [1000],
     "enable_task_events": [False],
     "lifetime": ["detached"],
@@ -234,11 +294,7 @@ HARMLESS = {
     "num_returns": 2,
     "max_calls": 0,
     "runtime_env": {},
-    "scheduling_strategy": "SPREAD",
     "label_selector": {},
-    "placement_group": "default",
-    "placement_group_bundle_index": -1,
-    "placement_group_capture_child_tasks": False,
     "object_store_memory": 0,
     "enable_task_events": True,
     "lifetime": "non_detached",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftray._node import board, lease_service, record, storage
+from ftray._node import board, record, storage
 from ftray._node.frames import clip
 
 NODE = Path(record.__file__).parent
@@ -80,37 +80,24 @@ class TestBoard:
         made.close()
 
 
-class TestStrategies:
-    NODE_ID = b"n" * 28
-
-    @pytest.mark.parametrize(
-        "strategy",
-        [
-            "",
-            "DEFAULT",
-            "SPREAD",
-            '{"type": "node_affinity", "node_id": "' + (b"n" * 28).hex() + '", "soft": false}',
-            '{"type": "node_affinity", "node_id": "00", "soft": true}',
-        ],
-    )
-    def test_those_that_one_node_can_follow(self, strategy: str) -> None:
-        lease_service.check_strategy(strategy, self.NODE_ID)
-
-    @pytest.mark.parametrize(
-        "strategy", ["nonsense", "[]", "{}", '{"type": "labels"}', '{"type": "node_affinity"}']
-    )
-    def test_those_that_it_cannot(self, strategy: str) -> None:
-        with pytest.raises(lease_service.StrategyError):
-            lease_service.check_strategy(strategy, self.NODE_ID)
-
-
 def test_clip_keeps_both_ends() -> None:
     text = "start" + "x" * 100_000 + "end"
     assert clip(text).startswith("start") and clip(text).endswith("end") and len(clip(text)) <= 8000
     assert clip("short") == "short"
 
 
-PURE = ("amounts", "scheduler", "pool", "actors", "segments", "deaths", "logs", "record")
+PURE = (
+    "amounts",
+    "placement",
+    "scheduler",
+    "strategies",
+    "pool",
+    "actors",
+    "segments",
+    "deaths",
+    "logs",
+    "record",
+)
 FORBIDDEN = {
     "os",
     "socket",
