@@ -15,7 +15,8 @@ IMPORT_EVERYTHING = """
 import importlib, pkgutil
 import ftray
 for module in pkgutil.walk_packages(ftray.__path__, "ftray."):
-    if not module.name.endswith("__main__"):
+    # The modules of the command line need the extra "cli"; importing `ftray._cli` itself does not.
+    if not module.name.endswith("__main__") and not module.name.startswith("ftray._cli."):
         importlib.import_module(module.name)
         print(module.name)
 """

@@ -1,0 +1,38 @@
+"""The group of all commands.
+
+Owns: the table of commands. A command's module is imported when the command is called, or listed.
+Leaves to others: every command, each in a module that the table names.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import ftray
+
+# name of the command: "module:attribute", a click.Command
+COMMANDS: dict[str, str] = {}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when it needs the command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        where = COMMANDS.get(cmd_name)
+        if where is None:
+            return None
+        module, _, attribute = where.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        assert isinstance(found, click.Command), where
+        return found
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(ftray.__version__, prog_name="ftray")
+def group() -> None:
+    """Start, stop and look at ftray on this machine."""
