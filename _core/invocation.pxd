@@ -23,6 +23,7 @@ cdef class Callables:
     cdef object instance        # the actor that lives here, or None
     cdef str class_name
     cdef object entry_points    # methods that the checkpoint session serves itself
+    cdef object before_load     # callback: the first function is about to be loaded
 
     cdef int decode(self, Call call) except -1
     cdef tuple lookup(self, Channel *ch, uint32_t fn)

@@ -64,6 +64,9 @@ cdef class Callables:
                 raise RuntimeError(f"method {name!r} was called, but no actor lives here")
             function = self.entry_points.get(name) or getattr(self.instance, name)
             return function, f"{self.class_name}.{name}", None
+        if self.before_load is not None:
+            self.before_load()
+            self.before_load = None
         from ftray._pickling import unpickle_function
         at = 3 + int.from_bytes(definition[1:3], "little")
         name = definition[3:at].decode("utf-8", "replace")

@@ -23,7 +23,7 @@ from ftray._core.answers cimport encode_failure, encode_results, send_reply
 from ftray._core.awaits cimport LoopWatch, loops_take_back_cpus, watch_actor_loop
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
 from ftray._core.context cimport Context, context_begin, context_end
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_TERMINATE, exec_post, exec_runnable
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post, exec_runnable
 from ftray._core.invocation cimport Call, Callables
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
@@ -306,6 +306,10 @@ cdef class Executor:
         """The actor's class, which is what its output is labelled with from now on."""
         self.callables.class_name = self.current = class_name
 
+    def before_first_function(self, action):
+        """Have `action` run before the first function is loaded; None: nothing any more."""
+        self.callables.before_load = action
+
     def refuse_calls(self):
         """There will be no instance: calls stay unbegun, and end with this process."""
         core().is_actor = False
@@ -493,6 +497,8 @@ cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
             c.running_ch = out.ch
             c.running_seq = out.seq
             memcpy(&c.running_unique, out.frame.data, 8)
+    elif out.seq == EXEC_ACTOR_START:
+        memcpy(&c.job, out.frame.data + 12, 4)      # and what the constructor submits to that of the actor's id
 
 
 cdef void flush_all() noexcept:

@@ -25,9 +25,8 @@ from ftray._api import (
 )
 from ftray._core import ObjectRef, cancel, get, put, wait
 from ftray._lifecycle import init, is_initialized, shutdown
+from ftray._version import __version__
 from ftray.actor import ActorHandle, exit_actor, method
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ActorHandle",
@@ -54,7 +53,7 @@ __all__ = [
     "wait",
 ]
 
-_LAZY = {"checkpoint", "util", "runtime_context"}
+_LAZY = {"checkpoint", "experimental", "util", "runtime_context"}
 
 
 def __getattr__(name: str) -> object:

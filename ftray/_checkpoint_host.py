@@ -23,7 +23,7 @@ class NativeHost:
         self, spec: dict[str, Any], incarnation: int, executor: Executor, end: Callable[[BaseException], None]
     ) -> None:
         self.identity = ActorIdentity(
-            spec["namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"]
+            spec["checkpoint_namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"]
         )
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1

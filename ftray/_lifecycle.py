@@ -31,15 +31,42 @@ _RPC = 100
 class Session:
     """What this process knows of the session that it is connected to."""
 
-    def __init__(self, connection: NodeConnection, worker_id: bytes, namespace: str) -> None:
+    def __init__(self, connection: NodeConnection, worker_id: bytes, namespace: str | None) -> None:
         self.session_dir = connection.session_dir
         self.node_id = connection.node_id
         self.job_id = connection.job_id
         self.info = connection.info
         self.worker_id = worker_id
-        self.namespace = namespace
+        self.is_anonymous = False
+        self._namespace = namespace
         self.node: NodeHandle | None = None
         self.printer: threading.Thread | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The job's namespace; a worker asks for it when it is first needed."""
+        if self._namespace is None:
+            self.learn_job(self.ask_job())
+        assert self._namespace is not None
+        return self._namespace
+
+    def ask_job(self) -> dict[str, Any] | None:
+        """Return what ftrayd knows of the job that this worker serves, None when it is over and forgotten."""
+        from ftray._api import node_rpc
+
+        job: dict[str, Any] | None = node_rpc("job", job_id=_core.current_context()["job_id"])
+        return job
+
+    def learn_job(self, job: dict[str, Any] | None) -> None:
+        """Take the namespace over: a worker serves one job only."""
+        self._namespace = job["namespace"] if job is not None else ""
+        self.is_anonymous = job["anonymous"] if job is not None else True
+
+    @property
+    def durable_namespace(self) -> str:
+        """The namespace if the user gave one, else "": what outlives the job is found under this."""
+        namespace = self.namespace
+        return "" if self.is_anonymous else namespace
 
 
 _session: Session | None = None
@@ -98,9 +125,10 @@ def init(
     Parameters
     ----------
     address : str, optional
-        None or "local": start a node of one's own, which ends with this process. "auto": attach to the newest
-        session of this user. Otherwise the directory of a session (``ctx.address_info["address"]`` of its
-        first driver).
+        "local": start a node of one's own, which ends with this process. "auto": attach to the node of
+        ``ftray start --head``, else to the newest session of this user. Otherwise the directory of a session
+        (``ctx.address_info["address"]``). None: what ``FTRAY_ADDRESS`` or ``RAY_ADDRESS`` says, else the node
+        of ``ftray start --head`` if one runs, else "local".
     num_cpus, num_gpus : float, optional
         What tasks and actors can ask for; by default the CPUs that this process may use (affinity, cgroup
         quota).
@@ -111,7 +139,7 @@ def init(
     labels : dict, optional
         Names and values, both strings, that `NodeLabelSchedulingStrategy` can choose the node by.
     namespace : str, optional
-        Where named actors are found; by default the one of all drivers that name none.
+        Where named actors are found; by default one that no other driver has.
     ignore_reinit_error : bool, default False
         Return instead of raising when ftray runs already.
     log_to_driver : bool, default True
@@ -127,6 +155,12 @@ def init(
         ftray runs already in this process.
     TypeError
         An unknown argument, or one of the wrong type.
+    ValueError
+        An argument has a value that is not allowed, or is not allowed when attaching.
+    ConnectionError
+        There is no node at the address, or it refuses this process.
+    VersionMismatchError
+        The node runs another version.
     """
     global _session, _owner_pid
     _reject(unsupported)
@@ -138,7 +172,10 @@ def init(
             "ftray.init() was called before in this process;"
             " call ftray.shutdown() first, or give ignore_reinit_error=True"
         )
-    if address in (None, "local"):
+    if namespace is not None and not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a string or None, not {namespace!r}")
+    address, origin = _choose(address)
+    if address == "local":
         _session = _start(num_cpus, num_gpus, resources, object_store_memory, labels, namespace)
     else:
         given = {
@@ -151,25 +188,40 @@ def init(
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
             raise ValueError(
-                f"{', '.join(wrong)} cannot be given when attaching to a running session"
-                f" (address={address!r})"
+                f"{', '.join(wrong)} cannot be given when attaching to a running session ({origin});"
+                ' address="local" starts a node of this process\'s own'
             )
-        _session = _register(_find(address), None, namespace)
+        _session = _attach(address, origin, namespace)
     _start_printer(_session, log_to_driver)
     atexit.register(shutdown)
     return RayContext(_session)
 
 
-def _find(address: str | None) -> str:
+def _choose(address: str | None) -> tuple[str, str]:
+    """Return the address to use and, for messages, where it is from."""
+    if address is not None and not isinstance(address, str):
+        raise TypeError(f"address must be a string or None, not {address!r}")
+    if address in (None, "auto"):
+        for name in ("FTRAY_ADDRESS", "RAY_ADDRESS"):
+            if os.environ.get(name):
+                return os.environ[name], f"{name}={os.environ[name]!r}"
+    if address is None:
+        from ftray._node import session
+
+        head = session.find_head(session.base_directory())
+        return ("local", "") if head is None else (head, f"the head of `ftray start` at {head}")
+    return address, f"address={address!r}"
+
+
+def _attach(address: str, origin: str, namespace: str | None) -> Session:
+    from ftray._node.client import RegistrationError
     from ftray._node.launch import find_node
     from ftray._node.session import SessionError
 
-    if not isinstance(address, str):
-        raise TypeError(f"address must be a string or None, not {address!r}")
     try:
-        return find_node(address)
-    except SessionError as error:
-        raise ConnectionError(f"address={address!r}: {error}") from None
+        return _register(find_node(address), None, namespace)
+    except (SessionError, RegistrationError) as error:
+        raise ConnectionError(f"{origin}: {error}") from None
 
 
 def _reject(unsupported: dict[str, Any]) -> None:
@@ -232,12 +284,45 @@ def _warm_up() -> None:
 
 
 def _register(session_dir: str, token: bytes | None, namespace: str | None) -> Session:
+    from ftray._node.client import VersionMismatch
     from ftray._node.frames import KIND_DRIVER
 
-    return connect(session_dir, token, KIND_DRIVER, namespace or "")
+    anonymous = not namespace
+    job = _describe_job(anonymous)
+    try:
+        session = connect(session_dir, token, KIND_DRIVER, namespace or _random_uuid(), job)
+    except VersionMismatch as error:
+        from ftray.exceptions import VersionMismatchError
+
+        raise VersionMismatchError(str(error)) from None
+    session.is_anonymous = anonymous
+    return session
 
 
-def connect(session_dir: str, token: bytes | None, kind: int, namespace: str) -> Session:
+def _random_uuid() -> str:
+    """Return a random UUID (the module uuid costs 3 ms)."""
+    number = os.urandom(16)
+    text = bytes(
+        [*number[:6], number[6] & 0x0F | 0x40, number[7], number[8] & 0x3F | 0x80, *number[9:]]
+    ).hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _describe_job(anonymous: bool) -> bytes:
+    """Say what workers of this driver have to know when the node is not its own."""
+    import json
+
+    try:
+        cwd = os.getcwd()
+    except FileNotFoundError:
+        cwd = ""
+    path = [os.path.abspath(entry) for entry in sys.path if cwd or os.path.isabs(entry)]
+    return json.dumps({"anonymous": anonymous, "sys_path": path, "cwd": cwd}).encode()
+
+
+def connect(
+    session_dir: str, token: bytes | None, kind: int, namespace: str | None, job: bytes = b""
+) -> Session:
     """Register this process with a session and hand the connection to the core."""
     from ftray._node import client, protocol, session
     from ftray._node.frames import KIND_DRIVER
@@ -247,7 +332,13 @@ def connect(session_dir: str, token: bytes | None, kind: int, namespace: str) ->
     listener = session.listen_in(session_dir, name)
     listener.setblocking(False)
     connection = client.connect(
-        session_dir, worker_id=worker_id, token=token, kind=kind, sock_name=name, namespace=namespace
+        session_dir,
+        worker_id=worker_id,
+        token=token,
+        kind=kind,
+        sock_name=name,
+        namespace=namespace or "",
+        job=job,
     )
     found = Session(connection, worker_id, namespace)
     node_fd, messages = connection.detach()

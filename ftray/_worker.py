@@ -91,12 +91,12 @@ def main(session_dir: str, startup_token: bytes) -> int:
     int
         The exit status of the process.
     """
-    session = _lifecycle.connect(session_dir, startup_token, KIND_WORKER, "")
+    session = _lifecycle.connect(session_dir, startup_token, KIND_WORKER, None)
     _lifecycle.adopt(session)
-    session.namespace = session.info.get("namespace", "")
     executor = Executor()
     executor.start_actor = _start_actor
     executor.on_terminate = _terminate
+    executor.before_first_function(_enter_job)
     _State.executor = executor
     signal.signal(signal.SIGINT, _on_interrupt)
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -125,6 +125,25 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
+def _enter_job() -> None:
+    """Before the first function is loaded: search modules where the driver does, in its directory.
+
+    A worker of the driver that started the node was born with both. A worker serves one job only.
+    """
+    session = _lifecycle.current()
+    if _core.current_context()["job_id"] == session.info["own_job"]:
+        return
+    job = session.ask_job()
+    session.learn_job(job)
+    if job is None or not job["sys_path"]:
+        return
+    sys.path[:] = job["sys_path"]
+    try:
+        os.chdir(job["cwd"])
+    except OSError as error:
+        print(f"tasks run in {os.getcwd()}, not where their driver does: {error}", file=sys.stderr)
+
+
 def _start_actor(payload: bytes) -> Callable[[], None] | None:
     """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec.
 
@@ -138,7 +157,6 @@ def _start_actor(payload: bytes) -> Callable[[], None] | None:
     _State.actor_id = payload[:16]
     _State.incarnation = number
     assert _State.executor is not None
-    _lifecycle.current().namespace = spec["namespace"]
     _State.spec = spec
     _State.executor.name(spec["class_name"])
     if spec["group"]:
@@ -170,6 +188,9 @@ def _construct(spec: dict[str, Any], number: int) -> tuple[Any, Any]:
     from ftray._core.callargs import deserialize_args
     from ftray._pickling import unpickle_function
 
+    assert _State.executor is not None
+    _State.executor.before_first_function(None)
+    _enter_job()
     cls = unpickle_function(spec["class_blob"])
     args, kwargs = deserialize_args(spec["args_blob"])
     instance = cls(*args, **(kwargs or {}))

@@ -275,12 +275,14 @@ class ActorClass:
             concurrency = _DEFAULT_ASYNC_CONCURRENCY if is_async else 1
         return {
             "actor_id": actor_id,
-            "job_id": session.job_id,
+            "job_id": _core.current_context()["job_id"],  # a worker's session has none
             "owner": session.worker_id,
             "unique_id": f"{session.worker_id.hex()[:24]}-{actor_id.hex()}",
             "class_name": self._cls.__name__,
             "name": options.name,
-            "namespace": options.namespace or session.namespace,
+            "namespace": options.namespace or (session.namespace if options.name else ""),
+            # An anonymous namespace is another one in each run; snapshots are to be found again.
+            "checkpoint_namespace": options.namespace or (session.durable_namespace if options.name else ""),
             "get_if_exists": options.get_if_exists,
             "lifetime": options.lifetime,
             "max_restarts": options.max_restarts,

@@ -59,6 +59,14 @@ class NotInitializedError(RaySystemError, RuntimeError):
     """ftray is not running in this process: call ftray.init() first."""
 
 
+class VersionMismatchError(RaySystemError, RuntimeError):
+    """This process and the node that it wants to join run different versions of ftray or Python."""
+
+
+class InternalKVError(RaySystemError):
+    """The key-value store of the node cannot be read or written."""
+
+
 class ForkedProcessError(RaySystemError, RuntimeError):
     """This process was forked from one that uses ftray and cannot use its connections: call ftray.init().
 
@@ -468,7 +476,7 @@ class ObjectStoreFullError(RayError):
 
 
 class OutOfDiskError(RayError):
-    """The local disk is full, objects cannot be spilled: free disk space."""
+    """The local disk is full: free disk space."""
 
 
 class ObjectLostError(RayError):

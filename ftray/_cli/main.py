@@ -13,7 +13,11 @@ import click
 import ftray
 
 # name of the command: "module:attribute", a click.Command
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "start": "ftray._cli.start:start",
+    "status": "ftray._cli.status:status",
+    "stop": "ftray._cli.stop:stop",
+}
 
 
 class _LazyGroup(click.Group):
@@ -32,7 +36,9 @@ class _LazyGroup(click.Group):
         return found
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(ftray.__version__, prog_name="ftray")
 def group() -> None:
     """Start, stop and look at ftray on this machine."""

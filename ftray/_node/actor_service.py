@@ -80,10 +80,10 @@ class ActorService:
             spec = machine.Spec(
                 frame.actor_id,
                 b"" if fields["lifetime"] == "detached" else fields["owner"],
-                fields["job_id"],
+                self._node.job_of(client),
                 fields["class_name"],
                 fields["name"] or "",
-                fields["namespace"] or client.namespace,
+                fields["namespace"] or self._node.namespace_of(client),
                 bool(fields["get_if_exists"]),
                 fields["max_restarts"],
             )
@@ -165,6 +165,10 @@ class ActorService:
         """Return the spec of a living actor."""
         kept = self._kept.get(actor_id)
         return None if kept is None else kept.fields
+
+    def jobs(self) -> set[int]:
+        """Return the jobs of all living actors."""
+        return {self.job_of((actor_id, 0)) for actor_id in self._kept}
 
     def saves_state(self, actor_id: bytes | None) -> bool:
         """Whether the actor saves a checkpoint before a planned exit."""

@@ -56,6 +56,14 @@ def _be_zygote(sock: socket.socket, ftrayd_pid: int, package: ModuleType, worker
     job()
 
 
+def _leave_launcher(fd: int) -> None:
+    """A head outlives the directory, and what has the descriptors, that it was started with."""
+    from ftray._core import procs
+
+    procs.close_range(fd + 1)
+    os.chdir("/")
+
+
 def _be_node(fd: int, started_s: float) -> None:
     lifeline = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
@@ -65,6 +73,8 @@ def _be_node(fd: int, started_s: float) -> None:
     config = marshal.loads(data)
     sys.path[:] = config["sys_path"]
     package = _package()
+    if config["head"]:
+        _leave_launcher(fd)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ftrayd_pid = os.getpid()
     zygote_pid = os.fork()

@@ -17,12 +17,13 @@ from ftray._node.fdpass import recv_with_fds
 from ftray._node.frames import KIND_DRIVER, KIND_WORKER, Register, Registered, Rpc, RpcReply
 from ftray._node.protocol import (
     MAX_PENDING_FDS,
-    PROTOCOL_VERSION,
+    VERSION,
     Frame,
     FrameDecoder,
     Message,
     ProtocolError,
     encode,
+    version_text,
 )
 
 TYPE_CHECKING = False
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 class RegistrationError(Exception):
     """The node refused this process, or did not answer."""
+
+
+class VersionMismatch(RegistrationError):
+    """The node runs another version of ftray, of its protocol or of Python."""
 
 
 class NodeConnection:
@@ -145,6 +150,7 @@ def connect(
     sock_name: str | None = None,
     namespace: str = "",
     job_key: str = "",
+    job: bytes = b"",
     timeout_s: float | None = 30.0,
 ) -> NodeConnection:
     """Connect to the node of a session and register this process.
@@ -158,12 +164,15 @@ def connect(
     token
         The startup token of a worker. For a driver the session's token, read from the directory when None.
     kind
-        ``KIND_DRIVER`` or ``KIND_WORKER``.
+        ``KIND_DRIVER``, ``KIND_WORKER`` or ``KIND_OBSERVER``.
     sock_name
         Name of the socket in ``session_dir`` at which this process listens;
         ``<worker_id hex[:16]>.sock`` when None.
     namespace, job_key
-        The driver's namespace ("" for one of its own) and the key that lets it resume.
+        The driver's namespace and the key that lets it resume.
+    job
+        What a driver says of its job, as JSON: ``anonymous`` (its namespace was made up), ``sys_path``,
+        ``cwd``.
     timeout_s
         For each step of the connection; None waits for ever. The socket comes back blocking.
 
@@ -176,6 +185,8 @@ def connect(
     ------
     RegistrationError
         The node refused (the text says why) or is gone.
+    VersionMismatch
+        It refused, or would not understand us, because it is of another version; the text names both.
     """
     if token is None:
         if kind == KIND_WORKER:
@@ -187,9 +198,7 @@ def connect(
     except OSError as error:
         raise RegistrationError(f"no node answers in {session_dir}: {error}") from None
     try:
-        node.send(
-            Register(kind, os.getpid(), worker_id, PROTOCOL_VERSION, token, name, namespace, job_key), 1
-        )
+        node.send(Register(kind, os.getpid(), worker_id, VERSION, token, name, namespace, job_key, job), 1)
         _finish_registration(node, node.receive())
         node.sock.settimeout(None)
     except (OSError, ProtocolError) as error:
@@ -205,8 +214,14 @@ def _finish_registration(node: NodeConnection, message: Message) -> None:
     answer = message.frame
     if not isinstance(answer, Registered):
         raise RegistrationError(f"the node answered {type(answer).__name__} to the registration")
+    node.board_fd = message.fds[0] if message.fds else -1
     node.info = json.loads(answer.info)
+    theirs = str(node.info.get("version", node.info.get("protocol", VERSION if answer.ok == 0 else "")))
+    if theirs != VERSION:
+        raise VersionMismatch(
+            f"the node of {node.session_dir} runs {version_text(theirs)}, this process runs"
+            f" {version_text(VERSION)}; both must be the same"
+        )
     if not answer.ok:
         raise RegistrationError(str(node.info.get("error", "the node refused this process without a reason")))
-    node.board_fd = message.fds[0]
     node.slot, node.job_id, node.node_id = answer.slot, answer.job_id, answer.node_id

@@ -19,20 +19,21 @@ from _operator import _compare_digest as compare_digest
 
 from ftray._node.board import BoardFull
 from ftray._node.connection import Closed, Connection, Overflow
-from ftray._node.frames import KIND_DRIVER, KIND_WORKER, Register, Registered
+from ftray._node.frames import KIND_DRIVER, KIND_OBSERVER, KIND_WORKER, Register, Registered, Rpc
 from ftray._node.loop import READ, WRITE
-from ftray._node.protocol import PROTOCOL_VERSION, Frame, ProtocolError
+from ftray._node.protocol import VERSION, Frame, ProtocolError, version_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from ftray._node.daemon import Node
     from ftray._node.protocol import Message
     from ftray._node.workers import WorkerProcess
 
 _UCRED = struct.Struct("iii")
-_REGISTER_LIMIT_BYTES = 1 << 16
+REGISTER_LIMIT_BYTES = 1 << 18
 _REGISTER_TIMEOUT_S = 30.0
 _MAX_UNREGISTERED = 256
 _ACCEPT_PAUSE_S = 0.2
@@ -46,6 +47,7 @@ class Client:
         self.connection = connection
         self.pid = pid
         self.registered = False
+        self.observes = False
         self.kind = KIND_DRIVER
         self.worker_id = b""
         self.slot = 0
@@ -63,6 +65,7 @@ class Client:
 
     def __repr__(self) -> str:
         role = ("driver" if self.is_driver else "worker") if self.registered else "unregistered process"
+        role = "observer" if self.observes else role
         return f"{role} {self.pid}"
 
 
@@ -78,7 +81,6 @@ class Clients:
         self._unregistered = 0
         self._paused = False
         self._next_number = 1
-        self._next_job = 1
         listener.setblocking(False)
         node.loop.register(listener.fileno(), self._accept)
 
@@ -167,7 +169,7 @@ class Clients:
 
     def _add(self, sock: socket.socket, pid: int) -> None:
         client = Client(self._next_number, Connection(sock), pid)
-        client.connection.limit_frames(_REGISTER_LIMIT_BYTES)
+        client.connection.limit_frames(REGISTER_LIMIT_BYTES)
         self._next_number += 1
         self._all[client.number] = client
         self._unregistered += 1
@@ -212,21 +214,29 @@ class Clients:
                 os.close(fd)
         elif client.registered:
             self._node.handle(client, message)
-        elif isinstance(message.frame, Register):
+        elif client.observes and isinstance(message.frame, Rpc):
+            self._node.rpc.on_rpc(client, message.frame, message.req)
+        elif isinstance(message.frame, Register) and not client.observes:
             self._register(client, message.frame, message.req)
         else:
-            raise ProtocolError(f"{type(message.frame).__name__} before REGISTER")
+            when = "of an observer" if client.observes else "before REGISTER"
+            raise ProtocolError(f"{type(message.frame).__name__} {when}")
 
     def _register(self, client: Client, frame: Register, req: int) -> None:
         self._node.loop.set_timer(("register", client.number), None, lambda: None)
         error = self._refusal(client, frame)
+        if not error and frame.kind == KIND_OBSERVER:
+            client.observes = True
+            self._unregistered -= 1
+            self._welcome(client, req)
+            return
         if not error:
             try:
                 client.slot = self._node.board.acquire(client.pid)
             except BoardFull as full:
                 error = str(full)
         if error:
-            info = json.dumps({"error": error}).encode()
+            info = json.dumps({"error": error, "version": VERSION}).encode()
             self.send(client, Registered(0, 0, bytes(28), 0, self._node.session.path, info), req)
             self.drop(client, f"was refused: {error}", report=True)
             return
@@ -240,20 +250,24 @@ class Clients:
         client.connection.limit_frames(1 << 30)
         self._by_worker_id[client.worker_id] = client
         if client.is_driver:
-            client.job_id = self._next_job
+            client.job_id = self._node.job_started(client, frame)
             self._drivers[client.job_id] = client
-            self._next_job += 1
             self._watch_driver(client)
-        answer = Registered(
-            1, client.slot, self._node.node_id, client.job_id, self._node.session.path, self._node.info_json
-        )
-        self.send(client, answer, req, [self._node.board.fd])
+        self._welcome(client, req)
         self._node.on_registered(client, frame)
+
+    def _welcome(self, client: Client, req: int) -> None:
+        node = self._node
+        answer = Registered(1, client.slot, node.node_id, client.job_id, node.session.path, node.info_json)
+        self.send(client, answer, req, [node.board.fd])
 
     def _refusal(self, client: Client, frame: Register) -> str:
         """Return why the process may not register, "" when it may."""
-        if frame.version != PROTOCOL_VERSION:
-            return f"this node speaks protocol {PROTOCOL_VERSION!r}, the process {frame.version!r}"
+        if frame.version != VERSION:
+            return (
+                f"the node runs {version_text(VERSION)}, the process {client.pid} that wants to join it runs"
+                f" {version_text(frame.version)}; both must be the same"
+            )
         if frame.worker_id in self._by_worker_id:
             return f"a process with the id {frame.worker_id.hex()} is registered already"
         if "/" in frame.sock_name or not frame.sock_name:
@@ -263,13 +277,13 @@ class Clients:
                 f"the process says that its id is {frame.pid}, here it is {client.pid}; "
                 "all processes of a session must share one PID namespace"
             )
-        if frame.kind == KIND_DRIVER:
+        if frame.kind in (KIND_DRIVER, KIND_OBSERVER):
             if not compare_digest(frame.token, self._node.session.token):
                 return "wrong session token"
-            return self._refusal_of_driver(frame)
+            return self._refusal_of_driver(frame) if frame.kind == KIND_DRIVER else ""
         if frame.kind == KIND_WORKER:
             return self._node.workers.claim(client, frame.token)
-        return f"kind {frame.kind} is neither a driver (0) nor a worker (1)"
+        return f"kind {frame.kind} is neither a driver (0) nor a worker (1) nor an observer (2)"
 
     def _refusal_of_driver(self, frame: Register) -> str:
         if self._node.stopping:
@@ -277,6 +291,10 @@ class Clients:
         for other in self._drivers.values():
             if frame.job_key and other.job_key == frame.job_key:
                 return f"the job key {frame.job_key!r} is in use by driver {other.pid}, which still runs"
+        try:
+            described(frame)
+        except ValueError as error:
+            return f"its description of the job cannot be read: {error}"
         return ""
 
     def _watch_driver(self, client: Client) -> None:
@@ -302,7 +320,7 @@ class Clients:
 
     def _close(self, client: Client) -> None:
         del self._all[client.number]
-        self._unregistered -= not client.registered
+        self._unregistered -= not (client.registered or client.observes)
         self._drivers.pop(client.job_id, None)
         for name in ("drop", "register"):
             self._node.loop.set_timer((name, client.number), None, lambda: None)
@@ -340,3 +358,17 @@ class Clients:
             except Closed:
                 pass
             self._close(client)
+
+
+def described(frame: Register) -> dict[str, Any]:
+    """Return what a driver says of its job.
+
+    Raises
+    ------
+    ValueError
+        It is not what a driver sends.
+    """
+    found = json.loads(frame.job or b"{}")
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON object is expected, not {type(found).__name__}")
+    return found

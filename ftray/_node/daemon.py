@@ -22,16 +22,19 @@ from ftray._node import frames, session
 from ftray._node.actor_service import ActorService
 from ftray._node.amounts import CPU, GPU, MEMORY, fixed_point
 from ftray._node.board import Board
-from ftray._node.clients import Clients
+from ftray._node.clients import Clients, described
 from ftray._node.group_service import GroupService
+from ftray._node.jobs import OWN_JOB, Jobs
 from ftray._node.lease_service import LeaseService
 from ftray._node.log_service import LogService
 from ftray._node.loop import Loop
 from ftray._node.object_service import ObjectService
 from ftray._node.pool import PoolSettings
-from ftray._node.protocol import PROTOCOL_VERSION, ProtocolError
+from ftray._node.protocol import VERSION, ProtocolError
 from ftray._node.resources import OBJECT_STORE_SHARE, count_cpus, count_gpus, memory_limit_bytes
 from ftray._node.rpc import RpcService
+from ftray._node.sqlite_storage import SqliteTables
+from ftray._node.storage import DATABASE_FILE, StorageDirectory, StorageError
 from ftray._node.workers import Death, Workers
 from ftray._node.zygote_link import ZygoteLink
 
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from ftray._node.clients import Client
     from ftray._node.pool import Command, Pool
     from ftray._node.protocol import Message
+    from ftray._node.storage import TableStorage
     from ftray._node.workers import WorkerProcess
 
 LOG_FILE = "ftrayd.log"
@@ -73,11 +77,22 @@ class Node:
         self.node_id = os.urandom(28)
         self.loop = Loop()
         self.board = Board()
-        self.session = session.create_session(config["base_dir"], time.time())
+        self.storage = StorageDirectory(config["storage"]) if config["storage"] else None
+        if self.storage is not None:
+            kept = SqliteTables(os.path.join(self.storage.path, DATABASE_FILE), durable=True)
+            kept.open()  # what cannot be kept is known now, not when somebody needs it
+        self.is_head: bool = config["head"]
+        self.start_unix_s = time.time()
+        self.session = session.create_session(config["base_dir"], self.start_unix_s, self.is_head)
+        if self.storage is None:
+            # Opened when it is first used: most programs never do, and sqlite3 costs time and memory.
+            kept = SqliteTables(os.path.join(self.session.path, DATABASE_FILE), durable=False)
+        self.tables: TableStorage = kept
         self.info = self._describe_node()
         self.info_json = json.dumps(self.info).encode()
         self.zygote = ZygoteLink(zygote_sock, zygote_pid, self.loop, self, config)
         self.clients = Clients(self, session.listen_in(self.session.path, session.NODE_SOCKET))
+        self.jobs = Jobs(has_owner=not self.is_head)
         self.logs = LogService(self)
         self.workers = Workers(self, config["hang_timeout_s"])
         self.objects = ObjectService(self, self.info["object_store_memory"])
@@ -94,7 +109,7 @@ class Node:
         self._warm = False
         self._trouble = ""
         self._routes = self._make_routes()
-        self.loop.register(lifeline.fileno(), lambda _events: self.begin_shutdown("its driver left"))
+        self.loop.register(lifeline.fileno(), self._on_lifeline)
         self.loop.watch_children(self._children_changed)
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -112,7 +127,9 @@ class Node:
         return {
             "pid": os.getpid(),
             "node_id": self.node_id.hex(),
-            "protocol": PROTOCOL_VERSION,
+            "version": VERSION,
+            # Workers have the environment of the driver that started the node, and ask for any other.
+            "own_job": 0 if self.is_head else OWN_JOB,
             "num_cpus": cpus,
             "resources": {name: amount for name, amount in resources.items() if amount},
             "object_store_memory": store_bytes,
@@ -184,12 +201,17 @@ class Node:
 
     # Arrivals -------------------------------------------------------------------------------------
 
+    def job_started(self, client: Client, frame: frames.Register) -> int:
+        """A driver registers: return its job."""
+        is_owner = not self.is_head and self._primary is None and client.pid == self.config["driver_pid"]
+        if is_owner:
+            self._primary = client
+        return self.jobs.started(client.pid, frame.namespace, described(frame), time.time(), is_owner)
+
     def on_registered(self, client: Client, _frame: frames.Register) -> None:
         """A process has its slot and its answer."""
         worker = client.worker
         if worker is None:
-            if self._primary is None and client.pid == self.config["driver_pid"]:
-                self._primary = client
             return
         if self.stopping:
             self.workers.retire(worker, may_decline=False)
@@ -215,7 +237,21 @@ class Node:
             due_s = time.monotonic() + _PRELOAD_PAUSE_S
             self.loop.set_timer("preload", due_s, lambda: self.zygote.preload(preload))
 
+    def _on_lifeline(self, _events: int) -> None:
+        """The process that started this node has left; a head stays, if it was told to."""
+        try:
+            word = self._lifeline.recv(len(session.DETACH))
+        except ConnectionResetError:
+            word = b""
+        if word != session.DETACH:
+            self.begin_shutdown("its driver left")
+            return
+        self.loop.unregister(self._lifeline.fileno())
+        self._lifeline.close()
+
     def _tell_lifeline(self, message: dict[str, Any]) -> None:
+        if self._lifeline.fileno() < 0:
+            return  # detached
         try:
             self._lifeline.send(marshal.dumps(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
@@ -284,6 +320,8 @@ class Node:
         death = Death(client.worker_id, client.pid, frames.DEATH_DRIVER_LEFT, 0, time.time(), text)
         self._process_died(client, None, death)
         self.groups.job_ended(client.job_id)
+        needed = {worker.job_id for worker in self.workers.all()} | self.actors.jobs()
+        self.jobs.ended(client.job_id, death.unix_time_s, needed)
         self.pool_event(lambda pool, now_s: pool.job_ended(client.job_id, now_s))
         if client is self._primary:
             self.begin_shutdown("its driver left")
@@ -320,6 +358,10 @@ class Node:
         """Return the job that a process works for."""
         return client.job_id if client.worker is None else client.worker.job_id
 
+    def namespace_of(self, client: Client) -> str:
+        """Return where a process looks for names when it names no namespace: its job's."""
+        return client.namespace if client.worker is None else self.jobs.namespace_of(client.worker.job_id)
+
     def warn_job(self, job_id: int, text: str) -> None:
         """Tell the driver of a job something that its user should know."""
         driver = self.clients.driver_of(job_id)
@@ -350,7 +392,8 @@ class Node:
             return
         self.report(f"the node shuts down: {why}")
         self.stopping = True
-        self.loop.unregister(self._lifeline.fileno())
+        if self._lifeline.fileno() >= 0:
+            self.loop.unregister(self._lifeline.fileno())
         self.clients.stop_accepting()
         self.leases.pool.stopped()
         self.zygote.close()
@@ -376,11 +419,20 @@ class Node:
         if not any(worker.pid for worker in self.workers.all()):
             self.loop.stop()
 
+    def _close_tables(self) -> None:
+        try:
+            self.tables.close()
+        except StorageError as error:
+            self.report(str(error))
+        if self.storage is not None:
+            self.storage.close()
+
     def close(self) -> None:
         """End what is left and remove every trace."""
         kill_children()
         self.clients.close()
         self.objects.close()
+        self._close_tables()
         self.session.close()
         self.board.close()
         self.loop.close()
@@ -449,7 +501,11 @@ def run(
     _prepare_process()
     if os.getppid() != config["driver_pid"]:
         return  # the driver died before it could be watched
-    node = Node(lifeline, config, zygote_sock, zygote_pid)
+    try:
+        node = Node(lifeline, config, zygote_sock, zygote_pid)
+    except (session.SessionError, StorageError) as error:
+        lifeline.send(marshal.dumps({"failed": str(error)}))
+        return
     try:
         node.pool_event(lambda pool, now_s: pool.opened(now_s))
         spans_ms["ready"] = (time.monotonic() - started_s) * 1000

@@ -7,9 +7,10 @@ Leaves to others: the codec (``protocol``) and what is done about a frame (the d
 
 from __future__ import annotations
 
-from ftray._node.protocol import Frame
+from ftray._node.protocol import VERSION, Frame, ProtocolError, Reader
 
-KIND_DRIVER, KIND_WORKER = 0, 1
+# An observer may only call RPC methods; it is told of nothing and has no job (the command line).
+KIND_DRIVER, KIND_WORKER, KIND_OBSERVER = 0, 1, 2
 FLAG_MAY_DECLINE = 1  # on EXIT: the worker may answer EXIT_DECLINED when others need what it owns
 FLAG_GIVE_BACK = 1  # on SEG_RESERVE: the bytes are given back, no answer
 DEATH_EXIT, DEATH_SIGNAL, DEATH_OOM, DEATH_HUNG, DEATH_INTENDED, DEATH_DRIVER_LEFT = 1, 2, 3, 4, 5, 6
@@ -30,10 +31,13 @@ def clip(text: str) -> str:
 
 
 class Register(Frame):
-    """A process introduces itself; the first frame of every connection."""
+    """A process introduces itself; the first frame of every connection.
+
+    The first four fields are the same in every version: a process of another one is refused with words.
+    """
 
     TYPE = 1
-    LAYOUT = "B I 28s str blob str str str"
+    LAYOUT = "B I 28s str blob str str str blob"
     kind: int
     pid: int
     worker_id: bytes
@@ -42,10 +46,22 @@ class Register(Frame):
     sock_name: str
     namespace: str
     job_key: str
+    job: bytes
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Frame:
+        """Return the frame; of another version's at least what all versions have."""
+        try:
+            return super().parse(payload)
+        except ProtocolError:
+            kind, pid, worker_id, version = cls._read(Reader(payload), 2)
+            if version == VERSION:
+                raise
+            return cls(kind, pid, worker_id, version, b"", "", "", "", b"")
 
 
 class Registered(Frame):
-    """The node's answer to ``Register``; carries the board when ``ok``."""
+    """The node's answer to ``Register``; carries the board when ``ok``. The same in every version."""
 
     TYPE = 2
     LAYOUT = "B I 28s I str blob"

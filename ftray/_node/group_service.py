@@ -166,7 +166,7 @@ class GroupService:
             raise ValueError(f"bundles: {error}") from None
         actor_id, job_id = self._creator(client)
         spec = machine.GroupSpec(
-            group_id, amounts, strategy, name, self._namespace_of(client), detached, job_id, actor_id
+            group_id, amounts, strategy, name, self._node.namespace_of(client), detached, job_id, actor_id
         )
         self._apply(self.table.created(spec, time.monotonic()))
 
@@ -176,7 +176,7 @@ class GroupService:
 
     def find(self, client: Client, name: str) -> tuple[bytes, list[dict[str, float]]] | None:
         """Return id and bundles of a named group in the caller's namespace, None without one."""
-        spec = self.table.lookup(name, self._namespace_of(client))
+        spec = self.table.lookup(name, self._node.namespace_of(client))
         return None if spec is None else (spec.group_id, [as_floats(bundle) for bundle in spec.bundles])
 
     def describe(self, client: Client, group_id: bytes | None = None) -> dict[str, Any]:
@@ -196,13 +196,3 @@ class GroupService:
         if self._node.clients.driver_of(job_id) is None:
             raise ValueError(f"the driver of job {job_id} left, so that the placement group would be removed")
         return b"", job_id
-
-    def _namespace_of(self, client: Client) -> str:
-        """Return the namespace of the client's job; of the actor itself when its driver left."""
-        job_id = self._node.job_of(client)
-        driver = self._node.clients.driver_of(job_id) if job_id else None
-        if driver is not None:
-            return driver.namespace
-        actor_id = client.worker.actor_id if client.worker is not None else None
-        fields = self._node.actors.fields_of(actor_id) if actor_id is not None else None
-        return client.namespace if fields is None else fields["namespace"]

@@ -63,6 +63,10 @@ class NodeOptions(Record):
         Where session directories go; ``FTRAY_TMPDIR`` or the system's when None.
     worker_module
         The module whose ``main(session_dir, startup_token)`` is a worker.
+    head
+        The node may outlive the process that starts it (``NodeHandle.detach``) and has no driver of its own.
+    storage
+        Directory in which the tables of a head survive it; None: they end with the node.
     """
 
     num_cpus: float | None = None
@@ -79,6 +83,8 @@ class NodeOptions(Record):
     shutdown_grace_s: float = 5.0
     tmpdir: str | None = None
     worker_module: str = "ftray._worker"
+    head: bool = False
+    storage: str | None = None
 
     def checked(self) -> dict[str, Any]:
         """Return the options as a dict.
@@ -186,6 +192,24 @@ class NodeHandle:
     def is_alive(self) -> bool:
         """Whether ``ftrayd`` runs."""
         return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    def detach(self) -> None:
+        """Let a head go on by itself; this handle is of no use afterwards.
+
+        Raises
+        ------
+        NodeStartError
+            It has ended meanwhile.
+        """
+        try:
+            self._lifeline.send(session.DETACH, socket.MSG_NOSIGNAL)
+        except OSError:
+            words = self.last_words()
+            self.shutdown()
+            raise NodeStartError(f"the node has ended: {words or '(it said nothing)'}") from None
+        self._lifeline.close()
+        os.close(self._pidfd)
+        self._pidfd = -1
 
     def shutdown(self, timeout_s: float = 15.0) -> None:
         """End the node with all its processes and wait for it; harmless when it is dead already.
@@ -314,6 +338,9 @@ def start_node(
         ready = _receive(ours, timeout_s)
         if ready is None:
             raise NodeStartError(_failure(pid, output_fd, timeout_s))
+        if "failed" in ready:
+            _failure(pid, output_fd, timeout_s)
+            raise NodeStartError(str(ready["failed"]))
         spans_ms = {
             "spawn": (spawned_s - begun_s) * 1000,
             **ready["spans_ms"],

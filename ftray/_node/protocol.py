@@ -16,14 +16,17 @@ import struct
 import sys
 
 from ftray._node.record import Record
+from ftray._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, ClassVar
 
-# Pickles of functions hold bytecode, so that both sides must run the same Python.
-PROTOCOL_VERSION = f"1-py{sys.version_info[0]}.{sys.version_info[1]}"
+# Pickles of functions hold bytecode, so that both sides must run the same Python; what is pickled between
+# processes, and the layout of shared memory, belong to one version of the package.
+PROTOCOL_VERSION = f"2-py{sys.version_info[0]}.{sys.version_info[1]}"
+VERSION = f"{PROTOCOL_VERSION}/{__version__}"
 HEADER = struct.Struct("<IHHQ")
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_PENDING_FDS = 16
@@ -33,7 +36,14 @@ class ProtocolError(Exception):
     """The other side broke the protocol; its connection cannot be used any more."""
 
 
-class _Reader:
+def version_text(version: str) -> str:
+    """Return a ``VERSION``, perhaps another program's, in words."""
+    protocol, _, package = version.partition("/")
+    number, _, python = protocol.partition("-py")
+    return f"ftray {package or '(unknown)'} (protocol {number or '(none)'}, Python {python or '(unknown)'})"
+
+
+class Reader:
     """A cursor over one payload; every read is checked against its end."""
 
     __slots__ = ("at", "data")
@@ -95,7 +105,7 @@ def _put(out: list[bytes], token: str, value: Any) -> None:
         out.append(struct.pack(f"<I{len(value)}Q", len(value), *value))
 
 
-def _take(reader: _Reader, token: str) -> Any:
+def _take(reader: Reader, token: str) -> Any:
     if token == "str":
         return reader.text()
     if token == "blob":
@@ -158,16 +168,22 @@ class Frame(Record):
     @classmethod
     def parse(cls, payload: bytes) -> Frame:
         """Return the frame that ``payload`` holds."""
-        reader = _Reader(payload)
+        reader = Reader(payload)
+        values = cls._read(reader, len(cls._steps))
+        if reader.at != len(payload):
+            raise ProtocolError(f"{cls.__name__}: {len(payload) - reader.at} bytes after the last field")
+        return cls(*values)
+
+    @classmethod
+    def _read(cls, reader: Reader, steps: int) -> list[Any]:
+        """Read the fields of the first ``steps`` steps of the layout."""
         values: list[Any] = []
-        for token, packer, _count in cls._steps:
+        for token, packer, _count in cls._steps[:steps]:
             if packer is not None:
                 values += reader.unpack(packer)
             else:
                 values.append(_take(reader, token))
-        if reader.at != len(payload):
-            raise ProtocolError(f"{cls.__name__}: {len(payload) - reader.at} bytes after the last field")
-        return cls(*values)
+        return values
 
     def fds_needed(self) -> int:
         """Return how many descriptors travel with this frame."""

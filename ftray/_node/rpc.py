@@ -11,7 +11,7 @@ import pickle
 
 from ftray._node.frames import Rpc, RpcReply
 from ftray._node.placement import wildcards
-from ftray._node.storage import MemoryTables
+from ftray._node.storage import MAX_KEY_BYTES, MAX_VALUE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +20,24 @@ if TYPE_CHECKING:
 
     from ftray._node.clients import Client
     from ftray._node.daemon import Node
-    from ftray._node.storage import TableStorage
 
 
-def _bytes(value: str | bytes | None) -> bytes:
-    return b"" if value is None else value.encode() if isinstance(value, str) else bytes(value)
+def _check_size(what: str, value: bytes, limit_bytes: int) -> None:
+    if not isinstance(value, bytes):
+        raise TypeError(f"the {what} must be bytes, not {type(value).__name__}")
+    if len(value) > limit_bytes:
+        raise ValueError(f"the {what} has {len(value)} bytes; at most {limit_bytes} are allowed")
+
+
+def _table(namespace: bytes) -> bytes:
+    """Return the table of a namespace of the key-value store; other tables of the head begin otherwise."""
+    _check_size("namespace", namespace, MAX_KEY_BYTES)
+    return b"kv:" + namespace
+
+
+def _key(key: bytes) -> bytes:
+    _check_size("key", key, MAX_KEY_BYTES)
+    return key
 
 
 class RpcService:
@@ -32,7 +45,6 @@ class RpcService:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._tables: TableStorage = MemoryTables()
         self._methods: dict[str, Callable[..., Any]] = {
             "kv_put": self.kv_put,
             "kv_get": self.kv_get,
@@ -48,6 +60,8 @@ class RpcService:
             "waiting": lambda client: node.leases.scheduler.waiting(),
             "nodes": self.nodes,
             "workers": self.workers,
+            "job": self.job,
+            "jobs": lambda client: [job.facts() for job in node.jobs.all()],
             "object_store": self.object_store,
             "preload": self.preload,
             "flush_output": lambda client: node.logs.flush(client.job_id),
@@ -71,32 +85,27 @@ class RpcService:
     # Internal key-value store ---------------------------------------------------------------------
 
     def kv_put(
-        self, client: Client, key: bytes, value: bytes, namespace: bytes | None = None, overwrite: bool = True
+        self, client: Client, key: bytes, value: bytes, namespace: bytes = b"", overwrite: bool = True
     ) -> bool:
         """Store; True when the key was there already (as in Ray's internal_kv)."""
-        if not self._tables.put(_bytes(namespace), _bytes(key), _bytes(value), overwrite=False):
-            if overwrite:
-                self._tables.put(_bytes(namespace), _bytes(key), _bytes(value), overwrite=True)
-            return True
-        return False
+        _check_size("value", value, MAX_VALUE_BYTES)
+        return self._node.tables.put(_table(namespace), _key(key), value, overwrite)
 
-    def kv_get(self, client: Client, key: bytes, namespace: bytes | None = None) -> bytes | None:
+    def kv_get(self, client: Client, key: bytes, namespace: bytes = b"") -> bytes | None:
         """Return the value, None without one."""
-        return self._tables.get(_bytes(namespace), _bytes(key))
+        return self._node.tables.get(_table(namespace), _key(key))
 
-    def kv_del(
-        self, client: Client, key: bytes, namespace: bytes | None = None, del_by_prefix: bool = False
-    ) -> int:
+    def kv_del(self, client: Client, key: bytes, namespace: bytes = b"", del_by_prefix: bool = False) -> int:
         """Remove; return how many keys went."""
-        return self._tables.delete(_bytes(namespace), _bytes(key), del_by_prefix)
+        return self._node.tables.delete(_table(namespace), _key(key), del_by_prefix)
 
-    def kv_exists(self, client: Client, key: bytes, namespace: bytes | None = None) -> bool:
+    def kv_exists(self, client: Client, key: bytes, namespace: bytes = b"") -> bool:
         """Whether the key is there."""
-        return self._tables.get(_bytes(namespace), _bytes(key)) is not None
+        return self._node.tables.exists(_table(namespace), _key(key))
 
-    def kv_keys(self, client: Client, prefix: bytes = b"", namespace: bytes | None = None) -> list[bytes]:
+    def kv_keys(self, client: Client, prefix: bytes = b"", namespace: bytes = b"") -> list[bytes]:
         """Return the keys that begin with ``prefix``."""
-        return self._tables.keys(_bytes(namespace), _bytes(prefix))
+        return self._node.tables.keys(_table(namespace), _key(prefix))
 
     # Actors ---------------------------------------------------------------------------------------
 
@@ -104,14 +113,15 @@ class RpcService:
         self, client: Client, name: str, namespace: str | None = None
     ) -> dict[str, Any] | None:
         """Return the living actor of that name: its spec without arguments."""
-        spec = self._node.actors.table.lookup(name, client.namespace if namespace is None else namespace)
+        where = self._node.namespace_of(client) if namespace is None else namespace
+        spec = self._node.actors.table.lookup(name, where)
         return None if spec is None else self.actor_info(client, spec.actor_id)
 
     def list_named_actors(
         self, client: Client, all_namespaces: bool = False, namespace: str | None = None
     ) -> list[dict[str, str]]:
         """Return name and namespace of living named actors."""
-        wanted = client.namespace if namespace is None else namespace
+        wanted = self._node.namespace_of(client) if namespace is None else namespace
         return [
             {"namespace": space, "name": name}
             for space, name in self._node.actors.table.names()
@@ -149,8 +159,16 @@ class RpcService:
                 "Labels": dict(self._node.labels),
                 "session_dir": self._node.session.path,
                 "pid": self._node.info["pid"],
+                "is_head": self._node.is_head,
+                "start_unix_s": self._node.start_unix_s,
+                "drivers": sum(c.is_driver for c in self._node.clients.registered()),
             }
         ]
+
+    def job(self, client: Client, job_id: int) -> dict[str, Any] | None:
+        """Return what a worker has to know of its job: namespace, ``sys_path``, ``cwd``; None for no job."""
+        job = self._node.jobs.get(job_id)
+        return None if job is None else job.facts()
 
     def workers(self, client: Client) -> list[dict[str, Any]]:
         """Return every worker process."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NODE_SOCKET = "node.sock"
 TOKEN_FILE = "token"
 LOCK_FILE = "lock"
+HEAD_FILE = "head"  # in the session of a node that outlives drivers
+DETACH = b"detach"  # on the lifeline: the node outlives the process that started it
 TOKEN_BYTES = 32
 _PREFIX = "s-"
 _DOOMED = ".dead-"
@@ -102,15 +104,26 @@ class Session:
         self._lock_fd = -1
 
 
-def create_session(base: str, unix_time_s: float) -> Session:
-    """Make and lock a new session directory below ``base``."""
+def create_session(base: str, unix_time_s: float, is_head: bool = False) -> Session:
+    """Make and lock a new session directory below ``base``.
+
+    Raises
+    ------
+    SessionError
+        Another head of this user runs there already.
+    """
     user = user_directory(base)
     name = f"{_PREFIX}{int(unix_time_s * 1000):013d}-{os.getpid()}-{os.urandom(4).hex()}"
     path = os.path.join(user, name)
     with _locked_directory(user):
+        other = find_head(base) if is_head else None
+        if other is not None:
+            raise SessionError(f"a head of this user runs already: {other}; end it with `ftray stop`")
         os.mkdir(path, 0o700)
         lock_fd = os.open(os.path.join(path, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX)  # somebody who looks for sessions may hold it for a moment
+        if is_head:
+            os.close(os.open(os.path.join(path, HEAD_FILE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     token = os.urandom(TOKEN_BYTES)
     fd = os.open(os.path.join(path, TOKEN_FILE), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -179,8 +192,30 @@ def _remove_tree(path: str) -> None:
     shutil.rmtree(path, onerror=ignore_missing)
 
 
+def live_sessions(base: str) -> list[str]:
+    """Return the live sessions of this user below ``base``, the newest first; nothing is made."""
+    try:
+        return [path for path in _sessions(os.path.join(base, f"ftray-{os.getuid()}")) if _is_live(path)]
+    except FileNotFoundError:
+        return []
+
+
+def is_head(path: str) -> bool:
+    """Whether the session is one of ``ftray start --head``."""
+    return os.path.exists(os.path.join(path, HEAD_FILE))
+
+
+def find_head(base: str) -> str | None:
+    """Return the live session of this user's head below ``base``, None without one."""
+    try:
+        found = list(_sessions(os.path.join(base, f"ftray-{os.getuid()}")))
+    except FileNotFoundError:
+        return None
+    return next((path for path in found if is_head(path) and _is_live(path)), None)
+
+
 def find_session(base: str) -> str:
-    """Return the newest live session of this user below ``base``.
+    """Return the live session to attach to: the head's, else the newest of this user below ``base``.
 
     Raises
     ------
@@ -188,8 +223,8 @@ def find_session(base: str) -> str:
         When there is none.
     """
     user = user_directory(base)
-    for path in _sessions(user):
-        if _is_live(path) and os.path.exists(os.path.join(path, NODE_SOCKET)):
+    for path in [find_head(base), *_sessions(user)]:
+        if path and _is_live(path) and os.path.exists(os.path.join(path, NODE_SOCKET)):
             return path
     raise SessionError(
         f"no running ftray node of uid {os.getuid()} in {user}; start one, or call init() without address"

@@ -455,12 +455,16 @@ def test_classes_of_the_main_module_keep_their_options(start_driver, tmp_path):
     driver.check_nothing_left()
 
 
-def test_state_survives_the_whole_runtime(start_driver, tmp_path):
-    """Driver and node are killed; the program that is run again finds the state of its named actor."""
+@pytest.mark.parametrize(("namespace", "runs"), [("app", 3), (None, 2)])
+def test_state_survives_the_whole_runtime(start_driver, tmp_path, namespace, runs):
+    """Driver and node are killed; the program that is run again finds the state of its named actor.
+
+    Also if it names no namespace, although its own is another one in each run.
+    """
     source = """
         import sys
         import ftray as ray
-        ray.init(num_cpus=2, namespace="app")
+        ray.init(num_cpus=2, namespace=sys.argv[2] or None)
         @ray.remote
         class Counter(ray.Checkpointable, store=sys.argv[1], every=1000):
             def __init__(self):
@@ -474,8 +478,8 @@ def test_state_survives_the_whole_runtime(start_driver, tmp_path):
         tell("saved")
         await_word()
         """
-    for run in range(1, 4):
-        driver = start_driver(source, args=[str(tmp_path / "store")])
+    for run in range(1, runs + 1):
+        driver = start_driver(source, args=[str(tmp_path / "store"), namespace or ""])
         assert driver.expect("n") == 10 * run
         driver.expect("saved")
         driver.signal(signal.SIGKILL)

@@ -51,7 +51,8 @@ def environment(home: Path, mark: str) -> dict[str, str]:
     """Settings of a user who has set nothing."""
     path = [entry for entry in sys.path if entry and os.path.isdir(entry) and os.path.abspath(entry) != ROOT]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FTRAY_", "RAY_", "XDG_"))}
-    return {**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(path), processes.MARK: mark}
+    own = {"HOME": str(home), "TMPDIR": str(home)}  # no head of whoever runs the tests is found
+    return {**kept, **own, "PYTHONPATH": os.pathsep.join(path), processes.MARK: mark}
 
 
 @pytest.mark.parametrize(("name", "line"), PROGRAMS, ids=[f"{name}:{line}" for name, line in PROGRAMS])

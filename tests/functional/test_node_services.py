@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -14,7 +15,8 @@ import pytest
 
 from ftray._node import client
 from ftray._node import frames as f
-from ftray._node.protocol import HEADER, encode
+from ftray._node.protocol import HEADER, VERSION, FrameDecoder, encode, version_text
+from ftray._node.running import observed
 from tests.helpers.leaks import Footprint
 from tests.helpers.sync import eventually
 from tests.unit.node.fakes import FakeDriver, unconnected
@@ -158,6 +160,43 @@ class TestHostileClients:
             client.connect(node.dir, worker_id=bytes(28), token=bytes(32))
         with pytest.raises(client.RegistrationError, match="unknown startup token"):
             client.connect(node.dir, worker_id=bytes(28), token=bytes(32), kind=f.KIND_WORKER)
+
+    def test_another_version_is_answered_whatever_its_registration_looks_like(
+        self, node: Running, driver: FakeDriver
+    ) -> None:
+        head = struct.pack("<BI28s", 0, os.getpid(), os.urandom(28))
+        version = b"9-py9.9/8.7"
+        for rest in (b"", bytes(300)):
+            payload = head + struct.pack("<H", len(version)) + version + rest
+            with unconnected(node.dir) as sock:
+                sock.sendall(struct.pack("<IHHQ", len(payload), f.Register.TYPE, 0, 1) + payload)
+                (answer,) = FrameDecoder().feed(sock.recv(1 << 16))
+                assert isinstance(answer.frame, f.Registered) and not answer.frame.ok
+                error = json.loads(answer.frame.info)
+                assert "ftray 8.7 (protocol 9, Python 9.9)" in error["error"]
+                assert error["version"] == VERSION and version_text(VERSION) in error["error"]
+                assert self.closed(sock)
+
+    def test_an_observer_asks_and_is_told_of_nothing(self, node: Running, driver: FakeDriver) -> None:
+        with observed(node.dir) as observer:
+            assert observer.job_id == 0
+            grant = driver.lease()
+            kill(grant.pid)
+            assert driver.wait(f.WorkerDied).pid == grant.pid  # type: ignore[attr-defined]
+            assert [row["drivers"] for row in observer.rpc("nodes")] == [1]
+            assert not observer.has_pending
+            (job,) = observer.rpc("jobs")
+            assert (job["job_id"], job["pid"]) == (driver.node.job_id, os.getpid())
+            observer.send(f.Blocked())
+            assert self.closed(observer.sock)
+        assert node.driver().node.job_id == driver.node.job_id + 1
+        with pytest.raises(client.RegistrationError, match="wrong session token"):
+            client.connect(node.dir, worker_id=bytes(28), token=bytes(32), kind=f.KIND_OBSERVER)
+
+    @pytest.mark.parametrize("job", [b"[]", b"{", b"\xff"])
+    def test_a_driver_that_describes_its_job_wrongly_is_refused(self, node: Running, job: bytes) -> None:
+        with pytest.raises(client.RegistrationError, match="description of the job cannot be read"):
+            client.connect(node.dir, worker_id=os.urandom(28), job=job)
 
     def test_a_job_key_has_one_driver_at_a_time(self, node: Running) -> None:
         node.driver()  # the one that the node lives with

@@ -95,6 +95,12 @@ def test_it_asks_for_cloudpickle_only_and_carries_its_licence(wheel: Path, names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
+def test_it_brings_the_command(wheel: Path, names: set[str]) -> None:
+    (entry_points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+    text = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert text.split() == ["[console_scripts]", "ftray", "=", "ftray._cli:main"]
+
+
 def test_every_module_can_be_imported_without_the_extras(installed: EmptyEnvironment) -> None:
     imported = installed.run_program(IMPORT_EVERYTHING).split()
     assert {f"ftray._core.{source.stem}" for source in (REPOSITORY / "_core").glob("*.pyx")} <= set(imported)

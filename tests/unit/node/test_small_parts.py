@@ -1,4 +1,4 @@
-"""Records, tables, the board, strategies, and what the decision machines may import."""
+"""Records, the board, strategies, and what the decision machines may import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftray._node import board, record, storage
+from ftray._node import board, record
 from ftray._node.frames import clip
 
 NODE = Path(record.__file__).parent
@@ -34,32 +34,6 @@ class TestRecord:
         for args, kwargs in (((), {}), ((1, 2, 3), {}), ((1,), {"z": 1}), ((), {"y": 1})):
             with pytest.raises(TypeError, match=r"Point takes the fields \('x', 'y'\)"):
                 Point(*args, **kwargs)
-
-
-class TestTables:
-    """What every table storage must do."""
-
-    @pytest.fixture
-    def tables(self) -> storage.MemoryTables:
-        return storage.MemoryTables()
-
-    def test_put_get_overwrite(self, tables: storage.MemoryTables) -> None:
-        assert tables.get(b"t", b"k") is None
-        assert tables.put(b"t", b"k", b"1", overwrite=False)
-        assert not tables.put(b"t", b"k", b"2", overwrite=False)
-        assert tables.get(b"t", b"k") == b"1"
-        assert tables.put(b"t", b"k", b"2", overwrite=True)
-        assert tables.get(b"t", b"k") == b"2"
-        assert tables.get(b"other", b"k") is None
-
-    def test_keys_and_delete(self, tables: storage.MemoryTables) -> None:
-        for key in (b"b", b"ab", b"a", b"ac"):
-            tables.put(b"t", key, b"", overwrite=True)
-        assert tables.keys(b"t", b"a") == [b"a", b"ab", b"ac"]
-        assert tables.delete(b"t", b"a", by_prefix=False) == 1
-        assert tables.delete(b"t", b"a", by_prefix=False) == 0
-        assert tables.delete(b"t", b"a", by_prefix=True) == 2
-        assert tables.keys(b"t", b"") == [b"b"]
 
 
 class TestBoard:

@@ -1,0 +1,1 @@
+"""APIs that Ray calls experimental."""
