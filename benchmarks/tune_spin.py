@@ -71,7 +71,7 @@ def measure_calls(calls: int) -> dict[str, Any]:
         def cpu_s(self) -> float:
             return time.process_time()
 
-    ftray.init(num_cpus=1)
+    ftray.init(address="local", num_cpus=1)
     echo = Echo.remote()
     for _ in range(min(calls, 200)):
         ftray.get(echo.call.remote())

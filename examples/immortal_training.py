@@ -227,7 +227,7 @@ def main() -> int:
     # bits.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     # What processes print would tear the display; their errors still arrive as exceptions.
-    ray.init(num_cpus=arguments.workers + 1, log_to_driver=False)
+    ray.init(address="local", num_cpus=arguments.workers + 1, log_to_driver=False)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="immortal-") as directory:
         data = ray.put(learn)

@@ -76,7 +76,7 @@ def memory_worker(ray: Any, budget: Budget) -> float:
 def init(ray: Any) -> None:
     """Start the runtime with two CPUs, quietly where that needs saying."""
     quiet = {"logging_level": "ERROR", "log_to_driver": False} if ray.__name__ == "ray" else {}
-    ray.init(num_cpus=WORKERS, **quiet)
+    ray.init(address="local", num_cpus=WORKERS, **quiet)
 
 
 def meet_workers(ray: Any) -> list[int]:

@@ -158,7 +158,7 @@ def phase_of_workers(
 ) -> None:
     """Workers and zygotes die; everything else must not be impressed."""
     footprint = Footprint(os.environ[processes.MARK], Path(os.environ["FTRAY_TMPDIR"]))
-    ray.init(num_cpus=num_cpus, log_to_driver=False)
+    ray.init(address="local", num_cpus=num_cpus, log_to_driver=False)
     saboteur = Saboteur(random.Random(f"{seed}/saboteur"))
     saboteur.start()
     try:
@@ -178,7 +178,7 @@ def phase_of_the_head(seed: str, rounds: int, scratch: Path, score: Score, num_c
     """``ftrayd`` dies at a random moment; each open call ends, and a new session can begin."""
     rng = random.Random(f"{seed}/head")
     for round_number in range(rounds):
-        ray.init(num_cpus=num_cpus, log_to_driver=False)
+        ray.init(address="local", num_cpus=num_cpus, log_to_driver=False)
         work = batches(f"head-{round_number}", random.Random(f"{seed}/head/{round_number}"), scratch)
         open_batches = [next(work) for _ in range(IN_FLIGHT)]
         threading.Event().wait(rng.uniform(0, 0.2))
