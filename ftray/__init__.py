@@ -53,7 +53,7 @@ __all__ = [
     "wait",
 ]
 
-_LAZY = {"checkpoint", "experimental", "util", "runtime_context"}
+_IDS = {"ActorID", "JobID", "NodeID", "PlacementGroupID", "TaskID", "WorkerID"}
 
 
 def __getattr__(name: str) -> object:
@@ -62,6 +62,8 @@ def __getattr__(name: str) -> object:
 
     if name == "Checkpointable":
         return importlib.import_module("ftray.checkpoint").Checkpointable
-    if name in _LAZY:
-        return importlib.import_module(f"ftray.{name}")
-    raise AttributeError(f"module 'ftray' has no attribute {name!r}")
+    if name in _IDS:
+        return getattr(importlib.import_module("ftray._ids"), name)
+    if name == "ObjectID":
+        return ObjectRef
+    return importlib.import_module("ftray._absent").submodule("ftray", name)

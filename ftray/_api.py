@@ -8,8 +8,9 @@ from ftray.actor import ActorClass, find, kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, cast
 
+    from ftray._typed import Remote
     from ftray.actor import ActorHandle
     from ftray.runtime_context import RuntimeContext
 
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 
-def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass:
+def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction[..., Any] | ActorClass[Any]:
     if isinstance(target, type):
         return ActorClass(target, _options.check("actor", options))
     if isinstance(target, RemoteFunction | ActorClass):
@@ -40,7 +41,7 @@ def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | Actor
     raise TypeError(f"@remote takes a function or a class, not {type(target).__name__}: {target!r:.100}")
 
 
-def remote(*args: Any, **options: Any) -> Any:
+def _remote(*args: Any, **options: Any) -> Any:
     """Make a function a remote function, or a class an actor class.
 
     Used as ``@remote`` or ``@remote(num_cpus=2, ...)``; see ``docs/api.md`` for the options.
@@ -59,13 +60,20 @@ def remote(*args: Any, **options: Any) -> Any:
     return lambda target: _make_remote(target, options)
 
 
+_remote.__name__ = _remote.__qualname__ = "remote"
+if TYPE_CHECKING:
+    remote = cast(Remote, _remote)
+else:
+    remote = _remote
+
+
 def node_rpc(method: str, **arguments: Any) -> Any:
     """Call a method of ftrayd and return its result."""
     _lifecycle.current()
     return _lifecycle.ask(method, arguments)
 
 
-def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     """Return a handle of a named actor.
 
     Parameters

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import struct
+from types import GenericAlias
 
 from ftray import _core, _lifecycle, _options, _signature
+from ftray._typed import Call, P, R
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, ClassVar
 
 _class_keys: dict[tuple[Any, ...], int] = {}
 
@@ -47,13 +49,15 @@ def placed(
     return strategy_of(explicit, held, needed, what)
 
 
-class RemoteFunction(_core.FunctionCaller):
+class RemoteFunction(Call[P, R], _core.FunctionCaller):
     """A function that runs as a task: call it with ``.remote(...)``.
 
-    Made by ``@ftray.remote``.
+    Made by ``@ftray.remote``. ``RemoteFunction[[int, str], float]`` is its type in annotations.
     """
 
-    def __init__(self, function: Callable[..., Any], explicit: dict[str, Any]) -> None:
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
+
+    def __init__(self, function: Callable[P, R], explicit: dict[str, Any]) -> None:
         self._function = function
         self._explicit = explicit
         self._options = _options.task_options(explicit)
@@ -76,7 +80,7 @@ class RemoteFunction(_core.FunctionCaller):
     def _name(self) -> str:
         return getattr(self._function, "__qualname__", repr(self._function))
 
-    def options(self, **options: Any) -> RemoteFunction:
+    def options(self, **options: Any) -> RemoteFunction[P, R]:
         """Return the same function with other options.
 
         Raises
@@ -84,7 +88,8 @@ class RemoteFunction(_core.FunctionCaller):
         TypeError, ValueError
             An unknown option, or a value that is not allowed (the message says what is).
         """
-        made = RemoteFunction(self._function, _options.merge(self._explicit, _options.check("task", options)))
+        merged = _options.merge(self._explicit, _options.check("task", options))
+        made: RemoteFunction[P, R] = RemoteFunction(self._function, merged)
         made._definition_of = self._definition_of
         return made
 
@@ -132,5 +137,5 @@ class RemoteFunction(_core.FunctionCaller):
         return f"RemoteFunction({self._name()})"
 
 
-def _rebuild(function: Callable[..., Any], explicit: dict[str, Any]) -> RemoteFunction:
+def _rebuild(function: Callable[..., Any], explicit: dict[str, Any]) -> RemoteFunction[..., Any]:
     return RemoteFunction(function, explicit)

@@ -161,6 +161,8 @@ def init(
         There is no node at the address, or it refuses this process.
     VersionMismatchError
         The node runs another version.
+    NotSupportedError
+        One of Ray's arguments that asks for something ftray does not have.
     """
     global _session, _owner_pid
     _reject(unsupported)
@@ -226,11 +228,9 @@ def _attach(address: str, origin: str, namespace: str | None) -> Session:
 
 def _reject(unsupported: dict[str, Any]) -> None:
     if unsupported:
-        known = (
-            "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
-            " ignore_reinit_error, log_to_driver"
-        )
-        raise TypeError(f"init() does not take {', '.join(map(repr, unsupported))}; it takes {known}")
+        from ftray._init_arguments import check
+
+        check(unsupported)
 
 
 def _start(

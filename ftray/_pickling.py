@@ -8,6 +8,7 @@ failure only, is bounded in attempts and depth, and never changes what was pickl
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache, partial
 from itertools import islice
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -93,10 +94,16 @@ def pickle_function(function: Any, refs: list[Any] | None = None) -> bytes:
     """
     from ftray._core.serial import serialize
 
-    blob = serialize(function, refs)
+    blob = serialize(_aliased(function), refs)
     if len(blob) > FUNCTION_SIZE_WARN:
         _check_size(function, len(blob))
     return blob
+
+
+def _aliased(function: Any) -> Any:
+    """Have workers import ftray as ray before they rebuild ``function``, if this process does so."""
+    compat = sys.modules.get("ftray.compat")
+    return compat.Aliased(function) if compat is not None and compat.is_installed() else function
 
 
 def unpickle_function(blob: bytes) -> Any:
@@ -147,6 +154,9 @@ def explain(value: Any, failure: BaseException, is_args: bool) -> SerializationE
     is_args
         The path starts at ``args[i]`` or ``kwargs['name']``.
     """
+    compat = sys.modules.get("ftray.compat")
+    if compat is not None and isinstance(value, compat.Aliased):
+        value = value.function
     if isinstance(failure, RecursionError) or isinstance(failure.__cause__, RecursionError):
         return SerializationError(
             f"cannot pickle {_root_name(value, is_args)}: it is nested too deeply for pickle (recursion "

@@ -5,22 +5,29 @@ from __future__ import annotations
 import _pickle as pickle  # pickle imports re and more
 import functools
 import struct
+from types import GenericAlias
 
 from ftray import _core, _functions, _lifecycle, _options, _signature
-from ftray.exceptions import NotSupportedError
+from ftray._typed import Instance, T
+from ftray.exceptions import NotSupportedError, RaySystemError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import Any, ClassVar, NoReturn, cast
+
+    from ftray._typed import MarkMethod
 
 _ACTOR_CREATE = 30
 _ASYNC_FLAGS = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR
 _DEFAULT_ASYNC_CONCURRENCY = 1000
 
 
-def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _method(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Set options of an actor's method.
+
+    Without options (``@ftray.method``) it changes nothing; with or without, a type checker then knows the
+    method's ``.remote`` (see `typed`).
 
     Parameters
     ----------
@@ -29,6 +36,10 @@ def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     max_task_retries : int, optional
         Retries of a call after the actor's death; the actor's own by default.
     """
+    if function is not None:
+        if options or not callable(function):
+            raise TypeError("use @ftray.method, or options by keyword: @ftray.method(num_returns=2)")
+        return function
     checked = _options.check("method", options)
     if not checked:
         raise TypeError("method() takes options, for example @ftray.method(num_returns=2)")
@@ -38,6 +49,22 @@ def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         return function
 
     return mark
+
+
+_method.__name__ = _method.__qualname__ = "method"
+if TYPE_CHECKING:
+    method = cast(MarkMethod, _method)
+else:
+    method = _method
+
+
+def typed(handle: ActorHandle[T]) -> T:
+    """Return the handle itself, under its class for type checkers.
+
+    Methods that are marked with ``@ftray.method`` then have a ``.remote`` of their own signature:
+    ``typed(counter).incr.remote(1)``.
+    """
+    return handle  # type: ignore[return-value]
 
 
 class _Meta:
@@ -149,11 +176,14 @@ def _checkpoint_spec(cls: type) -> dict[str, object] | None:
     return spec_of(cls)
 
 
-class ActorHandle:
+class ActorHandle(Instance[T]):
     """A handle of an actor; ``handle.method.remote(...)`` calls it.
 
     Handles can be passed to tasks and other actors. When the last handle is gone, the actor ends.
+    ``ActorHandle[Counter]`` is its type in annotations.
     """
+
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
 
     _meta: _Meta
     _target: _core.ActorTarget
@@ -164,7 +194,7 @@ class ActorHandle:
         )
 
     @classmethod
-    def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
+    def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle[T]:
         handle = cls.__new__(cls)
         handle._meta = meta
         handle._target = _core.ActorTarget(ref)
@@ -197,20 +227,26 @@ class ActorHandle:
         return hash(self._target.ref)
 
     def __repr__(self) -> str:
-        return f"Actor({self._meta.class_name}, {self._target.actor_id().hex()})"
+        try:
+            identity = self._target.actor_id().hex()
+        except RaySystemError:
+            identity = "of a session that has ended"
+        return f"Actor({self._meta.class_name}, {identity})"
 
 
-def _rebuild_handle(ref: _core.ObjectRef, meta: _Meta) -> ActorHandle:
+def _rebuild_handle(ref: _core.ObjectRef, meta: _Meta) -> ActorHandle[Any]:
     return ActorHandle._make(ref, meta)
 
 
-class ActorClass:
+class ActorClass(Instance[T]):
     """A class whose instances live in processes of their own: make one with ``.remote(...)``.
 
     Made by ``@ftray.remote``.
     """
 
-    def __init__(self, cls: type, explicit: dict[str, Any]) -> None:
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
+
+    def __init__(self, cls: type[T], explicit: dict[str, Any]) -> None:
         self._cls = cls
         self._explicit = explicit
         self._options = _options.actor_options(explicit)
@@ -222,16 +258,17 @@ class ActorClass:
         name = self._cls.__name__
         raise TypeError(f"actor class {name} cannot be instantiated directly: call {name}.remote(...)")
 
-    def options(self, **options: Any) -> ActorClass:
+    def options(self, **options: Any) -> ActorClass[T]:
         """Return the same class with other options."""
-        made = ActorClass(self._cls, _options.merge(self._explicit, _options.check("actor", options)))
+        merged = _options.merge(self._explicit, _options.check("actor", options))
+        made: ActorClass[T] = ActorClass(self._cls, merged)
         made._blob, made._class_refs = self._blob, self._class_refs
         return made
 
     def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotSupportedError("ActorClass.bind (lazy task graphs) is not supported")
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         """Create an actor; the arguments go to its constructor.
 
         Returns
@@ -244,7 +281,7 @@ class ActorClass:
         ValueError
             An actor of that name exists already.
         """
-        constructor: Callable[..., Any] = self._cls.__init__  # type: ignore[misc]
+        constructor: Callable[..., Any] = self._cls.__init__
         _signature.check(_signature.arity_of(constructor, self._cls.__name__, 1), args, kwargs)
         _lifecycle.ensure()
         if self._blob is None:
@@ -257,7 +294,7 @@ class ActorClass:
         meta = _Meta(
             self._cls.__name__, _methods_of(self._cls), options.max_task_retries, options.max_pending_calls
         )
-        handle = ActorHandle._make(ref, meta)
+        handle: ActorHandle[T] = ActorHandle._make(ref, meta)
         spec = self._spec(actor_id, meta)
         if options.name:
             return _create_named(handle, actor_id, spec, args, kwargs)
@@ -307,7 +344,7 @@ class ActorClass:
         return _rebuild_class, (self._cls, self._explicit)
 
 
-def _rebuild_class(cls: type, explicit: dict[str, Any]) -> ActorClass:
+def _rebuild_class(cls: type, explicit: dict[str, Any]) -> ActorClass[Any]:
     return ActorClass(cls, explicit)
 
 
@@ -329,7 +366,11 @@ def _waits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _create(
-    handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    handle: ActorHandle[Any],
+    actor_id: bytes,
+    spec: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> None:
     """Send the record to the head; not before the constructor's arguments are there."""
 
@@ -368,7 +409,11 @@ def _payload(
 
 
 def _send(
-    handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    handle: ActorHandle[Any],
+    actor_id: bytes,
+    spec: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> None:
     payload, refs = _payload(actor_id, spec, args, kwargs)
     # Refs inside the arguments live as long as the creator's handle.
@@ -377,8 +422,12 @@ def _send(
 
 
 def _create_named(
-    handle: ActorHandle, actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> ActorHandle:
+    handle: ActorHandle[Any],
+    actor_id: bytes,
+    spec: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> ActorHandle[Any]:
     """Names are settled at once: the head answers."""
     payload, refs = _payload(actor_id, spec, args, kwargs)
     handle.__dict__["_constructor_refs"] = refs
@@ -391,7 +440,7 @@ def _create_named(
     return handle
 
 
-def find(name: str, namespace: str | None) -> ActorHandle:
+def find(name: str, namespace: str | None) -> ActorHandle[Any]:
     """Return a handle of a named actor.
 
     Raises
@@ -412,7 +461,7 @@ def find(name: str, namespace: str | None) -> ActorHandle:
     return ActorHandle._make(ref, pickle.loads(spec["meta"]))
 
 
-def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
+def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     """End an actor's process at once.
 
     Parameters

@@ -89,6 +89,33 @@ class NotSupportedError(RayError, NotImplementedError):
     """The feature exists in the API but not in this version of ftray."""
 
 
+class AbsentNameError(NotSupportedError, AttributeError):
+    """The name is one of Ray's that ftray does not have (so ``hasattr`` is False)."""
+
+
+class AbsentModuleError(NotSupportedError, ModuleNotFoundError):
+    """The module is one of Ray's that ftray does not have.
+
+    Attributes
+    ----------
+    name
+        The module, as Ray calls it.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_absent_module, (self.name, *super().__reduce__()[1])
+
+
+def _rebuild_absent_module(name: str, *parts: Any) -> AbsentModuleError:
+    error: AbsentModuleError = _rebuild(*parts)  # type: ignore[assignment]
+    error.name = name  # kept by C, not in __dict__
+    return error
+
+
 class SerializationError(RayError, TypeError):
     """A value, an argument or a function cannot be pickled.
 
@@ -523,3 +550,9 @@ class ObjectReconstructionFailedMaxAttemptsExceededError(ObjectReconstructionFai
 
 class ObjectReconstructionFailedLineageEvictedError(ObjectReconstructionFailedError):
     """The object was lost and how to compute it was dropped to save memory; raise FTRAY_max_lineage_bytes."""
+
+
+def __getattr__(name: str) -> Any:
+    from ftray._absent import absent
+
+    raise absent(__name__, name)

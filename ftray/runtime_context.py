@@ -64,7 +64,7 @@ class RuntimeContext:
         return here is not None and here[-1] == 1
 
     @property
-    def current_actor(self) -> ActorHandle:
+    def current_actor(self) -> ActorHandle[Any]:
         """A handle of the actor that the code runs in.
 
         Raises

@@ -1,0 +1,5 @@
+"""Types for annotations, where Ray has them."""
+
+from ftray._core import ObjectRef
+
+__all__ = ["ObjectRef"]
