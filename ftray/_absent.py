@@ -47,7 +47,6 @@ ABSENT: dict[str, dict[str, str]] = {
         "DynamicObjectRefGenerator": _GENERATORS,
         "ObjectRefGenerator": _GENERATORS,
         "cluster_utils": _CLUSTER,
-        "experimental": "experimental in Ray. Use the rest of the public API",
         "get_gpu_ids": "for choosing devices; ftray counts GPUs only. Set CUDA_VISIBLE_DEVICES in the task",
         "internal": _INTERNAL,
         "java_actor_class": _OTHER_LANGUAGE,
