@@ -66,6 +66,8 @@ __all__ = [
 EXPORTS = (
     *__all__,
     "callargs.deserialize_args",
+    "eventfold.EventTable",
+    "events.clock_pair",
     "pickler.deregister_serializer",
     "pickler.probe",
     "pickler.register_serializer",

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport chan_connect, chan_no_descriptors
+from ftray._core.events cimport event_failed, event_renewed
 from ftray._core.nodelink cimport N_ACTOR_SUBSCRIBE, node_put
 from ftray._core.outcomes cimport task_fail, tasks_fail_dep
 from ftray._core.pushes cimport task_push
@@ -131,10 +132,15 @@ cdef void fail(Core *c, ActorClient *a, TaskRec *t, uint8_t code) noexcept nogil
 cdef void settle_limbo(Core *c, ActorClient *a, bint dead) noexcept nogil:
     cdef TaskRec *t
     cdef Verdict v
+    cdef uint32_t attempt
     while a.limbo.head != NULL:
         t = list_pop(&a.limbo)
+        attempt = t.attempt
         v = after_death(t, t.seq == 1, dead)
         if v == RUN_AGAIN:
+            if t.attempt != attempt:
+                event_failed(c, t, attempt, ERR_ACTOR_UNAVAILABLE, NULL)
+                event_renewed(c, t)
             t.state = TASK_QUEUED
             list_insert(&a.queue, t)
         elif v == FAIL_CANCELLED:

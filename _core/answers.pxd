@@ -7,4 +7,5 @@ from ftray._core.types cimport Channel, Core, ObjEntry
 
 cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list refs) except -1
 cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1
-cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, vector[ObjEntry *] *inner) noexcept nogil
+cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, vector[ObjEntry *] *inner,
+                     uint64_t started, uint64_t ended) noexcept nogil

@@ -1,7 +1,7 @@
 """Answers to calls: encoding what came of them, and what has to be registered before an answer leaves.
 
 Owns: the layout of F_REPLY (ReplyHead, a RetHead and bytes for each return with the refs it contains, then refs of the
-caller that this process still holds). Invariants: values are encoded before any lock is taken, since that runs user
+caller that this process still holds, and when the call ran). Invariants: values are encoded before any lock is taken, since that runs user
 code; an answer that hands over or keeps refs leaves only after these are registered with their owners (borrows.pyx
 holds it back as long as an acknowledgement is missing), for it ends the protection by the call.
 
@@ -23,7 +23,7 @@ from ftray._core.runtime cimport core
 from ftray._core.segments cimport segments_drain
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_error, encode_into
 from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Channel, Core, ObjEntry, same_id
-from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, ReplyHead, RetHead
+from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, REPLY_TIMES, ReplyHead, ReplyTimes, RetHead
 
 
 cdef int encode_result(Buf *b, object value, list refs) except -1:
@@ -100,10 +100,12 @@ cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list ref
     return 0
 
 
-cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, vector[ObjEntry *] *inner) noexcept nogil:
+cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, vector[ObjEntry *] *inner,
+                     uint64_t started, uint64_t ended) noexcept nogil:
     """Register what the answer hands over or keeps, then send it (or hold it until that is acknowledged).
 
     `brought`: the call's arguments had refs. Only then, or with refs inside the answer, can it release protection.
+    `started`, `ended`: when it ran (events.hpp); `ended` 0: not told.
     """
     cdef vector[ObjEntry *] mine
     cdef ReplyHead *r = <ReplyHead *>b.data
@@ -112,6 +114,7 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, v
     cdef string frame
     cdef size_t i
     cdef char *p
+    cdef ReplyTimes times
     cdef bint gated
     ch.exec_pending -= 1
     if ch.state != CH_OPEN:
@@ -134,6 +137,9 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, v
         borrow_register_all(c, &ch.worker)
     r.nborrow = <uint32_t>mine.size()
     size = FRAME_HEADER + b.len + 28 * mine.size()
+    if ended:
+        r.held |= REPLY_TIMES
+        size += sizeof(ReplyTimes)
     gated = c.pending_adds != 0 and (brought or not inner.empty())
     if not gated:
         p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
@@ -151,6 +157,10 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, v
     for i in range(mine.size()):
         memcpy(p, mine[i].id.b, 28)
         p += 28
+    if ended:
+        times.started = started
+        times.ended = ended
+        memcpy(p, &times, sizeof(ReplyTimes))
     if not gated:
         chan_commit(c, ch, size)
     else:

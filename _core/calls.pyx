@@ -13,16 +13,18 @@ from ftray._core.actors cimport actor_client, actor_on_state
 from ftray._core.buf cimport Buf, Scratch, buf_clear, buf_free, buf_init, scratch_give, scratch_take
 from ftray._core.callargs cimport encode_args
 from ftray._core.context cimport Context, child_task_id, context
+from ftray._core.events cimport events_function
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
 from ftray._core.puts cimport put_value
 from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
 from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
 from ftray._core.session cimport check_usable
+from ftray._core.sites cimport current_site
 from ftray._core.tasks cimport task_cancel, task_submit
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
-                                TaskRec, blob_copy, blob_drop, blob_hold, store8)
+                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, store8)
 
 cdef enum:
     DEF_FUNCTION = 0
@@ -54,6 +56,7 @@ cdef uint32_t function_index(Core *c, bytes definition) except? 0xFFFFFFFF:
         core_enter(c)
         index = <uint32_t>c.fns.size()
         c.fns.push_back(b)
+        events_function(c, index, b.data, b.size)
         core_leave(c)
     fn_indices[definition] = index
     return index
@@ -181,11 +184,14 @@ cdef ObjEntry *new_return(Core *c, TaskRec *t, uint32_t index) noexcept nogil:
 cdef object submit_one(Core *c, TaskRec *t):
     """The common case: one return."""
     cdef ObjectRef r = blank_ref()
+    cdef uint32_t site = current_site(c) if c.record_sites else 0
     if not core_try(c):
         with nogil:
             core_enter(c)
     submit_locked(c, t, context())
     t.ret0 = new_return(c, t, 0)
+    if c.record_sites:
+        c.sites[t.ret0] = site
     fill_ref(c, r, t.ret0)
     task_submit(c, t)
     core_leave(c)
@@ -196,6 +202,7 @@ cdef object submit_many(Core *c, TaskRec *t, int nret):
     cdef list out = [blank_ref() for _ in range(nret)]
     cdef int i
     cdef ObjectRef r
+    cdef uint32_t site = current_site(c) if c.record_sites else 0
     cdef void **blanks = <void **>malloc((nret + 1) * sizeof(void *))
     for i in range(nret):
         blanks[i] = <void *>out[i]
@@ -205,6 +212,8 @@ cdef object submit_many(Core *c, TaskRec *t, int nret):
     submit_locked(c, t, context())
     for i in range(nret):
         t.rets[i] = new_return(c, t, i)
+        if c.record_sites:
+            c.sites[t.rets[i]] = site
         fill_ref(c, <ObjectRef>blanks[i], t.rets[i])
     task_submit(c, t)
     core_leave(c)
@@ -224,6 +233,7 @@ cdef class FunctionCaller:
     cdef int nret, max_retries
     cdef Py_ssize_t least, most     # positional arguments that surely fit
     cdef SchedClass *cls
+    cdef uint8_t quiet
 
     def remote(self, *args, **kwargs):
         """Submit a task that calls the function with these arguments; returns a ref (or a list, or None)."""
@@ -238,6 +248,7 @@ cdef class FunctionCaller:
             check_usable()
         t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), self.fn, self.nret, self.max_retries, deps, refs, NULL)
         t.cls = self.cls
+        t.flags = self.quiet
         if self.nret == 1:
             return submit_one(c, t)
         return submit_many(c, t, self.nret)
@@ -258,6 +269,9 @@ cdef class FunctionCaller:
     def _limit_arguments(self, Py_ssize_t least, Py_ssize_t most):
         self.least = least
         self.most = most
+
+    def _record_events(self, bint wanted):
+        self.quiet = 0 if wanted else <uint8_t>TASK_QUIET
 
 
 cdef class ActorTarget:
@@ -309,7 +323,7 @@ cdef class ActorTarget:
             actor_on_state(c, &self.a.id, ACTOR_DEAD, 1, &nobody, p, n)
             core_leave(c)
 
-    cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, tuple args, dict kwargs):
+    cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, uint8_t quiet, tuple args, dict kwargs):
         cdef list deps = [], refs = []
         cdef TaskRec *t
         cdef ObjEntry *handle = usable(self.ref)
@@ -320,6 +334,7 @@ cdef class ActorTarget:
             raise PendingCallsLimitExceeded(f"the actor has {self.a.npending} calls pending; max_pending_calls={max_pending}")
         t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), fn, nret, max_retries, deps, refs, handle)
         t.actor = self.a
+        t.flags = quiet
         if nret == 1:
             return submit_one(c, t)
         return submit_many(c, t, nret)
@@ -334,6 +349,7 @@ cdef class MethodCaller:
     cdef uint32_t fn
     cdef int nret, max_retries
     cdef int64_t max_pending
+    cdef uint8_t quiet
     cdef Py_ssize_t least, most
 
     def __init__(self, ActorTarget target, bytes definition, int num_returns, int max_task_retries, int64_t max_pending,
@@ -346,6 +362,9 @@ cdef class MethodCaller:
         self.max_retries = max_task_retries
         self.max_pending = max_pending
 
+    def _record_events(self, bint wanted):
+        self.quiet = 0 if wanted else <uint8_t>TASK_QUIET
+
     def remote(self, *args, **kwargs):
         """Call the method on the actor; returns a ref (or a list, or None)."""
         cdef Core *c = core()
@@ -355,7 +374,7 @@ cdef class MethodCaller:
             check_usable()
             self.fn = function_index(c, self.definition)
             self.session = c.session
-        return self._target.call(c, self.fn, self.nret, self.max_retries, self.max_pending, args, kwargs)
+        return self._target.call(c, self.fn, self.nret, self.max_retries, self.max_pending, self.quiet, args, kwargs)
 
 
 def current_group():

@@ -16,8 +16,9 @@ from ftray._core.actors cimport actor_after_death, actor_on_state
 from ftray._core.borrows cimport borrow_answer, borrow_frame, borrow_process_died
 from ftray._core.channel cimport F_REPLY, FrameHeader, chan_break, chan_set_handlers
 from ftray._core.execqueue cimport exec_channel_died, exec_frame, exec_node_frame
+from ftray._core.inspect cimport inspect_answer
 from ftray._core.leases cimport class_fail, lease_granted, lease_reclaim
-from ftray._core.nodelink cimport (N_ACTOR_STATE, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
+from ftray._core.nodelink cimport (N_ACTOR_STATE, N_INSPECT, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
                                    N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_WORKER_DIED, NodeHeader, node_lost,
                                    node_set_handlers)
 from ftray._core.refs cimport refs_process_died
@@ -187,6 +188,8 @@ cdef void on_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
     elif h.kind == N_SEG_GONE and h.size >= 8:
         memcpy(&seg, body, 8)
         segment_gone(c, seg)
+    elif h.kind == N_INSPECT:
+        inspect_answer(c, h.req, body, h.size)
     elif h.kind == N_SEG_SHRINK:
         segments_trim(c, 0, True)
     elif not exec_node_frame(c, h, body):

@@ -35,6 +35,10 @@ cdef enum NodeFrame:
     N_EXIT_DECLINED = 53
     N_LOG = 60
     N_WARN = 61
+    N_EVENTS_RING = 70
+    N_FUNCTION_NAME = 71
+    N_INSPECT = 72
+    N_INSPECTED = 73
     N_RPC = 100
     N_RPC_REPLY = 101
 

@@ -12,6 +12,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 from libcpp.string cimport string
 
+from ftray._core.events cimport EV_DEPENDENCY, event_death, event_failed
 from ftray._core.refs cimport refs_check, refs_unhold
 from ftray._core.types cimport OBJ_INLINE, OBJ_IS_ERROR, TASK_DONE, Blob, Core, Id28, ObjEntry, TaskRec, blob_drop, blob_hold
 from ftray._core.values cimport entry_set_error, entry_set_inline, read_value
@@ -44,6 +45,8 @@ cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint
     """Every return becomes the same error. The task must be in no list."""
     cdef uint16_t i
     cdef ObjEntry *e
+    if code != ERR_CRASHED:             # that one is told with its report
+        event_failed(c, t, t.attempt, code, NULL)
     for i in range(t.nret):
         e = t.ret0 if t.nret == 1 else t.rets[i]
         if e.state < OBJ_INLINE:
@@ -51,7 +54,7 @@ cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint
     finish(c, t)
 
 
-cdef void fail_crashed(Core *c, TaskRec *t, const char *report, uint64_t size) noexcept nogil:
+cdef void fail_crashed(Core *c, TaskRec *t, const Id28 *worker, const char *report, uint64_t size) noexcept nogil:
     """The error's payload: the function's name as its definition has it (u16 length, bytes), then the death report."""
     cdef string payload
     cdef Blob *b = c.fns[t.fn]
@@ -60,6 +63,7 @@ cdef void fail_crashed(Core *c, TaskRec *t, const char *report, uint64_t size) n
         memcpy(&n, b.data + 1, 2)
     if <uint64_t>n + 3 > b.size:
         n = 0
+    event_failed(c, t, t.attempt, event_death(report, size, ERR_CRASHED), worker.b)
     payload.append(<const char *>&n, 2)
     payload.append(b.data + 3, n)
     payload.append(report, size)
@@ -75,6 +79,7 @@ cdef bint tasks_fail_dep(Core *c, TaskRec *t) noexcept nogil:
         e = t.deps[i]
         if e.flags & OBJ_IS_ERROR:
             e.holds += 1
+            event_failed(c, t, t.attempt, EV_DEPENDENCY, NULL)
             for j in range(t.nret):
                 r = t.ret0 if t.nret == 1 else t.rets[j]
                 entry_set_inline(c, r, blob_hold(e.blob), True)

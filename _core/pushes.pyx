@@ -11,6 +11,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, chan_commit
+from ftray._core.events cimport event_pushed
 from ftray._core.refs cimport refs_expose
 from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
 from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead, TaskHead
@@ -83,6 +84,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     ch.next_seq += 1
     t.ch = ch
     t.state = TASK_PUSHED
+    event_pushed(c, t)
     p = chan_begin(c, ch, size, F_TASK, 0, 0, t.seq)
     h = <TaskHead *>p
     memcpy(h.id, t.id, 24)

@@ -7,7 +7,7 @@ before any lock is taken, since that runs user code; a buffer that is in use fur
 Leaves to others: which block of which segment (alloc.pyx, segments.pyx), the encoding (serial.pyx).
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ftray._core.alloc cimport Block
@@ -22,6 +22,7 @@ from ftray._core.segments cimport (SEG_NEED_RESERVE, SEG_OK, segment_alloc, segm
                                    segments_trim)
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_into, encode_small
 from ftray._core.session cimport check_usable
+from ftray._core.sites cimport current_site
 from ftray._core.store cimport WriteWindow, window_write
 from ftray._core.types cimport OBJ_INLINE, OBJ_SHM, Blob, Core, Id28, ObjEntry, blob_copy, store8
 
@@ -137,12 +138,15 @@ cdef ObjectRef finish_put(Core *c, Blob *blob, uint64_t seg, uint64_t off, uint6
     cdef ObjEntry *e
     cdef Id28 id
     cdef ObjectRef inner
+    cdef uint32_t site = current_site(c) if c.record_sites else 0
     put_id(context(), id.b)
     if not core_try(c):
         with nogil:
             core_enter(c)
     e = refs_new(c, &id, True)
     fill_ref(c, r, e)
+    if c.record_sites:
+        c.sites[e] = site
     if blob != NULL:
         e.blob = blob
         store8(&e.state, OBJ_INLINE)

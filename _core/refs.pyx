@@ -24,7 +24,7 @@ from libcpp.vector cimport vector
 
 from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_ACTOR, OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED,
                                 OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28,
-                                ObjEntry, ObjExt, add32, blob_drop, cas_ptr, same_id, swap32, take_ptr)
+                                ObjEntry, ObjExt, add32, blob_drop, cas_ptr, same_id, store8, swap32, take_ptr)
 
 
 cdef extern from *:
@@ -39,6 +39,7 @@ cdef extern from *:
 cdef ObjEntry *refs_new(Core *c, const Id28 *id, bint owned) noexcept nogil:
     """A fresh entry that nobody holds yet; the caller gives it a holder before the lock is dropped."""
     cdef ObjEntry *e = c.entry_slab.make()
+    e.live = 1
     e.id = id[0]
     e.flags = OBJ_OWNED if owned else 0
     e.state = OBJ_PENDING if owned else OBJ_UNKNOWN
@@ -193,6 +194,9 @@ cdef void forget(Core *c, ObjEntry *e) noexcept nogil:
     if e.ext != NULL:
         del e.ext
     c.n_entries -= 1
+    if c.record_sites:
+        c.sites.erase(e)
+    store8(&e.live, 0)              # atomic: a plain store just before the end of an object's life may be left out
     c.entry_slab.drop(e)
 
 

@@ -20,6 +20,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ftray._core.actors cimport actors_pump_waiting
 from ftray._core.borrows cimport borrow_carry_out
 from ftray._core.channel cimport chan_accept, chan_drain, chan_event, chan_free, chan_ring_dirty
+from ftray._core.events cimport event_clock
 from ftray._core.leases cimport leases_idle
 from ftray._core.nodelink cimport node_flush, node_readable
 from ftray._core.refs cimport refs_drain
@@ -127,6 +128,7 @@ cdef inline void note_activity(Core *c) noexcept nogil:
 
 cdef void park_background(Core *c) noexcept nogil:
     """The process is active: the background thread shall tick instead of reacting to every bell."""
+    event_clock(c)
     if c.bg_mode == BG_EPOLL:
         c.bg_mode = BG_PARKED
         kick_fd(c.event_fd)
@@ -303,6 +305,7 @@ cdef int rest(Core *c, int64_t timeout_ns) noexcept nogil:
     lock_drop(&c.lock)
     n = poll_events(c.epoll_fd, tags, events, 32, timeout_ns)
     lock_take(&c.lock)
+    event_clock(c)
     store32(&c.me.asleep, loop_asleep(c))
     if n < 0:
         return -1 if errno == EINTR else 0
@@ -524,6 +527,7 @@ cdef void *background(void *arg) noexcept nogil:
         lock_drop(&c.lock)
         futex_wait(&c.bg_word, word, HEARTBEAT_NS if c.bg_mode == BG_ASLEEP else TICK_NS)
         lock_take(&c.lock)
+        event_clock(c)
         if c.bg_mode == BG_ASLEEP:
             continue
         calm = calm + 1 if c.activity == seen or (c.leading and c.leader_blocked) else 0

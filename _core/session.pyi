@@ -14,6 +14,9 @@ def attach(
     spin_ns: int,
     root: int,
     pending: bytes = b"",
+    event_units: int = 0,
+    tsc: bool = False,
+    sites: bool = False,
 ) -> None: ...
 def detach() -> None: ...
 def attached() -> bool: ...

@@ -18,6 +18,7 @@ from posix.unistd cimport close, getpid
 from ftray._core.channel cimport chan_free
 from ftray._core.context cimport Context, context, context_root
 from ftray._core.dispatch cimport dispatch_install, wake_inbox
+from ftray._core.events cimport events_close, events_open
 from ftray._core.nodelink cimport node_pending
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_fork, runtime_open, runtime_start, runtime_stop
 from ftray._core.segments cimport segments_close, segments_open
@@ -49,7 +50,8 @@ cdef int check_usable() except -1:
 # --- start and stop -------------------------------------------------------------------------------------------------
 
 def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id, bytes node_id, uint32_t slot, uint32_t job,
-           bint is_driver, int cpus, uint64_t spin_ns, uint64_t root, bytes pending=b""):
+           bint is_driver, int cpus, uint64_t spin_ns, uint64_t root, bytes pending=b"", uint32_t event_units=0, bint tsc=False,
+           bint sites=False):
     """Take over a registered connection to ftrayd and start the runtime (descriptors become the runtime's)."""
     import os
     cdef Core *c = core()
@@ -78,6 +80,9 @@ def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id
     segments_open(c)
     c.node_in.assign(<const char *>pending, len(pending))
     c.node_alive = True
+    c.record_sites = sites
+    if event_units:
+        events_open(c, event_units, tsc)
     c.running = True
     c.stopping = False
     runtime_start(c)
@@ -137,6 +142,7 @@ def detach():
         for i in range(c.channels.size()):
             if c.channels[i] != NULL:
                 chan_free(c, c.channels[i])
+    events_close(c)
     munmap(c.board, c.board_len)
     c.board = NULL
     c.me = NULL

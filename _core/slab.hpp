@@ -14,10 +14,13 @@
 // GIL held.
 #pragma once
 #include "sync.hpp"
+#include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <set>
 #include <sys/mman.h>
 #include <utility>
+#include <vector>
 
 template <class T> class Slab {
     static constexpr uintptr_t CHUNK = 2u << 20;
@@ -36,6 +39,10 @@ template <class T> class Slab {
     Chunk *current_ = nullptr, *partial_ = nullptr, *empty_ = nullptr;
     uint32_t n_empty_ = 0, least_empty_ = 0;
     bool grown_ = false;
+    std::vector<Chunk *> chunks_;
+#if defined(__SANITIZE_ADDRESS__)
+    std::set<T *> all_;
+#endif
 
     static Chunk *home(void *p) { return (Chunk *)((uintptr_t)p & ~(CHUNK - 1)); }
     static void push(Chunk **list, Chunk *k) {
@@ -65,7 +72,13 @@ template <class T> class Slab {
         grown_ = true;
         whole((Chunk *)k);
         ((Chunk *)k)->live = 0;
+        chunks_.push_back((Chunk *)k);
         return (Chunk *)k;
+    }
+
+    void unmap(Chunk *k) {
+        chunks_.erase(std::find(chunks_.begin(), chunks_.end(), k));
+        munmap(k, CHUNK);
     }
 
     void renew_current() {
@@ -87,7 +100,7 @@ template <class T> class Slab {
         whole(k);
         if (k == current_) return;
         if (n_empty_ == KEPT) {
-            munmap(k, CHUNK);
+            unmap(k);
             return;
         }
         push(&empty_, k);
@@ -101,12 +114,16 @@ template <class T> class Slab {
     ~Slab() {
         least_empty_ = n_empty_;
         trim();
-        if (current_ && !current_->live) munmap(current_, CHUNK);
+        if (current_ && !current_->live) unmap(current_);
     }
 
     template <class... A> T *make(A &&...a) {
 #if defined(__SANITIZE_ADDRESS__)
-        return new T(std::forward<A>(a)...);   // so that the sanitizer sees what is used after it went
+        T *made = new T(std::forward<A>(a)...);   // so that the sanitizer sees what is used after it went
+        lock_take(&lock_);
+        all_.insert(made);
+        lock_drop(&lock_);
+        return made;
 #else
         lock_take(&lock_);
         if (!current_ || (!current_->free && !current_->fresh)) renew_current();
@@ -122,6 +139,9 @@ template <class T> class Slab {
 
     void drop(T *t) {
 #if defined(__SANITIZE_ADDRESS__)
+        lock_take(&lock_);
+        all_.erase(t);
+        lock_drop(&lock_);
         delete t;
 #else
         t->~T();
@@ -141,13 +161,25 @@ template <class T> class Slab {
 #endif
     }
 
+    // Every record that is in use, and perhaps some that were: a record must tell by itself whether it is.
+    void collect(std::vector<T *> *out) {
+        lock_take(&lock_);
+#if defined(__SANITIZE_ADDRESS__)
+        out->assign(all_.begin(), all_.end());
+#else
+        for (Chunk *k : chunks_)
+            for (uint32_t i = 0; k->live && i < ROOM - k->fresh; i++) out->push_back((T *)((char *)k + HEAD) + i);
+#endif
+        lock_drop(&lock_);
+    }
+
     // Give back the empty chunks that nobody needed since the last call.
     void trim() {
         lock_take(&lock_);
         for (; least_empty_; least_empty_--, n_empty_--) {
             Chunk *k = empty_;
             take(&empty_, k);
-            munmap(k, CHUNK);
+            unmap(k);
         }
         least_empty_ = n_empty_;
         lock_drop(&lock_);

@@ -15,17 +15,19 @@ from libcpp.vector cimport vector
 from ftray._core.actors cimport actor_pump
 from ftray._core.borrows cimport borrow_fetch
 from ftray._core.channel cimport FRAME_HEADER, F_CANCEL, FrameHeader, chan_begin, chan_commit
+from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, event_failed, event_renewed,
+                                 event_submitted)
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
 from ftray._core.nodelink cimport N_WORKER_KILL, node_put
 from ftray._core.outcomes cimport complete, fail_crashed, task_fail, tasks_fail_dep
 from ftray._core.refs cimport refs_borrower
-from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, RUN_AGAIN, Verdict, after_death, after_reply, list_insert,
+from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_OK, RUN_AGAIN, Verdict, after_death, after_reply, list_insert,
                                 list_pop, list_push, list_remove)
 from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, TASK_CANCELLED, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec,
                                 Waiter, load64, mono_ns)
 from ftray._core.values cimport entry_add_waiter, entry_set_error
-from ftray._core.wire cimport ERR_CANCELLED, ERR_LOST, ERR_OWNER_DIED, ReplyHead
+from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, ERR_OWNER_DIED, REPLY_TIMES, ReplyHead, ReplyTimes
 
 
 # --- submission -----------------------------------------------------------------------------------------------------
@@ -35,6 +37,7 @@ cdef void task_submit(Core *c, TaskRec *t) noexcept nogil:
     cdef uint16_t i
     cdef ObjEntry *e
     c.n_tasks += 1
+    event_submitted(c, t)
     t.number = c.task_number
     c.task_number += 1
     t.deps_pending = 1                  # not to be found ready while its dependencies are still being counted
@@ -131,6 +134,8 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     cdef Lease *l = ch.lease
     cdef SchedClass *k
     cdef Verdict v
+    cdef uint32_t attempt
+    cdef ReplyTimes times
     cdef char *p = body + sizeof(ReplyHead)
     if h.seq == 0 and l != NULL:
         l.taking_back = 0               # a TAKE_BACK is answered in full
@@ -138,6 +143,10 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
         if t != NULL:
             task_fail(c, t, ERR_LOST, b"the reply could not be read", 27)
         return
+    times.started = times.ended = 0
+    if r.held & REPLY_TIMES and n >= sizeof(ReplyHead) + sizeof(ReplyTimes) + <uint64_t>r.nborrow * 28:
+        n -= sizeof(ReplyTimes)
+        memcpy(&times, body + n, sizeof(ReplyTimes))
     if r.nborrow:
         n -= <uint64_t>r.nborrow * 28   # they stand at the end; they count also when nobody wants the values
         take_borrows(c, ch, r, body + n)
@@ -152,12 +161,17 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     if t.actor == NULL or r.status != REPLY_GIVEN_BACK:
         ch.last_reply_ns = 0 if ch.ninflight == 0 else mono_ns()
     k = t.cls
+    attempt = t.attempt
     v = after_reply(t, r.status)
     if v == RUN_AGAIN:
+        if t.attempt != attempt:
+            event_failed(c, t, attempt, EV_EXCEPTION, ch.worker.b)
+            event_renewed(c, t)
         requeue(c, t)
     elif v == FAIL_CANCELLED:
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     else:
+        event_answered(c, t, 0 if r.status == REPLY_OK else EV_EXCEPTION, times.started, times.ended, ch)
         complete(c, t, p, body + n, r.nret, &ch.worker)
     if k != NULL:
         if k.queue.head != NULL or l == NULL:
@@ -170,15 +184,19 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
 
 # --- deaths ---------------------------------------------------------------------------------------------------------
 
-cdef void settle(Core *c, TaskRec *t, bint started, const char *report, uint64_t size) noexcept nogil:
+cdef void settle(Core *c, TaskRec *t, bint started, const Id28 *worker, const char *report, uint64_t size) noexcept nogil:
     """A call of a dead plain worker."""
+    cdef uint32_t attempt = t.attempt
     cdef Verdict v = after_death(t, started, False)
     if v == RUN_AGAIN:
+        if t.attempt != attempt:
+            event_failed(c, t, attempt, event_death(report, size, ERR_CRASHED), worker.b)
+            event_renewed(c, t)
         requeue(c, t)
     elif v == FAIL_CANCELLED:
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     else:
-        fail_crashed(c, t, report, size)
+        fail_crashed(c, t, worker, report, size)
 
 
 cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t size) noexcept nogil:
@@ -208,7 +226,7 @@ cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t 
             t.seq = 1 if seq <= started else 0      # in limbo: has it begun?
             list_push(&t.actor.limbo, t)
         else:
-            settle(c, t, seq <= started, report, size)
+            settle(c, t, seq <= started, &ch.worker, report, size)
     if l != NULL:
         drop_lease(c, l, 0)
         class_pump(c, k)

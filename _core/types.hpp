@@ -99,6 +99,7 @@ struct ObjEntry {
     uint8_t state;      // (atomic) ObjState
     uint8_t flags;
     uint8_t lost;       // why there will never be a value: 0, 1 owner died, 2 value lost
+    uint8_t live;       // in use, for who looks through the slab
     int32_t holds;      // tasks in flight that need it, containing values, borrowers
     uint32_t mark;      // last wait() that saw it
     ObjEntry *next_drop;
@@ -111,7 +112,7 @@ struct ObjEntry {
 };
 
 enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5 };
-enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8 };
+enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16 };
 
 struct TaskRec {
     uint8_t state, flags;
@@ -136,7 +137,7 @@ struct TaskRec {
     uint64_t parent;        // unique part of the submitting task's id
     Channel *ch;
     TaskRec *next, *prev;   // queue links
-    uint64_t pushed_ns;
+    uint32_t submitted, pushed;         // for people: ticks >> EVENT_SHIFT (events.hpp)
 };
 
 struct TaskList {
@@ -181,6 +182,7 @@ struct Channel {
     uint8_t initiator = 0;
     uint8_t dead = 0;        // its process is known to be dead
     uint8_t dirty = 0;       // on the flush list
+    uint8_t times_sent = 0;  // for people: a reply with times has gone out
     uint32_t bit = 0;        // its bit in our inbox
     uint32_t peer_bit = 0;
     Slot *peer = nullptr;
@@ -199,6 +201,7 @@ struct Channel {
     std::vector<FnDef> fns;
     uint64_t last_reply_ns = 0;
     uint64_t uid = 0;
+    uint64_t peer_tick = 0;     // for people: when a call of ours ended there, as the last reply with times said
     uint64_t exec_pending = 0;  // calls of this channel that we hold and have not answered
     Lease *lease = nullptr;       // the worker runs plain tasks for us
     ActorClient *actor = nullptr; // the worker runs this actor
@@ -246,6 +249,7 @@ struct ExecTask {          // a call that this process shall run
     uint64_t seq;
     Blob *frame;
     uint64_t order;
+    uint64_t started;      // for people (events.hpp)
 };
 
 enum CommandKind : uint8_t {
@@ -267,6 +271,9 @@ struct Gated {               // a release that waits until our borrows are ackno
     uint64_t ch_uid;
     std::string frame;
 };
+
+struct EventRing;
+struct RunningCall { uint64_t since; uint32_t attempt; };
 
 struct Core {
     CoreLock lock;
@@ -352,6 +359,17 @@ struct Core {
     int64_t blocked_depth = 0;
     bool blocked_sent = false;
     uint64_t sem_exec = 0;
+    // for people: what became of tasks (events.hpp), who made which object
+    EventRing *events = nullptr;     // null: off
+    bool tsc = false;
+    uint64_t tick = 0;               // a recent look at the clock
+    uint64_t exec_tick = 0;          // when a call ended here, 0 when that is no longer now
+    uint64_t exec_seen = 0;          // `tick` at that moment
+    uint32_t exec_count = 0;
+    std::unordered_map<uint64_t, RunningCall> running_calls;   // those that do not run on the main thread, by task
+    bool record_sites = false;
+    std::unordered_map<ObjEntry *, uint32_t> sites;
+    std::vector<std::string> site_names;
     // Python side's inbox
     std::deque<std::pair<uint32_t, Blob *>> py_inbox;
     uint32_t py_gen = 0;             // (futex)

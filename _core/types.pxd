@@ -44,6 +44,7 @@ cdef extern from "slab.hpp" nogil:
         T *make() noexcept
         void drop(T *) noexcept
         void trim() noexcept
+        void collect(vector[T *] *) noexcept
 
 
 cdef extern from "types.hpp" nogil:
@@ -76,7 +77,7 @@ cdef extern from "types.hpp" nogil:
     enum TaskState "TaskState":
         TASK_NEW, TASK_WAITS_DEPS, TASK_QUEUED, TASK_PUSHED, TASK_DONE, TASK_LIMBO
     enum TaskFlag "TaskFlag":
-        TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK
+        TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK, TASK_QUIET
     enum ChanState "ChanState":
         CH_CONNECTING, CH_OPEN, CH_BROKEN
     enum ActorState "ActorState":
@@ -108,6 +109,7 @@ cdef extern from "types.hpp" nogil:
         uint8_t state
         uint8_t flags
         uint8_t lost
+        uint8_t live
         int32_t holds
         uint32_t mark
         ObjEntry *next_drop
@@ -142,7 +144,7 @@ cdef extern from "types.hpp" nogil:
         Channel *ch
         TaskRec *next
         TaskRec *prev
-        uint64_t pushed_ns
+        uint32_t submitted, pushed
 
     cppclass TaskList:
         TaskRec *head
@@ -187,7 +189,7 @@ cdef extern from "types.hpp" nogil:
         vector[FnDef] fns
         uint64_t last_reply_ns
         uint64_t uid
-        uint64_t exec_pending
+        uint64_t exec_pending, peer_tick
         Lease *lease
         ActorClient *actor
 
@@ -222,7 +224,7 @@ cdef extern from "types.hpp" nogil:
         Channel *ch
         uint64_t seq
         Blob *frame
-        uint64_t order
+        uint64_t order, started
 
     enum CommandKind "CommandKind":
         CMD_BORROW_REMOVE, CMD_BORROW_ADD, CMD_FREE_BLOCK, CMD_ACTOR_RELEASED, CMD_FORGET
@@ -244,6 +246,12 @@ cdef extern from "types.hpp" nogil:
     ctypedef Lease *LeaseP "Lease*"
     ctypedef ActorClient *ActorClientPtr "ActorClient*"
     ctypedef SchedClass *SchedClassP "SchedClass*"
+
+    cppclass EventRing:
+        pass
+    cppclass RunningCall:
+        uint64_t since
+        uint32_t attempt
 
     cppclass Core:
         CoreLock lock
@@ -316,6 +324,13 @@ cdef extern from "types.hpp" nogil:
         int64_t blocked_depth
         cbool blocked_sent
         uint64_t sem_exec
+        EventRing *events
+        cbool tsc
+        uint64_t tick, exec_tick
+        unordered_map[uint64_t, RunningCall] running_calls
+        cbool record_sites
+        unordered_map[ObjEntryP, uint32_t] sites
+        vector[string] site_names
         deque[pair[uint32_t, BlobP]] py_inbox
         uint32_t py_gen
         cbool loop_armed

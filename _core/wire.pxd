@@ -2,7 +2,8 @@
 
 TASK: TaskHead, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument format), and at the end, with the flag
 HEAD_IN_GROUP, the placement group of the task: 18s id, u8 whether it captures the tasks that the task submits.
-REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s owner)), and at the end `nborrow` x 28s id.
+REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s owner)), at the end `nborrow` x 28s id, and
+ReplyTimes when `held` says so.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
 TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY with GIVEN_BACK.
 CANCEL: seq = the call. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
@@ -21,6 +22,9 @@ cdef enum:
     HEAD_IN_GROUP = 128      # bit of TaskHead.flags
     GROUP_SIZE = 19
     SYSTEM_ERROR = 200       # first byte of an error value that was made without Python: code byte, payload
+
+cdef enum:
+    REPLY_TIMES = 2          # in ReplyHead.held
 
 cdef enum SystemError:
     ERR_CRASHED = 1          # payload: WORKER_DIED frame, or empty
@@ -59,10 +63,14 @@ cdef packed struct DepHead:
 
 cdef packed struct ReplyHead:
     uint8_t status
-    uint8_t held             # 1: released later, by the frame that says it is durable
+    uint8_t held             # 1: released later, by the frame that says it is durable; 2: ReplyTimes stand at the very end
     uint16_t nret
     uint32_t nborrow
     uint64_t epoch
+
+cdef packed struct ReplyTimes:
+    uint64_t started         # ticks (events.hpp)
+    uint64_t ended
 
 cdef packed struct RetHead:
     uint8_t kind

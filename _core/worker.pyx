@@ -14,6 +14,7 @@ Leaves to others: the queue (execqueue.pyx), what a call's frame says (invocatio
 """
 
 import collections
+from _thread import get_ident
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -22,13 +23,14 @@ from libcpp.vector cimport vector
 from ftray._core.answers cimport encode_failure, encode_results, send_reply
 from ftray._core.awaits cimport LoopWatch, loops_take_back_cpus, watch_actor_loop
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
-from ftray._core.context cimport Context, context_begin, context_end
+from ftray._core.context cimport Context, context, context_begin, context_end
+from ftray._core.events cimport event_begin, event_end, event_text
 from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post, exec_runnable
 from ftray._core.invocation cimport Call, Callables
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, poll_now, wait_python
-from ftray._core.types cimport (Channel, Core, ExecTask, ObjEntry, full_fence, load64, lock_drop, store32, store64, swap32)
+from ftray._core.types cimport (TASK_QUIET, Channel, Core, ExecTask, ObjEntry, full_fence, load64, lock_drop, store32, store64, swap32)
 from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, ReplyHead, TaskHead
 
 cdef enum:
@@ -56,6 +58,7 @@ cdef class Executor:
     cdef readonly str method    # of the actor, while it runs on the main thread
     cdef object after_call      # the checkpoint session's hook, or None
     cdef object pool            # SimpleQueue of the thread pool
+    cdef dict thread_calls      # thread -> name of the call that it is in (the main thread's: `current`, `method`)
     cdef object loop
     cdef int mode
     cdef uint64_t finished
@@ -76,6 +79,7 @@ cdef class Executor:
         self.actions = collections.deque()
         self.current = ""
         self.running_async = {}
+        self.thread_calls = {}
 
     # --- answers
 
@@ -100,12 +104,34 @@ cdef class Executor:
                 status = self.error_status(call, error)
                 from ftray._task_errors import make_task_error
                 import os
+                self.tell_error(call, error)
                 encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.describe()), call.nret)
                 error = None
             call.release()
             self.send(call, status, &b, refs)
         finally:
             buf_free(&b)
+        return 0
+
+    cdef int tell_error(self, Call call, object error) except -1:
+        """What people see of a failure beside its type."""
+        cdef Core *c = core()
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef bytes raw
+        cdef const char *text
+        cdef uint64_t n
+        if c.events == NULL or h.flags & TASK_QUIET:
+            return 0
+        try:
+            raw = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+        except Exception:
+            raw = f"{type(error).__name__} whose str() failed".encode()
+        text = raw
+        n = len(raw)
+        with nogil:
+            core_enter(c)
+            event_text(c, h.id, h.attempt, text, n)
+            core_leave(c)
         return 0
 
     cdef str describe(self):
@@ -130,13 +156,15 @@ cdef class Executor:
         cdef vector[ObjEntry *] inner
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
         cdef bint brought = h.ndeps + h.nested > 0
+        cdef uint64_t ended
         memset(r, 0, sizeof(ReplyHead))
         r.status = status
         r.nret = call.nret if status != REPLY_CANCELLED else 0
         for ref in refs:
             inner.push_back(usable(<ObjectRef>ref))
         if core_try(c):
-            send_reply(c, ch, call.t.seq, brought, b, &inner)
+            ended = event_end(c, h.id, self.mode == MODE_SYNC, ch)
+            send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
             if self.mode == MODE_ASYNC:
                 lock_drop(&c.lock)
                 self.flush_soon()
@@ -145,7 +173,8 @@ cdef class Executor:
         else:
             with nogil:
                 core_enter(c)
-                send_reply(c, ch, call.t.seq, brought, b, &inner)
+                ended = event_end(c, h.id, self.mode == MODE_SYNC, ch)
+                send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
                 core_leave(c)
         self.finished += 1
         return 0
@@ -180,6 +209,7 @@ cdef class Executor:
                 core_leave(c)
             if c.exit_requested:
                 return None
+            c.exec_tick = 0
             wait_python(c, work_here, NULL, -1)
 
     def run(self):
@@ -237,6 +267,8 @@ cdef class Executor:
                 self.current = call.name
             else:
                 self.method = bare(call.name)
+                if self.pool is not None:
+                    self.thread_calls[get_ident()] = call.name
             if self.before_call is not None:
                 self.before_call(bare(call.name))
             if call.kwargs is None:
@@ -309,6 +341,29 @@ cdef class Executor:
     def before_first_function(self, action):
         """Have `action` run before the first function is loaded; None: nothing any more."""
         self.callables.before_load = action
+
+    def call_name(self):
+        """The name of the call that this thread, or this task of the event loop, is in; None outside calls."""
+        cdef Core *c = core()
+        if self.loop is not None:
+            import asyncio
+            try:
+                task = asyncio.current_task()
+            except RuntimeError:
+                return None
+            return task.get_name() if task in self.running_async.values() else None
+        if self.pool is not None:
+            return self.thread_calls.get(get_ident())
+        if not context().set:
+            return None
+        return self.current if self.instance is None else f"{self.callables.class_name}.{self.method}"
+
+    def function_named(self, str name):
+        """The function or method that calls of this name run, None when there is none."""
+        for function, known, _retry in self.callables.loaded.values():
+            if known == name:
+                return function
+        return None
 
     def refuse_calls(self):
         """There will be no instance: calls stay unbegun, and end with this process."""
@@ -435,7 +490,7 @@ cdef class Executor:
             call.nret = h.nret
             self.answer(call, None, e)
             return 0
-        task = self.loop.create_task(self.run_coroutine(call))
+        task = self.loop.create_task(self.run_coroutine(call), name=call.name)
         self.running_async[call.t.seq] = task
         self.coroutines += 1
         return 0
@@ -487,9 +542,12 @@ cdef str bare(str name):
 
 cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
     """Take the first call off the queue and mark it as begun. Needs the lock."""
+    cdef TaskHead *h
     out[0] = c.exec_queue.front()
     c.exec_queue.pop_front()
     if out.ch != NULL:
+        h = <TaskHead *>out.frame.data
+        out.started = event_begin(c, h.id, h.attempt, mode == MODE_SYNC)
         memcpy(&c.job, out.frame.data + 20, 4)      # what this call submits belongs to its job
         if out.ch.map != NULL:
             store64(&out.ch.out.h.started, out.seq)
