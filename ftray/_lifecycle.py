@@ -324,7 +324,7 @@ def connect(
     session_dir: str, token: bytes | None, kind: int, namespace: str | None, job: bytes = b""
 ) -> Session:
     """Register this process with a session and hand the connection to the core."""
-    from ftray._node import client, protocol, session
+    from ftray._node import client, protocol, session, settings
     from ftray._node.frames import KIND_DRIVER
 
     worker_id = os.urandom(28)
@@ -358,6 +358,9 @@ def connect(
         int(os.environ.get("FTRAY_SPIN_US", _DEFAULT_SPIN_US)) * 1000,
         int.from_bytes(os.urandom(8), "little"),
         pending,
+        settings.task_event_units(kind == KIND_DRIVER),
+        bool(connection.info.get("tsc")),
+        settings.creation_sites(),
     )
     return found
 

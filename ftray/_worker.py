@@ -14,6 +14,7 @@ import sys
 from ftray import _core, _lifecycle
 from ftray._core.worker import Executor
 from ftray._core.worker import flush as _flush
+from ftray._node import stacks
 from ftray._node.frames import KIND_WORKER
 
 TYPE_CHECKING = False
@@ -46,6 +47,11 @@ def actor_id() -> bytes:
 def actor_spec() -> dict[str, Any] | None:
     """Return the record of this process's actor, None when it has none."""
     return _State.spec
+
+
+def executor() -> Executor | None:
+    """Return what runs calls in this process, None in a driver."""
+    return _State.executor
 
 
 def incarnation() -> int:
@@ -91,6 +97,7 @@ def main(session_dir: str, startup_token: bytes) -> int:
     int
         The exit status of the process.
     """
+    stacks.prepare(session_dir)
     session = _lifecycle.connect(session_dir, startup_token, KIND_WORKER, None)
     _lifecycle.adopt(session)
     executor = Executor()

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from ftray._node.workers import Death, WorkerProcess
 
 
+_MAX_STORY = 16
+
+
 class _OwnerGone(Exception):
     """An actor whose owner died before it was created."""
 
@@ -68,6 +71,7 @@ class ActorService:
         self._node = node
         self.table = machine.ActorTable()
         self._kept: dict[bytes, _Kept] = {}
+        self._stories: dict[bytes, list[tuple[str, int, float]]] = {}
         self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
 
     # Frames ---------------------------------------------------------------------------------------
@@ -114,6 +118,8 @@ class ActorService:
     def on_ready(self, worker: WorkerProcess, frame: ActorReady) -> None:
         """ACTOR_READY."""
         error = None if frame.ok else frame.error
+        if error is None and self.table.actor_of(worker.number) == frame.actor_id:
+            self._note(frame.actor_id, "READY", frame.incarnation)
         self.apply(
             self.table.constructed(frame.actor_id, frame.incarnation, worker.number, error, time.monotonic())
         )
@@ -174,6 +180,33 @@ class ActorService:
         """Whether the actor saves a checkpoint before a planned exit."""
         kept = self._kept.get(actor_id) if actor_id is not None else None
         return kept is not None and kept.fields.get("checkpoint") is not None
+
+    def states(self, client: Client) -> list[dict[str, Any]]:
+        """Return what people may want to know of every actor, the oldest first (RPC ``actor_states``)."""
+        found = []
+        for actor_id in self.table.actor_ids():
+            info = self._node.rpc.actor_info(client, actor_id)
+            if info is None:
+                continue
+            spec = info.pop("spec", None) or {}
+            info["resources"] = spec.get("resources")
+            info["is_detached"] = spec["lifetime"] == "detached" if spec else None
+            info["story"] = self._stories.get(actor_id, [])
+            found.append(info)
+        return found
+
+    def _note(self, actor_id: bytes, state: str, incarnation: int) -> None:
+        """Remember when an actor reached a state: the first, and the latest few."""
+        story = self._stories.setdefault(actor_id, [])
+        if story and story[-1][:2] == (state, incarnation):
+            return
+        story.append((state, incarnation, time.time()))
+        if len(story) > _MAX_STORY:
+            del story[1]
+        if len(self._stories) > machine.MAX_TOMBSTONES and state == "PENDING":
+            known = set(self.table.actor_ids())
+            for gone in [a for a in self._stories if a not in known][: len(self._stories) // 2]:
+                del self._stories[gone]
 
     # Carrying out ---------------------------------------------------------------------------------
 
@@ -249,6 +282,8 @@ class ActorService:
             self._node.leases.release_actor_worker(worker)
 
     def _publish(self, command: machine.Publish) -> None:
+        if command.incarnation:
+            self._note(command.actor_id, command.state.name, command.incarnation)
         worker = self._node.workers.get(command.worker) if command.worker is not None else None
         target = worker.client if worker is not None else None
         cause = b"" if command.cause is None else pickle.dumps(command.cause)

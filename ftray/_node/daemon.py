@@ -31,9 +31,16 @@ from ftray._node.loop import Loop
 from ftray._node.object_service import ObjectService
 from ftray._node.pool import PoolSettings
 from ftray._node.protocol import VERSION, ProtocolError
-from ftray._node.resources import OBJECT_STORE_SHARE, count_cpus, count_gpus, memory_limit_bytes
+from ftray._node.resources import (
+    OBJECT_STORE_SHARE,
+    count_cpus,
+    count_gpus,
+    has_steady_tsc,
+    memory_limit_bytes,
+)
 from ftray._node.rpc import RpcService
 from ftray._node.sqlite_storage import SqliteTables
+from ftray._node.state_service import StateService
 from ftray._node.storage import DATABASE_FILE, StorageDirectory, StorageError
 from ftray._node.workers import Death, Workers
 from ftray._node.zygote_link import ZygoteLink
@@ -101,6 +108,7 @@ class Node:
         self.leases = LeaseService(self, total, self._pool_settings())
         self.labels = {**config["labels"], "ray.io/node-id": self.node_id.hex()}
         self.groups = GroupService(self, total, self.labels)
+        self.state = StateService(self)
         self.rpc = RpcService(self)
         self._lifeline = lifeline
         self._primary: Client | None = None
@@ -134,6 +142,7 @@ class Node:
             "resources": {name: amount for name, amount in resources.items() if amount},
             "object_store_memory": store_bytes,
             "hang_timeout_s": config["hang_timeout_s"],
+            "tsc": has_steady_tsc(),
         }
 
     def _pool_settings(self) -> PoolSettings:
@@ -170,6 +179,9 @@ class Node:
             frames.DeathAck: lambda c, m: objects.on_death_ack(c, m.frame),
             frames.WorkerKill: lambda c, m: self._on_worker_kill(m.frame),
             frames.ExitDeclined: lambda c, m: self._on_exit_declined(_worker(c)),
+            frames.EventsRing: lambda c, m: self.state.on_ring(c, m.frame, m.fds[0]),
+            frames.FunctionName: lambda c, m: self.state.on_function(c, m.frame),
+            frames.Inspected: lambda c, m: self.state.on_inspected(c, m.frame, m.req),
             frames.Rpc: lambda c, m: self.rpc.on_rpc(c, m.frame, m.req),
         }
 
@@ -210,6 +222,7 @@ class Node:
 
     def on_registered(self, client: Client, _frame: frames.Register) -> None:
         """A process has its slot and its answer."""
+        self.state.registered(client)
         worker = client.worker
         if worker is None:
             return
@@ -333,6 +346,7 @@ class Node:
     def _process_died(self, client: Client, worker: WorkerProcess | None, death: Death) -> None:
         """Tell everybody, and every service, that a process is gone."""
         self.clients.forget(client)
+        self.state.process_gone(client, death)
         if self.stopping:
             return
         self.objects.process_died(client)
@@ -433,6 +447,8 @@ class Node:
         self.clients.close()
         self.objects.close()
         self._close_tables()
+        self.state.close()
+        self.logs.close()
         self.session.close()
         self.board.close()
         self.loop.close()

@@ -367,6 +367,46 @@ class Warn(Frame):
     text: str
 
 
+class EventsRing(Frame):
+    """The ring that a process writes its task events to (``_core/events.hpp``)."""
+
+    TYPE = 70
+    LAYOUT = "I"
+    units: int
+
+    def fds_needed(self) -> int:
+        """The ring."""
+        return 1
+
+
+class FunctionName(Frame):
+    """What a function's number in task events means (``kind`` 0 a function, 1 a method)."""
+
+    TYPE = 71
+    LAYOUT = "I B str"
+    function: int
+    kind: int
+    name: str
+
+
+class Inspect(Frame):
+    """What do you know of your tasks (``what`` 1) or objects (2)? At most ``limit`` of them."""
+
+    TYPE = 72
+    LAYOUT = "B I"
+    what: int
+    limit: int
+
+
+class Inspected(Frame):
+    """The answer to ``Inspect``, same req; ``rows`` as in ``_core/inspect.pyx``."""
+
+    TYPE = 73
+    LAYOUT = "B blob"
+    what: int
+    rows: bytes
+
+
 class Rpc(Frame):
     """Call a method of the node."""
 

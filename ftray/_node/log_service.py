@@ -12,6 +12,7 @@ import os
 import time
 
 from ftray._node.frames import Log
+from ftray._node.log_files import LogFiles, max_bytes
 from ftray._node.logs import LineBuffer
 
 TYPE_CHECKING = False
@@ -44,6 +45,7 @@ class LogService:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._pipes: dict[int, list[_Pipe]] = {}
+        self._files = LogFiles(node.session.path, max_bytes(), node.report)
 
     def open_pipes(self, worker: WorkerProcess) -> list[int]:
         """Make the worker's two pipes; return the write ends, the caller's to close."""
@@ -80,6 +82,7 @@ class LogService:
             self._report_dropped(worker, pipe)
             self._close(pipe)
             tail = pipe.buffer.tail() or tail
+        self._files.ended(worker.number)
         return tail
 
     def flush(self, job_id: int) -> None:
@@ -117,10 +120,15 @@ class LogService:
     def _forward(self, worker: WorkerProcess, pipe: _Pipe, chunks: list[Chunk]) -> None:
         driver = self._node.clients.driver_of(worker.job_id)
         for chunk in chunks:
+            self._files.write(worker.number, pipe.stream, chunk.text)
             if driver is None or driver.connection.queued_bytes > MAX_WAITING_BYTES:
                 self._drop(worker, pipe, chunk.text.count(b"\n"))
             else:
                 self._node.clients.send(driver, Log(worker.pid, pipe.stream, chunk.label, chunk.text))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
 
     def _drop(self, worker: WorkerProcess, pipe: _Pipe, lines: int) -> None:
         if not pipe.dropped_lines:

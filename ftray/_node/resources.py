@@ -101,3 +101,12 @@ def oom_kill_count() -> int:
         if line.startswith("oom_kill "):
             count += int(line.split()[1])
     return count
+
+
+def has_steady_tsc() -> bool:
+    """Whether processes may read the time stamp counter as a clock: the kernel itself does."""
+    try:
+        with open("/sys/devices/system/clocksource/clocksource0/current_clocksource") as file:
+            return file.read().strip() == "tsc"
+    except OSError:
+        return False

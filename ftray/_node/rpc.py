@@ -66,12 +66,21 @@ class RpcService:
             "preload": self.preload,
             "flush_output": lambda client: node.logs.flush(client.job_id),
             **node.groups.methods(),
+            "task_events": node.state.task_events,
+            "processes": node.state.processes,
+            "actor_states": node.actors.states,
+            "dump_stacks": node.workers.dump_stacks,
         }
+        # These reply themselves, later.
+        self._deferred: dict[str, Callable[..., None]] = {"inspect": node.state.inspect}
 
     def on_rpc(self, client: Client, frame: Rpc, req: int) -> None:
         """RPC: call the method and reply."""
         try:
             method, arguments = pickle.loads(frame.call)
+            if method in self._deferred:
+                self._deferred[method](client, req, **arguments)
+                return
             function = self._methods.get(method)
             if function is None:
                 raise ValueError(

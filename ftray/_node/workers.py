@@ -15,6 +15,7 @@ import time
 # What hmac.compare_digest is, without loading OpenSSL.
 from _operator import _compare_digest as compare_digest
 
+from ftray._node import stacks
 from ftray._node.frames import (
     DEATH_EXIT,
     DEATH_HUNG,
@@ -155,6 +156,20 @@ class Workers:
         """Return every worker process, also those that start."""
         return list(self._by_number.values())
 
+    def dump_stacks(self, client: Client, pids: list[int] | None = None) -> list[dict[str, object]]:
+        """Have workers write their threads' stacks; return where, and how long each file is beforehand."""
+        found: list[dict[str, object]] = []
+        for worker in self.all():
+            if worker.client is None or (pids is not None and worker.pid not in pids):
+                continue
+            path = stacks.path_of(self._node.session.path, worker.pid)
+            size_bytes = stacks.trim(path)
+            asked = stacks.catches(worker.pid)
+            if asked:
+                worker.signal(stacks.SIGNAL)
+            found.append({"pid": worker.pid, "path": path, "size_bytes": size_bytes, "asked": asked})
+        return found
+
     # Ending ---------------------------------------------------------------------------------------
 
     def retire(self, worker: WorkerProcess, may_decline: bool) -> None:
@@ -253,6 +268,11 @@ class Workers:
         if worker.pidfd >= 0:
             os.close(worker.pidfd)
             worker.pidfd = -1
+        if worker.pid:
+            try:
+                os.unlink(stacks.path_of(self._node.session.path, worker.pid))
+            except FileNotFoundError:
+                pass  # it never got so far
         if not any(w.pid == 0 for w in self._by_number.values()):
             self._early.clear()
 

@@ -1,0 +1,79 @@
+"""Settings from the environment that every process of a session reads for itself.
+
+``FTRAY_<name>``, or Ray's ``RAY_<name>`` where Ray documents one.
+"""
+
+from __future__ import annotations
+
+import os
+
+DEFAULT_MAX_TASK_EVENTS = 100_000
+# A driver's ring has room for all that is remembered; a worker's, whose own tasks are fewer, for these.
+WORKER_UNITS = 16_384
+MAX_UNITS = 1 << 20
+_LEAST_UNITS = 64
+
+
+def _find(name: str) -> tuple[str, str | None]:
+    for prefix in ("FTRAY_", "RAY_"):
+        text = os.environ.get(prefix + name)
+        if text is not None:
+            return prefix + name, text
+    return "", None
+
+
+def _natural(name: str, default: int, meaning: str) -> int:
+    variable, text = _find(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise ValueError(
+            f"{variable}={text!r} in the environment; allowed is an integer of at least 0 ({meaning})"
+        )
+    return int(text)
+
+
+def max_task_events() -> int:
+    """Return how many task attempts are remembered: ``FTRAY_task_events_max_num_task_in_gcs``.
+
+    Raises
+    ------
+    ValueError
+        Not an integer of at least 0.
+    """
+    return _natural("task_events_max_num_task_in_gcs", DEFAULT_MAX_TASK_EVENTS, "0: none")
+
+
+def task_event_units(is_driver: bool) -> int:
+    """Return how many records this process's ring has, a power of two; 0 when there shall be none.
+
+    None with ``FTRAY_task_events_report_interval_ms=0``. Any other interval means yes: nothing is reported at
+    intervals, records are there for who asks.
+
+    Raises
+    ------
+    ValueError
+        A variable is not an integer of at least 0.
+    """
+    interval_ms = _natural("task_events_report_interval_ms", 1000, "0: no task events")
+    wanted = max_task_events()
+    if not interval_ms or not wanted:
+        return 0
+    wanted = min(wanted if is_driver else min(wanted, WORKER_UNITS), MAX_UNITS)
+    return max(_LEAST_UNITS, 1 << (wanted - 1).bit_length())
+
+
+def creation_sites() -> bool:
+    """Whether this process records which line made an object: with ``FTRAY_record_ref_creation_sites=1``.
+
+    Raises
+    ------
+    ValueError
+        Neither 0 nor 1.
+    """
+    variable, text = _find("record_ref_creation_sites")
+    if text in (None, "", "0"):
+        return False
+    if text != "1":
+        raise ValueError(f"{variable}={text!r} in the environment; allowed are 0 and 1")
+    return True
