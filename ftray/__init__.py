@@ -22,6 +22,7 @@ from ftray._api import (
     kill,
     nodes,
     remote,
+    timeline,
 )
 from ftray._core import ObjectRef, cancel, get, put, wait
 from ftray._lifecycle import init, is_initialized, shutdown
@@ -50,6 +51,7 @@ __all__ = [
     "put",
     "remote",
     "shutdown",
+    "timeline",
     "wait",
 ]
 

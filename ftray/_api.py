@@ -23,6 +23,7 @@ __all__ = [
     "node_rpc",
     "nodes",
     "remote",
+    "timeline",
 ]
 
 
@@ -108,6 +109,24 @@ def nodes() -> list[dict[str, Any]]:
     """Return one dict for each node: ``NodeID``, ``Alive``, ``Resources`` and more."""
     found: list[dict[str, Any]] = node_rpc("nodes")
     return found
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """Return what ran where and when, as events of the Chrome tracing format, or write them to a file.
+
+    Parameters
+    ----------
+    filename : str, optional
+        Where the JSON goes (for chrome://tracing or Perfetto).
+
+    Returns
+    -------
+    list of dict or None
+        The events when no `filename` is given.
+    """
+    from ftray._timeline import timeline as make
+
+    return make(filename)
 
 
 def get_runtime_context() -> RuntimeContext:

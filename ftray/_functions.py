@@ -61,6 +61,7 @@ class RemoteFunction(Call[P, R], _core.FunctionCaller):
         self._function = function
         self._explicit = explicit
         self._options = _options.task_options(explicit)
+        self._record_events(self._options.enable_task_events)
         functools.update_wrapper(self, function, updated=())
         self._arity = _signature.arity_of(function, self._name())
         if self._arity is None:

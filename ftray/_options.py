@@ -52,6 +52,7 @@ class TaskOptions(Record):
     max_calls: int
     scheduling_strategy: Any
     runtime_env: dict[str, Any] | None
+    enable_task_events: bool
 
 
 class ActorOptions(Record):
@@ -83,6 +84,7 @@ class ActorOptions(Record):
     allow_out_of_order_execution: bool
     scheduling_strategy: Any
     runtime_env: dict[str, Any] | None
+    enable_task_events: bool
 
 
 class MethodOptions(Record):
@@ -99,6 +101,7 @@ class MethodOptions(Record):
     max_task_retries: int | None
     retry_exceptions: bool | tuple[type[Exception], ...]
     concurrency_group: str
+    enable_task_events: bool
 
 
 # --- checks of one value: (option, value) -> normalised value -------------------------------------
@@ -331,7 +334,6 @@ NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("task actor", "runtime_env", bool, "runtime environments"),
     ("task actor", "label_selector", bool, "scheduling by node labels"),
     ("task actor", "object_store_memory", bool, "a share of the object store per task or actor"),
-    ("task actor method", "enable_task_events", lambda value: not value, "task events"),
     ("actor", "concurrency_groups", bool, "concurrency groups"),
     ("actor", "allow_out_of_order_execution", bool, "calls that overtake each other"),
     ("method", "concurrency_group", bool, "concurrency groups"),
@@ -460,6 +462,7 @@ def task_options(explicit: Mapping[str, Any], *, is_generator: bool = False) -> 
         max_calls=_get(explicit, "max_calls", 0),
         scheduling_strategy=_get(explicit, "scheduling_strategy", "DEFAULT"),
         runtime_env=explicit.get("runtime_env") or None,
+        enable_task_events=_get(explicit, "enable_task_events", True),
     )
 
 
@@ -489,6 +492,7 @@ def actor_options(explicit: Mapping[str, Any]) -> ActorOptions:
         allow_out_of_order_execution=_get(explicit, "allow_out_of_order_execution", False),
         scheduling_strategy=_get(explicit, "scheduling_strategy", "DEFAULT"),
         runtime_env=explicit.get("runtime_env") or None,
+        enable_task_events=_get(explicit, "enable_task_events", True),
     )
 
 
@@ -500,4 +504,5 @@ def method_options(explicit: Mapping[str, Any]) -> MethodOptions:
         max_task_retries=explicit.get("max_task_retries"),
         retry_exceptions=_get(explicit, "retry_exceptions", False),
         concurrency_group=_get(explicit, "concurrency_group", ""),
+        enable_task_events=_get(explicit, "enable_task_events", True),
     )

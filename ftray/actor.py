@@ -145,6 +145,7 @@ class ActorMethod(_core.MethodCaller):
             0 if arity is None else arity.simple_min,
             _signature.NO_LIMIT if arity is None else arity.simple_max,
         )
+        self._record_events(options.enable_task_events)
         self._arity = arity
         self._meta = meta
         self._name = name
@@ -292,7 +293,7 @@ class ActorClass(Instance[T]):
         actor_id = _core.next_actor_id()
         ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
         meta = _Meta(
-            self._cls.__name__, _methods_of(self._cls), options.max_task_retries, options.max_pending_calls
+            self._cls.__name__, self._methods(), options.max_task_retries, options.max_pending_calls
         )
         handle: ActorHandle[T] = ActorHandle._make(ref, meta)
         spec = self._spec(actor_id, meta)
@@ -300,6 +301,15 @@ class ActorClass(Instance[T]):
             return _create_named(handle, actor_id, spec, args, kwargs)
         _create(handle, actor_id, spec, args, kwargs)
         return handle
+
+    def _methods(self) -> dict[str, tuple[dict[str, Any], _signature.Arity | None]]:
+        found = _methods_of(self._cls)
+        if self._options.enable_task_events:
+            return found
+        return {
+            name: ({"enable_task_events": False, **explicit}, arity)
+            for name, (explicit, arity) in found.items()
+        }
 
     def _spec(self, actor_id: bytes, meta: _Meta) -> dict[str, Any]:
         options = self._options

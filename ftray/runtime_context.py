@@ -41,6 +41,25 @@ class RuntimeContext:
 
         return _worker.actor_id().hex() if _worker.actor_id() else None
 
+    def get_task_name(self) -> str | None:
+        """Return the running task's (as in ``options(name=...)``) or method's name, None outside a task."""
+        from ftray import _worker
+
+        _lifecycle.current()
+        executor = _worker.executor()
+        return None if executor is None else executor.call_name()
+
+    def get_task_function_name(self) -> str | None:
+        """Return the running function's own name, with its module, None outside a task."""
+        from ftray import _worker
+
+        name = self.get_task_name()
+        executor = _worker.executor()
+        if name is None or executor is None:
+            return None
+        function = executor.function_named(name)
+        return f"{getattr(function, '__module__', None) or '?'}.{getattr(function, '__qualname__', name)}"
+
     def get_call_id(self) -> str:
         """Return the identity of the running call, which a re-execution keeps, in hexadecimal."""
         return str(self._context()["call_id"].hex())
