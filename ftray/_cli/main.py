@@ -14,9 +14,16 @@ import ftray
 
 # name of the command: "module:attribute", a click.Command
 COMMANDS: dict[str, str] = {
+    "get": "ftray._cli.state_commands:get_command",
+    "list": "ftray._cli.state_commands:list_command",
+    "logs": "ftray._cli.state_commands:logs",
+    "memory": "ftray._cli.state_commands:memory",
+    "stack": "ftray._cli.state_commands:stack",
     "start": "ftray._cli.start:start",
     "status": "ftray._cli.status:status",
     "stop": "ftray._cli.stop:stop",
+    "summary": "ftray._cli.state_commands:summary",
+    "timeline": "ftray._cli.state_commands:timeline",
 }
 
 

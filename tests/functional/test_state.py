@@ -347,6 +347,19 @@ class TestProcesses:
         assert state.get_node(node.node_id) is not None
         assert state.get_node("00" * 28) is None
 
+    def test_placement_groups(self) -> None:
+        from ftray.util.placement_group import placement_group, remove_placement_group
+
+        group = placement_group([{"CPU": 1}], name="one")
+        assert group.wait(20)
+        group_id = group.id.hex()
+        found = state.get_placement_group(group_id)
+        assert found is not None and (found.name, found.state) == ("one", "CREATED")
+        assert found.bundles and found.bundles[0]["unit_resources"] == {"CPU": 1.0}
+        remove_placement_group(group)
+        (gone,) = state.list_placement_groups(filters=[("placement_group_id", "=", group_id)])
+        assert gone.state == "REMOVED"
+
     def test_one_that_does_not_answer_is_missing_and_not_waited_for(self) -> None:
         @ray.remote
         class Frozen:

@@ -177,7 +177,7 @@ class PlacementGroupState(StateSchema):
 
     placement_group_id: str = column()
     name: str = column()
-    creator_job_id: str = column()
+    creator_job_id: str | None = column()
     state: str = column()
     bundles: list[dict[str, Any]] | None = column(detail=True, filterable=False)
     is_detached: bool | None = column(detail=True)

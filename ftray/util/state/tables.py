@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ftray.exceptions import NotSupportedError
 from ftray.util.state.filters import MAX_LIMIT
 from ftray.util.state.link import Link
 from ftray.util.state.tasks import NODE_IP, Attempt, Processes, TaskRows, creation_row, host_name
@@ -232,8 +231,24 @@ def nodes(link: Link) -> Table:
 
 
 def placement_groups(link: Link) -> Table:
-    """Placement groups."""
-    raise NotSupportedError("this version of ftray has no placement groups to list")
+    """Placement groups, the removed ones that are remembered included."""
+    return Table([_group(group) for group in link.call("placement_group_table").values()])
+
+
+def _group(group: dict[str, Any]) -> dict[str, Any]:
+    nodes = group["bundles_to_node_id"]
+    return {
+        "placement_group_id": group["placement_group_id"],
+        "name": group["name"],
+        "creator_job_id": None,
+        "state": group["state"],
+        "bundles": [
+            {"bundle_index": index, "unit_resources": amounts, "node_id": nodes.get(index, "")}
+            for index, amounts in group["bundles"].items()
+        ],
+        "is_detached": group["is_detached"],
+        "stats": group["stats"],
+    }
 
 
 # --- objects --------------------------------------------------------------------------------------
