@@ -107,11 +107,23 @@ def test_records_are_read_like_dicts() -> None:
 
 def row(**given: Any) -> tuple[Any, ...]:
     values: dict[str, Any] = {
-        "unique": b"u" * 8, "attempt": 0, "owner": SHORT_OWNER, "function": 3, "method": False,
+        "unique": b"u" * 8,
+        "attempt": 0,
+        "owner": SHORT_OWNER,
+        "function": 3,
+        "method": False,
         "of": b"\1\0\0\0",
-        "parent": (99).to_bytes(8, "little"), "state": 4, "error": 0, "runner": 0,
-        "worker": int.from_bytes(b"WWWW", "little"), "text": "", "submitted": 10_000_000, "pushed": 11_000_000, "started": 12_000_000, "over": 20_000_000,
-    }  # fmt: skip
+        "parent": (99).to_bytes(8, "little"),
+        "state": 4,
+        "error": 0,
+        "runner": 0,
+        "worker": int.from_bytes(b"WWWW", "little"),
+        "text": "",
+        "submitted": 10_000_000,
+        "pushed": 11_000_000,
+        "started": 12_000_000,
+        "over": 20_000_000,
+    }
     values.update(given)
     return tuple(values.values())
 
