@@ -22,7 +22,6 @@ _IDS = "an id that ftray does not hand out. Use the hexadecimal ids of ftray.get
 _DEBUGGER = "a debugger for remote code. Call the function itself: RemoteFunction._function(...)"
 _INTERNAL = "internal to Ray. Use the public API"
 _GENERATORS = "for num_returns='dynamic' and 'streaming'. Return a list, or submit several tasks"
-_STATE = "for looking into a session. ftray.nodes() and ftray.cluster_resources() have some facts"
 _GROUPS = "for scheduling that ftray does not have. Use num_cpus= and resources="
 
 # By module of Ray: name -> what it is. and what to do instead.
@@ -55,7 +54,6 @@ ABSENT: dict[str, dict[str, str]] = {
         "llm": _LIBRARY,
         "rllib": _LIBRARY,
         "serve": _LIBRARY,
-        "timeline": "a trace of tasks, which ftray does not record. Use a sampling profiler such as py-spy",
         "train": _LIBRARY,
         "tune": _LIBRARY,
         "widgets": "Ray's notebook widgets. ftray.nodes() and ftray.cluster_resources() have the facts",
@@ -81,7 +79,6 @@ ABSENT: dict[str, dict[str, str]] = {
         "rpdb": _DEBUGGER,
         "sgd": _LIBRARY,
         "spark": _CLUSTER,
-        "state": _STATE,
         "tracing": "OpenTelemetry hooks. Open spans inside tasks and methods",
     },
     "ray.exceptions": {
