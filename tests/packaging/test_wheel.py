@@ -15,8 +15,10 @@ IMPORT_EVERYTHING = """
 import importlib, pkgutil
 import ftray
 for module in pkgutil.walk_packages(ftray.__path__, "ftray."):
-    # The modules of the command line need the extra "cli"; importing `ftray._cli` itself does not.
-    if not module.name.endswith("__main__") and not module.name.startswith("ftray._cli."):
+    # The modules of the command line need the extra "cli" (importing `ftray._cli` itself does not), and the
+    # backend of joblib needs joblib, which is the one that asks for it.
+    needs_more = module.name.startswith("ftray._cli.") or module.name == "ftray.util.joblib.ray_backend"
+    if not module.name.endswith("__main__") and not needs_more:
         importlib.import_module(module.name)
         print(module.name)
 """
