@@ -19,6 +19,7 @@ from ftray._core.calls import (
     new_actor_ref,
     next_actor_id,
 )
+from ftray._core.generators import DynamicObjectRefGenerator, ObjectRefGenerator
 from ftray._core.nodeask import ask_node, tell_node
 from ftray._core.objects import ObjectRef, get
 from ftray._core.puts import put
@@ -36,9 +37,11 @@ from ftray._core.waits import wait
 
 __all__ = [
     "ActorTarget",
+    "DynamicObjectRefGenerator",
     "FunctionCaller",
     "MethodCaller",
     "ObjectRef",
+    "ObjectRefGenerator",
     "ask_node",
     "attach",
     "attached",

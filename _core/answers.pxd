@@ -5,6 +5,16 @@ from libcpp.vector cimport vector
 from ftray._core.buf cimport Buf
 from ftray._core.types cimport Channel, Core, ObjEntry
 
+cdef class Yielded:
+    """What a generator yielded, encoded: the values of a call's answer."""
+    cdef Buf b
+    cdef list refs              # inside the values
+    cdef object error           # what ended the generator early, or None
+
+    cdef int add(self, object value) except -1
+    cdef int add_failure(self, bytes payload, uint16_t n) except -1
+
+cdef int encode_result(Buf *b, object value, list refs) except -1
 cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list refs) except -1
 cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1
 cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, vector[ObjEntry *] *inner,

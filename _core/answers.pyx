@@ -14,7 +14,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from ftray._core.borrows cimport borrow_grant, borrow_register_all, borrow_send
-from ftray._core.buf cimport Buf, buf_extend, buf_put
+from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_put
 from ftray._core.channel cimport FRAME_HEADER, F_REPLY, FrameHeader, chan_begin, chan_commit
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.puts cimport place_shared
@@ -24,6 +24,22 @@ from ftray._core.segments cimport segments_drain
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_error, encode_into
 from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Channel, Core, ObjEntry, same_id
 from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, REPLY_TIMES, ReplyHead, ReplyTimes, RetHead
+
+
+cdef class Yielded:
+    """See answers.pxd."""
+
+    def __cinit__(self):
+        self.refs = []
+
+    def __dealloc__(self):
+        buf_free(&self.b)
+
+    cdef int add(self, object value) except -1:
+        return encode_result(&self.b, value, self.refs)
+
+    cdef int add_failure(self, bytes payload, uint16_t n) except -1:
+        return encode_failure(&self.b, payload, n)
 
 
 cdef int encode_result(Buf *b, object value, list refs) except -1:
@@ -88,6 +104,11 @@ cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1:
 
 cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list refs) except -1:
     """What a call returned: one value, or as many as were asked for. Refs inside are appended to `refs`."""
+    if type(result) is Yielded:
+        if buf_put(b, (<Yielded>result).b.data, (<Yielded>result).b.len) < 0:
+            raise MemoryError()
+        refs.extend((<Yielded>result).refs)
+        return 0
     if nret == 1:
         return encode_result(b, result, refs)
     if nret == 0:

@@ -13,11 +13,12 @@ from libcpp.vector cimport vector
 
 from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BORROW_REMOVE, F_GET_OBJ, F_OBJ_VALUE, FRAME_HEADER,
                                   FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_no_descriptors)
+from ftray._core.intake cimport intake_dropped
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.refs cimport refs_borrower, refs_check, refs_find, refs_register
 from ftray._core.segments cimport segment_block_free, segment_producer
-from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Blob, Channel,
-                                Command, Core, Gated, Id16, Id28, ObjEntry, same_id)
+from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Blob, Channel,
+                                Command, Core, Gated, Id16, Id28, ObjEntry, Stream, same_id)
 from ftray._core.values cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
 from ftray._core.wire cimport ERR_LOST, ERR_NO_DESCRIPTORS, ERR_OWNER_DIED
 
@@ -291,3 +292,5 @@ cdef void borrow_carry_out(Core *c) noexcept nogil:
             send_block_free(c, cmd.a, cmd.b)
         elif cmd.kind == CMD_ACTOR_RELEASED:
             node_actor_kill(c, <Id16 *>(&cmd.obj.b[8]), 1, 1)
+        elif cmd.kind == CMD_STREAM_DROPPED:
+            intake_dropped(c, <Stream *>cmd.a)

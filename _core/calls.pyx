@@ -14,6 +14,8 @@ from ftray._core.buf cimport Buf, Scratch, buf_clear, buf_free, buf_init, scratc
 from ftray._core.callargs cimport encode_args
 from ftray._core.context cimport Context, child_task_id, context
 from ftray._core.events cimport events_function
+from ftray._core.generators cimport ObjectRefGenerator, blank_generator, fill_generator
+from ftray._core.intake cimport intake_open
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
 from ftray._core.puts cimport put_value
 from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
@@ -30,6 +32,8 @@ cdef enum:
     DEF_FUNCTION = 0
     DEF_METHOD = 1
     LARGE_ARGS = 102400
+    DYNAMIC = -1            # in place of a number of returns
+    STREAMING = -2          # and less: by how much is the number of items that may be unconsumed
 
 cdef Scratch scratch
 buf_init(&scratch.kept)
@@ -140,7 +144,7 @@ cdef TaskRec *new_record(Blob *args, uint32_t fn, int nret, int max_retries, lis
     t = core().task_slab.make()
     t.args = args
     t.fn = fn
-    t.nret = <uint16_t>nret
+    t.nret = <uint16_t>nret if nret >= 0 else 1
     t.retries_left = max_retries
     t.ndeps = <uint16_t>n
     t.nnested = <uint16_t>(m + (1 if handle != NULL else 0))
@@ -221,11 +225,35 @@ cdef object submit_many(Core *c, TaskRec *t, int nret):
     return out if nret else None
 
 
+cdef object submit_stream(Core *c, TaskRec *t, int code):
+    """A call of a generator: its one return is the completion, or with `DYNAMIC` the value that lists what it yielded."""
+    cdef bint dynamic = code == DYNAMIC
+    cdef ObjectRef r = None
+    cdef ObjectRefGenerator g = None
+    if dynamic:
+        r = blank_ref()
+    else:
+        g = blank_generator()
+    with nogil:
+        core_enter(c)
+        submit_locked(c, t, context())
+        t.ret0 = new_return(c, t, 0)
+        intake_open(c, t, 0 if dynamic else STREAMING - code, dynamic)
+        if dynamic:
+            fill_ref(c, r, t.ret0)
+        else:
+            fill_generator(c, g, t.stream)
+        task_submit(c, t)
+        core_leave(c)
+    return r if dynamic else g
+
+
 cdef class FunctionCaller:
     """Base of RemoteFunction: everything that a call needs, bound to the running session on first use.
 
     Subclasses give `_bind()`, which starts ftray if need be and returns ``(definition, class_key, request, num_returns,
     max_retries, group)``. It is asked again when the placement group that the calling code runs in is another one.
+    num_returns: -1 for "dynamic", -2 - n for "streaming" with n items that may be unconsumed (0: no bound).
     """
 
     cdef uint64_t session, bound
@@ -251,6 +279,8 @@ cdef class FunctionCaller:
         t.flags = self.quiet
         if self.nret == 1:
             return submit_one(c, t)
+        if self.nret < 0:
+            return submit_stream(c, t, self.nret)
         return submit_many(c, t, self.nret)
 
     cdef int bind(self) except -1:
@@ -337,6 +367,8 @@ cdef class ActorTarget:
         t.flags = quiet
         if nret == 1:
             return submit_one(c, t)
+        if nret < 0:
+            return submit_stream(c, t, nret)
         return submit_many(c, t, nret)
 
 
@@ -480,8 +512,8 @@ def cancel(ref, *, force=False, recursive=True):
 
     Parameters
     ----------
-    ref : ObjectRef
-        A return of the task.
+    ref : ObjectRef or ObjectRefGenerator
+        A return of the task, or its generator.
     force : bool, default False
         End the worker process instead of raising KeyboardInterrupt in it. Not for actor methods.
     recursive : bool, default True
@@ -490,15 +522,19 @@ def cancel(ref, *, force=False, recursive=True):
     Raises
     ------
     TypeError
-        `ref` is not an ObjectRef.
+        `ref` is neither.
     ValueError
         `force` for an actor method.
     """
     cdef Core *c = core()
     cdef ObjEntry *e
     cdef bint f = force, r = recursive
+    if type(ref) is ObjectRefGenerator:
+        if (<ObjectRefGenerator>ref).gate == NULL:
+            return                      # closed: the task is ended at its next yield
+        ref = ref.completed()
     if type(ref) is not ObjectRef:
-        raise TypeError(f"cancel() takes an ObjectRef, not {type(ref).__name__}")
+        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
     e = usable(ref)
     if e.task != NULL and e.task.actor != NULL and force:
         raise ValueError("cancel(force=True) is for tasks only; use ftray.kill(actor) to end an actor")

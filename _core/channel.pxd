@@ -27,7 +27,9 @@ cdef enum FrameType:
     F_BLOCK_FREE = 11
     F_PIECE = 12
     F_LINEAGE_RELEASE = 13
-    F_LAST = 14
+    F_STREAM_ITEM = 20
+    F_STREAM_ACK = 21
+    F_LAST = 22
 
 cdef packed struct FrameHeader:
     uint32_t size               # of the whole frame, header included

@@ -14,13 +14,15 @@ from libcpp.vector cimport vector
 
 from ftray._core.actors cimport actor_after_death, actor_on_state
 from ftray._core.borrows cimport borrow_answer, borrow_frame, borrow_process_died
-from ftray._core.channel cimport F_REPLY, FrameHeader, chan_break, chan_set_handlers
+from ftray._core.channel cimport F_CANCEL, F_REPLY, F_STREAM_ACK, F_STREAM_ITEM, FrameHeader, chan_break, chan_set_handlers
 from ftray._core.execqueue cimport exec_channel_died, exec_frame, exec_node_frame
 from ftray._core.inspect cimport inspect_answer
+from ftray._core.intake cimport intake_item
 from ftray._core.leases cimport class_fail, lease_granted, lease_reclaim
 from ftray._core.nodelink cimport (N_ACTOR_STATE, N_INSPECT, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
                                    N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_WORKER_DIED, NodeHeader, node_lost,
                                    node_set_handlers)
+from ftray._core.productions cimport production_channel_died, production_on_ack, production_on_cancel
 from ftray._core.refs cimport refs_process_died
 from ftray._core.segments cimport segment_gone, segment_map, segments_process_died, segments_trim
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
@@ -41,8 +43,15 @@ cdef void dispatch_install() noexcept nogil:
 cdef void on_channel_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
     if h.kind == F_REPLY:
         tasks_on_reply(c, ch, h, body, n)
-    elif not exec_frame(c, ch, h, body, n):
-        borrow_frame(c, ch, h, body, n)
+    elif h.kind == F_STREAM_ITEM:
+        intake_item(c, ch, h, body, n)
+    elif h.kind == F_STREAM_ACK:
+        production_on_ack(c, ch, h, body, n)
+    else:
+        if h.kind == F_CANCEL:
+            production_on_cancel(c, ch, h.seq)
+        if not exec_frame(c, ch, h, body, n):
+            borrow_frame(c, ch, h, body, n)
 
 
 cdef void on_channel_break(Core *c, Channel *ch) noexcept nogil:
@@ -62,6 +71,7 @@ cdef void bury_calls(Core *c, Channel *ch, Blob *report) noexcept nogil:
             a = ch.inflight[i].actor
     tasks_process_died(c, ch, report.data, report.size)
     exec_channel_died(c, ch)
+    production_channel_died(c, ch)
     if a != NULL:
         actor_after_death(c, a, &ch.worker)
 

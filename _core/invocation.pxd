@@ -28,3 +28,4 @@ cdef class Callables:
     cdef int decode(self, Call call) except -1
     cdef tuple lookup(self, Channel *ch, uint32_t fn)
     cdef tuple load(self, bytes definition)
+    cdef str describe(self)

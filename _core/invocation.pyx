@@ -15,9 +15,9 @@ from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_of
 from ftray._core.refs cimport refs_borrowed
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.serial cimport decode_value
-from ftray._core.types cimport OBJ_INLINE, Blob, Channel, Core, Id28, ObjEntry, blob_drop
+from ftray._core.types cimport OBJ_INLINE, TASK_STREAM, Blob, Channel, Core, Id28, ObjEntry, blob_drop
 from ftray._core.values cimport entry_set_shm
-from ftray._core.wire cimport VALUE_INLINE, DepHead, TaskHead
+from ftray._core.wire cimport VALUE_INLINE, DepHead, StreamStart, TaskHead
 
 
 cdef class Call:
@@ -75,6 +75,15 @@ cdef class Callables:
         retry = unpickle_function(definition[at:at + size]) if size else None
         return unpickle_function(definition[at + size:]), name, retry
 
+    cdef str describe(self):
+        """The actor that lives here, for error messages."""
+        if self.instance is None:
+            return ""
+        try:
+            return repr(self.instance)[:200]
+        except Exception:
+            return f"<{self.class_name} whose repr() failed>"
+
     cdef int decode(self, Call call) except -1:
         """Fill function and arguments in."""
         cdef char *p = call.t.frame.data
@@ -86,6 +95,8 @@ cdef class Callables:
         call.nret = h.nret
         call.function, call.name, call.retry = self.lookup(call.t.ch, h.fn)
         p += sizeof(TaskHead)
+        if h.flags & TASK_STREAM:
+            p += sizeof(StreamStart)
         if h.ndeps:
             values = []
             call.keep = []
@@ -97,7 +108,7 @@ cdef class Callables:
                 values.append(dep_value(d, p, call.keep))
                 if d.kind == VALUE_INLINE:
                     p += d.size
-        if h.args_size > <uint64_t>(end - p):
+        if p > end or h.args_size > <uint64_t>(end - p):
             raise RuntimeError("the frame of a call is cut short")
         call.args, call.kwargs = decode_args(p, h.args_size, values, None)
         return 0

@@ -415,6 +415,9 @@ def get(refs, *, timeout=None):
     if type(refs) is ObjectRef:
         return value_of(refs, -1 if timeout is None else deadline_of(timeout))
     if not isinstance(refs, (list, tuple)):
+        from ftray._core.generators import ObjectRefGenerator
+        if type(refs) is ObjectRefGenerator:
+            return refs                 # as Ray does: what it stands for are its refs
         raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {type(refs).__name__}: {refs!r:.100}")
     deadline = deadline_of(timeout)
     for i, r in enumerate(refs):

@@ -13,6 +13,7 @@ from libc.string cimport memcpy
 from libcpp.string cimport string
 
 from ftray._core.events cimport EV_DEPENDENCY, event_death, event_failed
+from ftray._core.intake cimport intake_outcome, intake_over
 from ftray._core.refs cimport refs_check, refs_unhold
 from ftray._core.types cimport OBJ_INLINE, OBJ_IS_ERROR, TASK_DONE, Blob, Core, Id28, ObjEntry, TaskRec, blob_drop, blob_hold
 from ftray._core.values cimport entry_set_error, entry_set_inline, read_value
@@ -24,6 +25,8 @@ cdef void finish(Core *c, TaskRec *t) noexcept nogil:
     cdef uint16_t i
     cdef ObjEntry *e
     t.state = TASK_DONE
+    if t.stream != NULL:
+        intake_over(c, t)
     for i in range(t.ndeps + t.nnested):
         refs_unhold(c, t.deps[i])
     for i in range(t.nret):
@@ -93,6 +96,9 @@ cdef void complete(Core *c, TaskRec *t, char *p, char *end, uint16_t nret, const
     """The values of a reply, `nret` of them from `p` on, become those of the task's returns."""
     cdef uint16_t i
     cdef ObjEntry *e
+    if t.stream != NULL and nret == 1 and intake_outcome(c, t, p, end):
+        finish(c, t)
+        return
     for i in range(nret):
         e = NULL
         if i < t.nret:

@@ -12,9 +12,11 @@ from libc.string cimport memcpy
 
 from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, chan_commit
 from ftray._core.events cimport event_pushed
+from ftray._core.intake cimport intake_begin
 from ftray._core.refs cimport refs_expose
 from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
-from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead, TaskHead
+from ftray._core.wire cimport (GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead,
+                               StreamStart, TaskHead)
 
 
 cdef uint64_t deps_size(TaskRec *t) noexcept nogil:
@@ -80,6 +82,8 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
         size += GROUP_SIZE
     if t.ndeps:
         size += deps_size(t)
+    if t.stream != NULL:
+        size += sizeof(StreamStart)
     t.seq = ch.next_seq
     ch.next_seq += 1
     t.ch = ch
@@ -101,6 +105,8 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     h.nested = t.nnested - (1 if t.actor != NULL else 0)       # without the handle that the call holds
     h.args_size = t.args.size
     p += sizeof(TaskHead)
+    if t.stream != NULL:
+        p = intake_begin(c, t, p)
     if t.ndeps:
         p = write_deps(c, t, p)
     memcpy(p, t.args.data, t.args.size)

@@ -61,9 +61,10 @@ struct SchedClass;
 struct ObjEntry;
 struct Lease;
 struct AwaitBox;
+struct Stream;
 
 enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_SHM = 3 };  // >= OBJ_INLINE: the value is here
-enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64 };
+enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64, OBJ_STREAM = 128 };
 
 struct Waiter {  // somebody other than a waiting thread wants to know when an object is ready
     uint8_t kind;  // 0 a task that depends on it, 1 a borrower's fetch, 2 an `await` or a future
@@ -112,7 +113,7 @@ struct ObjEntry {
 };
 
 enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5 };
-enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16 };
+enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16, TASK_STREAM = 32, TASK_DYNAMIC = 64 };
 
 struct TaskRec {
     uint8_t state, flags;
@@ -132,12 +133,34 @@ struct TaskRec {
     uint8_t retry_exc_kind; // 0 none, 1 any, 2 list (decided by the executor)
     ObjEntry *ret0;         // nret == 1
     ObjEntry **rets;        // nret > 1
+    Stream *stream;         // of what it yields, with TASK_STREAM (nret is 1 then: its completion)
     SchedClass *cls;        // plain tasks
     ActorClient *actor;     // actor calls
     uint64_t parent;        // unique part of the submitting task's id
     Channel *ch;
     TaskRec *next, *prev;   // queue links
     uint32_t submitted, pushed;         // for people: ticks >> EVENT_SHIFT (events.hpp)
+};
+
+static const uint64_t NO_END = ~0ull;
+struct StreamState {  // what streams.pyx decides about
+    uint64_t next = 0;       // the item that the consumer gets next
+    uint64_t received = 0;   // items 0..received-1 have come
+    uint64_t seen = 0;       // so many came from the attempt that runs now
+    uint64_t end = NO_END;   // how many there are, once that is known
+    uint64_t told = 0;       // the consumption that the producer knows of
+    uint64_t window = 0;     // back-pressure: unconsumed items after which the producer pauses; 0 never
+    uint32_t attempt = 0;
+    uint8_t dropped = 0;     // the consumer is gone: items are freed as they come
+    uint8_t stopped = 0;     // and the producer shall stop
+};
+struct Stream {       // what a generator task yields, at its owner. Lives as long as its task or its consumer
+    StreamState s;
+    TaskRec *task = nullptr;   // NULL once it has ended
+    ObjEntry *gate = nullptr;  // "ready" when the consumer need not wait; it counts the generator objects; NULL: no consumer
+    ObjEntry *done = nullptr;  // the completion
+    bool dynamic = false;      // the items are for the value of the completion
+    std::deque<ObjEntry *> items;  // received and not handed out; each is held
 };
 
 struct TaskList {
@@ -244,6 +267,18 @@ struct ActorClient {
     int64_t max_pending = -1;
 };
 
+struct Production {        // a generator that runs here, from the moment that its call is taken off the queue to its answer
+    Channel *ch = nullptr;
+    uint64_t seq = 0;
+    uint64_t window = 0;
+    uint64_t produced = 0;
+    uint64_t consumed = 0;   // that the owner told of
+    bool stop = false;       // nobody wants more
+    bool cancelled = false;
+    bool gated = false;      // an item had to wait for an acknowledgement: what follows must not overtake it
+    bool sleeps = false;     // a coroutine waits for room
+};
+
 struct ExecTask {          // a call that this process shall run
     Channel *ch;
     uint64_t seq;
@@ -258,6 +293,7 @@ enum CommandKind : uint8_t {
     CMD_FREE_BLOCK = 3,      // give block (a: segment, b: offset) back to its producer
     CMD_ACTOR_RELEASED = 4,  // the last handle of actor `actor` went
     CMD_FORGET = 5,          // the record itself may go
+    CMD_STREAM_DROPPED = 6,  // the consumer of stream `a` (an address) is gone
 };
 struct Command {
     uint8_t kind;
@@ -346,6 +382,8 @@ struct Core {
     uint64_t timer_ns = 0;           // next time that timers want to be looked at, 0 none
     // execution
     std::deque<ExecTask> exec;
+    std::vector<Production *> productions;
+    bool production_news = false;    // for coroutines that wait for room
     uint64_t exec_order = 0;
     bool exit_requested = false;
     bool is_actor = false;           // ACTOR_START has come: methods may run

@@ -73,11 +73,11 @@ cdef extern from "types.hpp" nogil:
     enum ObjState "ObjState":
         OBJ_UNKNOWN, OBJ_PENDING, OBJ_INLINE, OBJ_SHM
     enum ObjFlag "ObjFlag":
-        OBJ_OWNED, OBJ_IN_MAP, OBJ_FETCHING, OBJ_IS_ERROR, OBJ_REGISTERED, OBJ_ACTOR, OBJ_UNREGISTERED_LISTED
+        OBJ_OWNED, OBJ_IN_MAP, OBJ_FETCHING, OBJ_IS_ERROR, OBJ_REGISTERED, OBJ_ACTOR, OBJ_UNREGISTERED_LISTED, OBJ_STREAM
     enum TaskState "TaskState":
         TASK_NEW, TASK_WAITS_DEPS, TASK_QUEUED, TASK_PUSHED, TASK_DONE, TASK_LIMBO
     enum TaskFlag "TaskFlag":
-        TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK, TASK_QUIET
+        TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK, TASK_QUIET, TASK_STREAM, TASK_DYNAMIC
     enum ChanState "ChanState":
         CH_CONNECTING, CH_OPEN, CH_BROKEN
     enum ActorState "ActorState":
@@ -138,6 +138,7 @@ cdef extern from "types.hpp" nogil:
         uint8_t retry_exc_kind
         ObjEntry *ret0
         ObjEntry **rets
+        Stream *stream
         SchedClass *cls
         ActorClient *actor
         uint64_t parent
@@ -145,6 +146,23 @@ cdef extern from "types.hpp" nogil:
         TaskRec *next
         TaskRec *prev
         uint32_t submitted, pushed
+
+    const uint64_t NO_END
+    cppclass StreamState:
+        uint64_t next, received, seen, end, told, window
+        uint32_t attempt
+        uint8_t dropped, stopped
+    cppclass Stream:
+        StreamState s
+        TaskRec *task
+        ObjEntry *gate
+        ObjEntry *done
+        cbool dynamic
+        deque[ObjEntry *] items
+    cppclass Production:
+        Channel *ch
+        uint64_t seq, window, produced, consumed
+        cbool stop, cancelled, gated, sleeps
 
     cppclass TaskList:
         TaskRec *head
@@ -227,7 +245,7 @@ cdef extern from "types.hpp" nogil:
         uint64_t order, started
 
     enum CommandKind "CommandKind":
-        CMD_BORROW_REMOVE, CMD_BORROW_ADD, CMD_FREE_BLOCK, CMD_ACTOR_RELEASED, CMD_FORGET
+        CMD_BORROW_REMOVE, CMD_BORROW_ADD, CMD_FREE_BLOCK, CMD_ACTOR_RELEASED, CMD_FORGET, CMD_STREAM_DROPPED
     cppclass Command:
         uint8_t kind
         uint64_t a, b
@@ -313,6 +331,8 @@ cdef extern from "types.hpp" nogil:
         cbool actors_waiting
         uint64_t timer_ns
         deque[ExecTask] exec_queue "exec"
+        vector[Production *] productions
+        cbool production_news
         uint64_t exec_order
         cbool exit_requested, is_actor
         uint64_t running_seq, running_unique

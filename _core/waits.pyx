@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from ftray._core.borrows cimport borrow_fetch
+from ftray._core.generators cimport ObjectRefGenerator
 from ftray._core.objects cimport ObjectRef, deadline_of, usable, wait_blocking
 from ftray._core.runtime cimport core, core_enter, core_leave, session_alive
 from ftray._core.session cimport check_usable
@@ -41,7 +42,10 @@ cdef bint enough(Core *c, void *arg) noexcept nogil:
 
 
 cdef int check_refs(list refs) except -1:
-    """Every item an ObjectRef of this session, none twice. Marks entries with a serial in place of a set."""
+    """Every item an ObjectRef of this session, none twice. Marks entries with a serial in place of a set.
+
+    1 as soon as there is a generator: `wait_mixed` looks at the rest.
+    """
     global wait_serial
     cdef Py_ssize_t i
     cdef ObjEntry *e
@@ -55,7 +59,9 @@ cdef int check_refs(list refs) except -1:
     for i in range(PyList_GET_SIZE(refs)):
         item = PyList_GET_ITEM(refs, i)
         if Py_TYPE(<object>item) != <PyTypeObject *>ObjectRef:
-            raise TypeError(f"wait() takes a list of ObjectRefs; item {i} is {type(<object>item).__name__}")
+            if type(<object>item) is ObjectRefGenerator:
+                return 1
+            raise_not_a_ref(i, <object>item)
         e = (<ObjectRef>item).e
         if (<ObjectRef>item).session != session or e == NULL:
             usable(<ObjectRef>item)
@@ -63,6 +69,10 @@ cdef int check_refs(list refs) except -1:
             raise ValueError(f"wait() takes a list of unique ObjectRefs; item {i} stands in it twice: {<object>item!r}")
         e.mark = serial
     return 0
+
+
+cdef int raise_not_a_ref(Py_ssize_t i, object item) except -1:
+    raise TypeError(f"wait() takes a list of ObjectRefs and ObjectRefGenerators; item {i} is {type(item).__name__}")
 
 
 cdef int wait_for_some(list refs, Py_ssize_t num_returns, int64_t deadline_ns) except -1:
@@ -115,13 +125,35 @@ cdef tuple split(list refs, Py_ssize_t num_returns):
     return ready, rest
 
 
+cdef list waited_for(list refs):
+    """For each ref itself, and for each generator a ref that is ready when its next ref is, or its end."""
+    cdef list out = []
+    for i, item in enumerate(refs):
+        if type(item) is ObjectRefGenerator:
+            item = (<ObjectRefGenerator>item).ref_to(False)
+        elif type(item) is not ObjectRef:
+            raise_not_a_ref(i, item)
+        out.append(item)
+    return out
+
+
+cdef tuple wait_mixed(list refs, object num_returns, object timeout, object fetch_local):
+    """`wait` with generators among the refs."""
+    cdef list gates = waited_for(refs)
+    cdef dict item_of = dict(zip(gates, refs))
+    if len(item_of) != len(refs):
+        raise ValueError("wait() takes a list of unique ObjectRefs and ObjectRefGenerators; one stands in it twice")
+    ready, rest = wait(gates, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
+    return [item_of[gate] for gate in ready], [item_of[gate] for gate in rest]
+
+
 def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
     """Wait until some of the refs have their values.
 
     Parameters
     ----------
-    refs : list of ObjectRef
-        Unique refs.
+    refs : list of ObjectRef or ObjectRefGenerator
+        Unique ones. A generator is ready when ``next()`` need not wait: there is a ref, or the end.
     num_returns : int, default 1
         How many to wait for, 1 to ``len(refs)``.
     timeout : float, optional
@@ -137,7 +169,7 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
     Raises
     ------
     TypeError
-        `refs` is not a list of ObjectRefs.
+        `refs` is not a list of these.
     ValueError
         A ref stands in the list twice, or `num_returns` is out of range.
     """
@@ -158,7 +190,8 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
     deadline = deadline_of(timeout)
     if not refs:
         return [], []
-    check_refs(refs)
+    if check_refs(refs):
+        return wait_mixed(refs, num_returns, timeout, fetch_local)
     if wanted < 1 or wanted > PyList_GET_SIZE(refs):
         raise ValueError(f"num_returns={num_returns} is out of range: 1 to the {len(refs)} refs given")
     check_usable_fast()

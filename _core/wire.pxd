@@ -1,7 +1,7 @@
 """Layout of the frames between processes (channel.pxd lists their types). Little-endian, packed, ids raw.
 
-TASK: TaskHead, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument format), and at the end, with the flag
-HEAD_IN_GROUP, the placement group of the task: 18s id, u8 whether it captures the tasks that the task submits.
+TASK: TaskHead, with the flag TASK_STREAM a StreamStart, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument
+format), and at the end, with the flag HEAD_IN_GROUP, the placement group of the task: 18s id, u8 whether it captures the tasks that the task submits.
 REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s owner)), at the end `nborrow` x 28s id, and
 ReplyTimes when `held` says so.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
@@ -9,6 +9,8 @@ TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY
 CANCEL: seq = the call. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
 BORROW_ADD: seq = token, 28s id, 28s borrower. BORROW_ACK: seq = token. BORROW_REMOVE: seq = registrations, 28s id.
 BLOCK_FREE: u64 segment, u64 offset.
+STREAM_ITEM: seq = the call, StreamItem, then RetHead + bytes + contained of what it yielded.
+STREAM_ACK: seq = the call, u64 items consumed (STREAM_STOP: nobody wants more).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -37,6 +39,7 @@ cdef enum SystemError:
     ERR_UNSCHEDULABLE = 8    # payload: text
     ERR_NO_DESCRIPTORS = 9
     ERR_GROUP_REMOVED = 11   # payload: text
+    ERR_REPLAY = 20          # a re-executed generator yielded less than before. payload: u64 items now, u64 before
 
 cdef packed struct TaskHead:
     uint8_t id[24]
@@ -52,6 +55,18 @@ cdef packed struct TaskHead:
     uint8_t flags
     uint16_t nested          # refs inside the arguments
     uint64_t args_size
+
+cdef enum:
+    FIRST_ITEM = 2           # index in the ObjectID of a stream's first item; 1 is the completion
+    LAST_ITEM = 0x7fffffff   # the indices above are of puts
+
+cdef packed struct StreamStart:
+    uint64_t window          # unconsumed items after which the generator pauses; 0: never
+    uint64_t consumed        # by now, in earlier attempts; STREAM_STOP: nobody wants any
+
+cdef packed struct StreamItem:
+    uint64_t index           # from 0
+    uint32_t attempt
 
 cdef packed struct DepHead:
     uint8_t kind

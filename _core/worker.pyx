@@ -20,7 +20,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
-from ftray._core.answers cimport encode_failure, encode_results, send_reply
+from ftray._core.answers cimport Yielded, encode_failure, encode_results, send_reply
 from ftray._core.awaits cimport LoopWatch, loops_take_back_cpus, watch_actor_loop
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
 from ftray._core.context cimport Context, context, context_begin, context_end
@@ -28,10 +28,12 @@ from ftray._core.events cimport event_begin, event_end, event_text
 from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ACTOR_START, EXEC_TERMINATE, exec_post, exec_runnable
 from ftray._core.invocation cimport Call, Callables
 from ftray._core.objects cimport ObjectRef, usable
+from ftray._core.productions cimport production_begin, production_end
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, poll_now, wait_python
-from ftray._core.types cimport (TASK_QUIET, Channel, Core, ExecTask, ObjEntry, full_fence, load64, lock_drop, store32, store64, swap32)
+from ftray._core.types cimport (TASK_QUIET, TASK_STREAM, Channel, Core, ExecTask, ObjEntry, full_fence, load64, lock_drop, store32, store64, swap32)
 from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, ReplyHead, TaskHead
+from ftray._core.yields cimport is_generator, resume_generators, run_generator, run_generator_async
 
 cdef enum:
     MODE_SYNC = 0
@@ -95,6 +97,8 @@ cdef class Executor:
             if error is None:
                 try:
                     encode_results(&b, call.name, call.nret, result, refs)
+                    if type(result) is Yielded and (<Yielded>result).error is not None:
+                        status = self.error_status(call, (<Yielded>result).error)
                 except Exception as e:
                     error = e
                     refs = []
@@ -105,7 +109,7 @@ cdef class Executor:
                 from ftray._task_errors import make_task_error
                 import os
                 self.tell_error(call, error)
-                encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.describe()), call.nret)
+                encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.callables.describe()), call.nret)
                 error = None
             call.release()
             self.send(call, status, &b, refs)
@@ -134,14 +138,6 @@ cdef class Executor:
             core_leave(c)
         return 0
 
-    cdef str describe(self):
-        if self.instance is None:
-            return ""
-        try:
-            return repr(self.instance)[:200]
-        except Exception:
-            return f"<{self.callables.class_name} whose repr() failed>"
-
     cdef uint8_t error_status(self, Call call, object error):
         if isinstance(error, KeyboardInterrupt) or (self.loop is not None and is_cancellation(error)):
             return REPLY_CANCELLED
@@ -157,12 +153,15 @@ cdef class Executor:
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
         cdef bint brought = h.ndeps + h.nested > 0
         cdef uint64_t ended
+        cdef bint streams = h.flags & TASK_STREAM
         memset(r, 0, sizeof(ReplyHead))
         r.status = status
         r.nret = call.nret if status != REPLY_CANCELLED else 0
         for ref in refs:
             inner.push_back(usable(<ObjectRef>ref))
         if core_try(c):
+            if streams:
+                production_end(c, ch, call.t.seq)
             ended = event_end(c, h.id, self.mode == MODE_SYNC, ch)
             send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
             if self.mode == MODE_ASYNC:
@@ -173,6 +172,8 @@ cdef class Executor:
         else:
             with nogil:
                 core_enter(c)
+                if streams:
+                    production_end(c, ch, call.t.seq)
                 ended = event_end(c, h.id, self.mode == MODE_SYNC, ch)
                 send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
                 core_leave(c)
@@ -275,6 +276,8 @@ cdef class Executor:
                 result = call.function(*call.args)
             else:
                 result = call.function(*call.args, **call.kwargs)
+            if h.flags & TASK_STREAM or is_generator(result):
+                result = run_generator(call, result, self.callables)
         except SystemExit as e:
             self.leave(e)
         except BaseException as e:
@@ -447,6 +450,8 @@ cdef class Executor:
                     return
                 self.start_async(call)
             self.cancel_async()
+            if c.production_news:
+                resume_generators()
             if c.exit_requested:
                 if not stop.done():
                     stop.set_result(None)
@@ -513,6 +518,8 @@ cdef class Executor:
             result = call.function(*call.args, **(call.kwargs or {}))
             if type(result) is not ObjectRef and hasattr(result, "__await__"):      # a ref is a result like others
                 result = await result
+            if (<TaskHead *>call.t.frame.data).flags & TASK_STREAM or is_generator(result):
+                result = await run_generator_async(call, result, self.callables)
         except SystemExit as e:
             self.leave(e)
         except BaseException as e:
@@ -549,6 +556,8 @@ cdef void begin(Core *c, ExecTask *out, int mode) noexcept nogil:
         h = <TaskHead *>out.frame.data
         out.started = event_begin(c, h.id, h.attempt, mode == MODE_SYNC)
         memcpy(&c.job, out.frame.data + 20, 4)      # what this call submits belongs to its job
+        if (<TaskHead *>out.frame.data).flags & TASK_STREAM:
+            production_begin(c, out)
         if out.ch.map != NULL:
             store64(&out.ch.out.h.started, out.seq)
         if mode == MODE_SYNC:

@@ -24,7 +24,7 @@ from ftray._api import (
     remote,
     timeline,
 )
-from ftray._core import ObjectRef, cancel, get, put, wait
+from ftray._core import DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator, cancel, get, put, wait
 from ftray._lifecycle import init, is_initialized, shutdown
 from ftray._version import __version__
 from ftray.actor import ActorHandle, exit_actor, method
@@ -32,7 +32,9 @@ from ftray.actor import ActorHandle, exit_actor, method
 __all__ = [
     "ActorHandle",
     "Checkpointable",
+    "DynamicObjectRefGenerator",
     "ObjectRef",
+    "ObjectRefGenerator",
     "__version__",
     "available_resources",
     "cancel",

@@ -33,7 +33,7 @@ def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction[..., An
     if isinstance(target, RemoteFunction | ActorClass):
         raise TypeError(f"{target!r} is remote already; use .options(...) to change its options")
     if callable(target) and hasattr(target, "__code__"):
-        if target.__code__.co_flags & 0x280:
+        if target.__code__.co_flags & 0x80:
             raise TypeError(
                 f"{target.__qualname__} is an async function: tasks run plain functions;"
                 " async def works for methods of actors"

@@ -60,10 +60,12 @@ class RemoteFunction(Call[P, R], _core.FunctionCaller):
     def __init__(self, function: Callable[P, R], explicit: dict[str, Any]) -> None:
         self._function = function
         self._explicit = explicit
-        self._options = _options.task_options(explicit)
-        self._record_events(self._options.enable_task_events)
         functools.update_wrapper(self, function, updated=())
         self._arity = _signature.arity_of(function, self._name())
+        self._options = _options.task_options(
+            explicit, is_generator=None if self._arity is None else self._arity.is_generator
+        )
+        self._record_events(self._options.enable_task_events)
         if self._arity is None:
             self._limit_arguments(0, _signature.NO_LIMIT)
         else:
@@ -118,15 +120,11 @@ class RemoteFunction(Call[P, R], _core.FunctionCaller):
         retry = pickle_function(options.retry_exceptions) if options.retry_exceptions else b""
         strategy, group = placed(self._explicit, options.resources, options.resources, f"{name}()")
         key, request = lease_request(options.resources, strategy, name)
-        if not isinstance(options.num_returns, int):
-            from ftray.exceptions import NotSupportedError
-
-            raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
         return (
             _core.function_definition(name, retry, shared["function"]),
             key,
             request,
-            options.num_returns,
+            _options.returns_code(options),
             options.max_retries,
             group,
         )

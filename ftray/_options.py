@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_MAX_RETRIES = 3
+MAX_NUM_RETURNS = 65535
 RESOURCE_QUANTUM = 0.0001  # smallest amount of a resource, as Ray has it
 _MAX_RETRIES_VARIABLES = ("FTRAY_TASK_MAX_RETRIES", "RAY_TASK_MAX_RETRIES")
 
@@ -34,6 +35,8 @@ class TaskOptions(Record):
 
     Attributes
     ----------
+    generator_backpressure
+        Items that a streaming task may be ahead of its consumer; 0: no limit.
     resources
         Amount by name: ``CPU``, ``GPU``, ``memory`` (bytes) and custom ones; no zeros.
     max_retries
@@ -46,6 +49,7 @@ class TaskOptions(Record):
 
     name: str
     num_returns: int | str
+    generator_backpressure: int
     resources: dict[str, float]
     max_retries: int
     retry_exceptions: bool | tuple[type[Exception], ...]
@@ -98,6 +102,7 @@ class MethodOptions(Record):
 
     name: str
     num_returns: int | str
+    generator_backpressure: int
     max_task_retries: int | None
     retry_exceptions: bool | tuple[type[Exception], ...]
     concurrency_group: str
@@ -181,7 +186,19 @@ def _num_returns(option: str, value: Any) -> int | str:
         if value in ("dynamic", "streaming"):
             return value
         raise ValueError(_wrong(option, value, "it must be an integer >= 0, 'dynamic' or 'streaming'"))
-    return _integer(0, ", 'dynamic' or 'streaming'")(option, value)
+    number = _integer(0, ", 'dynamic' or 'streaming'")(option, value)
+    if number > MAX_NUM_RETURNS:
+        raise ValueError(
+            _wrong(option, value, f"it must be at most {MAX_NUM_RETURNS}; 'streaming' has no such limit")
+        )
+    return number
+
+
+def _backpressure(option: str, value: Any) -> int:
+    number = _integer(-1, " (-1: no limit)")(option, value)
+    if number == 0 or number >= 2**31 - 2:
+        raise ValueError(_wrong(option, value, f"it must be from 1 to {2**31 - 3}, or -1 for no limit"))
+    return max(number, 0)
 
 
 def _retry_exceptions(option: str, value: Any) -> bool | tuple[type[Exception], ...]:
@@ -299,6 +316,7 @@ _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
     "task": {
         **_PLACEMENT,
         "num_returns": _num_returns,
+        "_generator_backpressure_num_objects": _backpressure,
         "max_retries": _retries,
         "retry_exceptions": _retry_exceptions,
         "max_calls": _integer(0, " (0: no limit)"),
@@ -318,6 +336,7 @@ _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
     "method": {
         "name": _text,
         "num_returns": _num_returns,
+        "_generator_backpressure_num_objects": _backpressure,
         "max_task_retries": _retries,
         "retry_exceptions": _retry_exceptions,
         "concurrency_group": _text,
@@ -329,7 +348,6 @@ _KIND_NAMES = {"task": "a remote function", "actor": "an actor", "method": "an a
 
 # (kinds, option, which checked values need what is missing, what that is)
 NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
-    ("task method", "num_returns", lambda value: isinstance(value, str), "tasks that return generators"),
     ("task", "max_calls", bool, "replacing a worker after a number of calls"),
     ("task actor", "runtime_env", bool, "runtime environments"),
     ("task actor", "label_selector", bool, "scheduling by node labels"),
@@ -439,7 +457,31 @@ def _get(explicit: Mapping[str, Any], option: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def task_options(explicit: Mapping[str, Any], *, is_generator: bool = False) -> TaskOptions:
+def _returns(explicit: Mapping[str, Any], is_generator: bool | None) -> dict[str, Any]:
+    """Complete what a call returns; ValueError for combinations that make no sense. None: who knows if it yields."""
+    number = _get(explicit, "num_returns", "streaming" if is_generator else 1)
+    if is_generator is False and isinstance(number, str):
+        raise ValueError(
+            f"num_returns={number!r} is for generator functions (those that use 'yield'), and this is none"
+        )
+    ahead = _get(explicit, "_generator_backpressure_num_objects", 0)
+    if ahead and number != "streaming":
+        raise ValueError(
+            f"_generator_backpressure_num_objects={ahead} needs num_returns='streaming' (here it is {number!r})"
+        )
+    return {"num_returns": number, "generator_backpressure": ahead}
+
+
+def returns_code(options: TaskOptions | MethodOptions) -> int:
+    """Say in one integer what a call returns, as the core takes it (`FunctionCaller`)."""
+    if options.num_returns == "dynamic":
+        return -1
+    if options.num_returns == "streaming":
+        return -2 - options.generator_backpressure
+    return int(options.num_returns)
+
+
+def task_options(explicit: Mapping[str, Any], *, is_generator: bool | None = None) -> TaskOptions:
     """Complete checked options of a task.
 
     Parameters
@@ -449,13 +491,11 @@ def task_options(explicit: Mapping[str, Any], *, is_generator: bool = False) -> 
     is_generator
         The function yields: its default is ``num_returns="streaming"``.
     """
-    if is_generator and explicit.get("num_returns") is None:
-        explicit = {**explicit, **check("task", {"num_returns": "streaming"})}
     _one_strategy(explicit)
     retries = explicit.get("max_retries")
     return TaskOptions(
         name=_get(explicit, "name", ""),
-        num_returns=_get(explicit, "num_returns", 1),
+        **_returns(explicit, is_generator),
         resources=_amounts(explicit, 1.0),
         max_retries=default_max_retries() if retries is None else retries,
         retry_exceptions=_get(explicit, "retry_exceptions", False),
@@ -496,11 +536,11 @@ def actor_options(explicit: Mapping[str, Any]) -> ActorOptions:
     )
 
 
-def method_options(explicit: Mapping[str, Any]) -> MethodOptions:
-    """Complete checked options of an actor method."""
+def method_options(explicit: Mapping[str, Any], *, is_generator: bool | None = None) -> MethodOptions:
+    """Complete checked options of an actor method; `is_generator` as for `task_options`."""
     return MethodOptions(
         name=_get(explicit, "name", ""),
-        num_returns=_get(explicit, "num_returns", 1),
+        **_returns(explicit, is_generator),
         max_task_retries=explicit.get("max_task_retries"),
         retry_exceptions=_get(explicit, "retry_exceptions", False),
         concurrency_group=_get(explicit, "concurrency_group", ""),

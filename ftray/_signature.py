@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _VARARGS, _VARKEYWORDS = 0x04, 0x08
+_YIELDS = 0x20 | 0x200  # CO_GENERATOR, CO_ASYNC_GENERATOR
 NO_LIMIT = 1 << 30
 
 
@@ -28,6 +29,7 @@ class Arity(Record):
     keyword_required: tuple[str, ...]
     varargs: bool
     varkeywords: bool
+    is_generator: bool
 
     @property
     def simple_min(self) -> int:
@@ -63,6 +65,7 @@ def arity_of(function: Callable[..., Any], name: str, skip: int = 0) -> Arity | 
         tuple(n for n in keyword_only if n not in given),
         bool(code.co_flags & _VARARGS),
         bool(code.co_flags & _VARKEYWORDS),
+        bool(code.co_flags & _YIELDS),
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
 LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS = range(6, 10)
 GROUP_REMOVED = 11
+REPLAY = 20
 
 _KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
 _KINDS[9] = "placement group removed"
@@ -44,6 +45,8 @@ def build(code: int, payload: bytes) -> Exception:
             "this process has no file descriptor left to connect to the worker (EMFILE):"
             " close files, or raise the limit of open files (ulimit -n), and call again"
         )
+    if code == REPLAY:
+        return exc.GeneratorReplayError(*struct.unpack("<QQ", payload))
     text = payload.decode("utf-8", "replace")
     simple: dict[int, type[exc.RayError]] = {
         LOST: exc.ObjectLostError,

@@ -31,8 +31,11 @@ def _method(function: Callable[..., Any] | None = None, /, **options: Any) -> An
 
     Parameters
     ----------
-    num_returns : int, default 1
-        How many values the method returns.
+    num_returns : int or str
+        How many values the method returns: by default 1, and ``"streaming"`` for a method that yields (or
+        ``"dynamic"``).
+    _generator_backpressure_num_objects : int, optional
+        How many items a streaming method may be ahead of its consumer; -1, the default: no limit.
     max_task_retries : int, optional
         Retries of a call after the actor's death; the actor's own by default.
     """
@@ -132,14 +135,14 @@ class ActorMethod(_core.MethodCaller):
         explicit: dict[str, Any],
         arity: _signature.Arity | None,
     ) -> None:
-        options = _options.method_options(explicit)
-        if not isinstance(options.num_returns, int):
-            raise NotSupportedError(f"num_returns={options.num_returns!r} is not supported yet")
+        options = _options.method_options(
+            explicit, is_generator=None if arity is None else arity.is_generator
+        )
         retries = meta.max_task_retries if options.max_task_retries is None else options.max_task_retries
         super().__init__(
             target,
             _core.method_definition(name),
-            options.num_returns,
+            _options.returns_code(options),
             retries,
             meta.max_pending_calls,
             0 if arity is None else arity.simple_min,

@@ -324,6 +324,27 @@ class TaskCancelledError(RayError):
         self.task_id = task_id
 
 
+class GeneratorReplayError(RayError):
+    """A generator task was run again after a failure and yielded fewer values than its consumer had been given.
+
+    Attributes
+    ----------
+    items
+        How many values the last attempt yielded.
+    before
+        How many had been delivered.
+    """
+
+    def __init__(self, items: int = 0, before: int = 0) -> None:
+        super().__init__(
+            f"the generator was run again after a failure and ended after {items} values, but {before} had been"
+            " delivered before: a generator task that is retried must yield the same values each time"
+            " (or have max_retries=0)"
+        )
+        self.items = items
+        self.before = before
+
+
 class TaskUnschedulableError(RayError):
     """The task can never run: no node has the resources it asks for, or the node it names is gone."""
 

@@ -1,0 +1,1 @@
+"""Nothing for Python; ``intake.pxd`` is what other extensions see of it."""

@@ -1,0 +1,1 @@
+"""Nothing for Python; ``productions.pxd`` is what other extensions see of it."""
