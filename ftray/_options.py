@@ -458,7 +458,7 @@ def _get(explicit: Mapping[str, Any], option: str, default: Any) -> Any:
 
 
 def _returns(explicit: Mapping[str, Any], is_generator: bool | None) -> dict[str, Any]:
-    """Complete what a call returns; ValueError for combinations that make no sense. None: who knows if it yields."""
+    """Complete what a call returns; `is_generator` None: unknown. ValueError for what makes no sense."""
     number = _get(explicit, "num_returns", "streaming" if is_generator else 1)
     if is_generator is False and isinstance(number, str):
         raise ValueError(
@@ -467,7 +467,7 @@ def _returns(explicit: Mapping[str, Any], is_generator: bool | None) -> dict[str
     ahead = _get(explicit, "_generator_backpressure_num_objects", 0)
     if ahead and number != "streaming":
         raise ValueError(
-            f"_generator_backpressure_num_objects={ahead} needs num_returns='streaming' (here it is {number!r})"
+            f"_generator_backpressure_num_objects={ahead} needs num_returns='streaming', not {number!r}"
         )
     return {"num_returns": number, "generator_backpressure": ahead}
 

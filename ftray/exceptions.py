@@ -325,7 +325,7 @@ class TaskCancelledError(RayError):
 
 
 class GeneratorReplayError(RayError):
-    """A generator task was run again after a failure and yielded fewer values than its consumer had been given.
+    """A generator task was run again after a failure and yielded fewer values than had been delivered.
 
     Attributes
     ----------
@@ -337,8 +337,8 @@ class GeneratorReplayError(RayError):
 
     def __init__(self, items: int = 0, before: int = 0) -> None:
         super().__init__(
-            f"the generator was run again after a failure and ended after {items} values, but {before} had been"
-            " delivered before: a generator task that is retried must yield the same values each time"
+            f"the generator was run again after a failure and ended after {items} values, but {before} had"
+            " been delivered before: a generator task that is retried must yield the same values each time"
             " (or have max_retries=0)"
         )
         self.items = items

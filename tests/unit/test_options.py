@@ -18,6 +18,7 @@ from ftray._options import (
     default_max_retries,
     merge,
     method_options,
+    returns_code,
     task_options,
 )
 from ftray.exceptions import NotSupportedError, RayError
@@ -276,7 +277,6 @@ def test_strategies_keep_what_they_were_given():
 # --- not supported yet ---
 
 EXAMPLES = {
-    "num_returns": ["dynamic", "streaming"],
     "max_calls": [1],
     "runtime_env": [{"env_vars": {"A": "1"}}],
     "label_selector": [{"zone": "a"}],
@@ -290,7 +290,6 @@ EXAMPLES = {
     "retry_exceptions": [True, [ValueError]],
 }
 HARMLESS = {
-    "num_returns": 2,
     "max_calls": 0,
     "runtime_env": {},
     "label_selector": {},
@@ -324,20 +323,59 @@ def test_the_table_names_existing_options():
 
 
 def test_deleting_a_line_is_all_it_takes(everything_supported):
-    assert task_options(check("task", {"num_returns": "streaming"})).num_returns == "streaming"
     assert task_options(check("task", {"max_calls": 5})).max_calls == 5
     assert task_options(check("task", {"runtime_env": {"a": 1}})).runtime_env == {"a": 1}
-    assert task_options({}, is_generator=True).num_returns == "streaming"
     actor = actor_options(check("actor", {"lifetime": "detached", "concurrency_groups": {"io": 2}}))
     assert (actor.lifetime, actor.concurrency_groups) == ("detached", {"io": 2})
     method = method_options(check("method", {"retry_exceptions": [ValueError], "concurrency_group": "io"}))
     assert (method.retry_exceptions, method.concurrency_group) == ((ValueError,), "io")
 
 
-def test_generator_functions_are_refused_until_they_are_supported():
-    with pytest.raises(NotSupportedError, match="generators"):
-        task_options({}, is_generator=True)
-    assert task_options({"num_returns": 2}, is_generator=True).num_returns == 2
+# --- generators
+
+
+@pytest.mark.parametrize("complete", [task_options, method_options])
+def test_functions_that_yield_stream_by_default(complete):
+    assert complete({}, is_generator=True).num_returns == "streaming"
+    assert complete({"num_returns": 2}, is_generator=True).num_returns == 2
+    assert complete({}, is_generator=False).num_returns == complete({}).num_returns == 1
+
+
+@pytest.mark.parametrize("complete", [task_options, method_options])
+@pytest.mark.parametrize("number", ["streaming", "dynamic"])
+def test_functions_that_do_not_yield_cannot_stream(complete, number):
+    with pytest.raises(ValueError, match="generator functions"):
+        complete({"num_returns": number}, is_generator=False)
+    assert complete({"num_returns": number}).num_returns == number, "unknown: the worker finds out"
+
+
+@pytest.mark.parametrize("kind", ["task", "method"])
+def test_back_pressure(kind):
+    option = "_generator_backpressure_num_objects"
+    complete = {"task": task_options, "method": method_options}[kind]
+    assert complete(check(kind, {option: 5}), is_generator=True).generator_backpressure == 5
+    assert complete(check(kind, {option: -1}), is_generator=True).generator_backpressure == 0
+    assert complete(check(kind, {option: -1, "num_returns": 2})).num_returns == 2
+    for wrong in (0, -2, 2**31):
+        with pytest.raises(ValueError, match=option):
+            check(kind, {option: wrong})
+    for number in (1, 3, "dynamic"):
+        with pytest.raises(ValueError, match="needs num_returns='streaming'"):
+            complete({option: 5, "num_returns": number})
+
+
+def test_what_a_call_returns_is_one_integer_for_the_core():
+    def code(**explicit):
+        return returns_code(task_options(explicit))
+
+    assert [code(num_returns=n) for n in (0, 1, 7, "dynamic", "streaming")] == [0, 1, 7, -1, -2]
+    assert code(num_returns="streaming", _generator_backpressure_num_objects=10) == -12
+
+
+def test_the_number_of_returns_has_a_limit():
+    assert check("task", {"num_returns": 65535}) == {"num_returns": 65535}
+    with pytest.raises(ValueError, match="at most 65535"):
+        check("task", {"num_returns": 65536})
 
 
 # --- merging and the environment ---

@@ -21,7 +21,7 @@ ALLOWED = (
     # The class has it from Python 3.12 on.
     r".*\.PinnedBuffer\.__buffer__",
     # Takes nothing, which the interpreter does not know of the constructors of extension classes.
-    r".*\.(Executor|ObjectRef|PinnedBuffer|RefTable)\.__init__",
+    r".*\.(Executor|ObjectRef|ObjectRefGenerator|PinnedBuffer|RefTable)\.__init__",
 )
 
 
