@@ -255,6 +255,7 @@ def test_cancel_of_a_running_generator(mailbox):
 def test_cancel_of_a_paused_generator_of_a_task(mailbox):
     generator = endless.options(_generator_backpressure_num_objects=1).remote(mailbox)
     assert mailbox.take() == 0
+    ray.wait([generator])
     ray.cancel(generator)
     assert mailbox.take() == "closed"
     assert outcomes(generator) == [0, "TaskCancelledError"]
@@ -269,6 +270,7 @@ def test_cancel_of_a_paused_generator_of_an_actor(kind, mailbox):
     )
     generator = actor.endless.options(_generator_backpressure_num_objects=1).remote(mailbox)
     assert mailbox.take() == 0
+    ray.wait([generator])
     ray.cancel(generator)
     assert mailbox.take() == "closed"
     assert outcomes(generator) == [0, "TaskCancelledError"]

@@ -69,7 +69,7 @@ def test_refs_of_the_caller_go_through():
 
 
 def test_refs_of_a_third_process_go_through():
-    """Items with such refs wait until their owner knows of the new borrower; later ones do not overtake them."""
+    """Such items wait until the owner knows of the borrower; later ones do not overtake them."""
 
     @ray.remote
     class Owner:
@@ -299,7 +299,7 @@ def test_get_of_a_generator_is_the_generator():
     [
         lambda g: count.remote(g),
         lambda g: count.remote([g]),
-        lambda g: ray.put(g),
+        ray.put,
         lambda g: ray.put({"g": g}),
     ],
     ids=["argument", "nested", "put", "put-nested"],

@@ -250,4 +250,4 @@ class StreamWorld(RuleBasedStateMachine):
 
 
 TestStreamWorld = StreamWorld.TestCase
-TestStreamWorld.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestStreamWorld.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
