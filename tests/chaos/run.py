@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import itertools
 import os
 import random
 import resource
@@ -23,10 +24,13 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import ftray as ray
 from tests.chaos.faults import Saboteur, kill_node
-from tests.chaos.workload import Batch, batches
+from tests.chaos.workload import Batch, batches, digest
 from tests.helpers import introspection, processes
 from tests.helpers.leaks import Footprint
 from tests.helpers.sync import eventually
@@ -83,7 +87,7 @@ def collect(batch: Batch, score: Score, deadline_s: float, head_may_die: bool = 
     end = time.monotonic() + deadline_s
     for ref, expected in zip(batch.refs, batch.expected, strict=True):
         try:
-            value = ray.get(ref, timeout=max(0.0, end - time.monotonic()))
+            value = value_of(ref, end)
         except batch.excused:
             score.add(batch.workload, "excused")
         except ray.exceptions.GetTimeoutError:
@@ -103,6 +107,20 @@ def collect(batch: Batch, score: Score, deadline_s: float, head_may_die: bool = 
             score.add(
                 batch.workload, "right" if right else "wrong", "" if right else f"{value!r} != {expected!r}"
             )
+
+
+def value_of(ref: Any, end: float) -> Any:
+    """The value of a ref; of a generator all of its values, arrays by their digests."""
+    if not isinstance(ref, ray.ObjectRefGenerator):
+        return ray.get(ref, timeout=max(0.0, end - time.monotonic()))
+    values = []
+    while not ref.is_finished():
+        if not ray.wait([ref], timeout=max(0.0, end - time.monotonic()))[0]:
+            raise ray.exceptions.GetTimeoutError(f"{len(values)} items came")
+        values += [
+            ray.get(item, timeout=max(0.0, end - time.monotonic())) for item in itertools.islice(ref, 1)
+        ]
+    return [digest(value) if isinstance(value, np.ndarray) else value for value in values]
 
 
 def caused_by(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:

@@ -25,7 +25,10 @@ LARGE = 300_000
 
 @dataclass
 class Batch:
-    """Refs and the value that each must have; ``excused`` are errors that are right answers too."""
+    """Refs and the value that each must have; ``excused`` are errors that are right answers too.
+
+    A generator among the refs has a list of values.
+    """
 
     workload: str
     refs: list[Any]
@@ -147,6 +150,61 @@ def read_both(refs: list[Any]) -> list[str]:
     return [digest(data) for data in ray.get(ray.get(refs[0]))]
 
 
+# -- generators
+
+
+def item_of(number: int, size: int, place: int) -> Any:
+    """What a stream has at a place: now and then an array, which is large or not."""
+    return pattern(number + place, size) if place % 5 == 2 else number * place
+
+
+def items_here(number: int, size: int, n: int) -> list[Any]:
+    items = [item_of(number, size, place) for place in range(n)]
+    return [digest(item) if isinstance(item, np.ndarray) else item for item in items]
+
+
+@ray.remote(max_retries=-1)
+def stream(number: int, size: int, n: int, tally: Tally, crash_at: int) -> Iterator[Any]:
+    """Yield ``n`` items; the first attempt dies on the way."""
+    first = tally.bump() == 0
+    for place in range(n):
+        if first and place == crash_at:
+            crash("sigkill")
+        yield item_of(number, size, place)
+
+
+@ray.remote(max_retries=-1)
+def read_stream(number: int, size: int, n: int, window: int) -> list[Any]:
+    """Consume in a worker, which may die with half of it read, and then begins with another stream."""
+    generator = stream.options(_generator_backpressure_num_objects=window).remote(
+        number, size, n, Tally("/dev/null"), n + 1
+    )
+    return [digest(x) if isinstance(x, np.ndarray) else x for x in map(ray.get, generator)]
+
+
+def streams(rng: random.Random, scratch: Path) -> Batch:
+    refs: list[Any] = []
+    expected: list[Any] = []
+    for _ in range(3):
+        number, size, n = rng.randrange(1000), rng.choice([100, LARGE]), rng.choice([1, 10, 60])
+        tally = Tally(scratch / f"{rng.getrandbits(64):x}")
+        crash_at = rng.randrange(n) if rng.random() < 0.5 else n + 1
+        made = stream.options(_generator_backpressure_num_objects=rng.choice([-1, 1, 4, 50]))
+        generator = made.remote(number, size, n, tally, crash_at)
+        if rng.random() < 0.2:
+            next(generator)  # and is left
+        else:
+            refs.append(generator)
+            expected.append(items_here(number, size, n))
+    return Batch("streams", refs, expected)
+
+
+def streams_of_workers(rng: random.Random, scratch: Path) -> Batch:
+    number, size, n = rng.randrange(1000), rng.choice([100, LARGE]), rng.choice([5, 40])
+    ref = read_stream.remote(number, size, n, rng.choice([-1, 2]))
+    return Batch("streams of workers", [ref], [items_here(number, size, n)])
+
+
 # -- actors
 
 
@@ -170,6 +228,11 @@ class Sequenced:
     def large(self, caller: str, number: int) -> np.ndarray:
         self._check(caller, number)
         return pattern(number * self.factor, LARGE)
+
+    def several(self, caller: str, number: int, n: int) -> Iterator[int]:
+        self._check(caller, number)
+        for place in range(n):
+            yield number * self.factor + place
 
     def through_task(self, caller: str, number: int) -> int:
         self._check(caller, number)
@@ -211,6 +274,14 @@ class Actors:
                 expected.append(digest(pattern(number * factor, LARGE)))
         return Batch("actor calls", refs, expected)
 
+    def streams(self, rng: random.Random, scratch: Path) -> Batch:
+        factor, actor = rng.choice(self.long_lived)
+        number = self.next = self.next + 1
+        n = rng.choice([3, 100])
+        method = actor.several.options(_generator_backpressure_num_objects=rng.choice([-1, 200]))
+        first = number * factor
+        return Batch("actor streams", [method.remote(self.name, number, n)], [list(range(first, first + n))])
+
     def nested_calls(self, rng: random.Random, scratch: Path) -> Batch:
         factor, actor = rng.choice(self.long_lived)
         number = self.next = self.next + 1
@@ -246,7 +317,10 @@ def batches(name: str, rng: random.Random, scratch: Path) -> Iterator[Batch]:
         nested,
         objects,
         owned_by_workers,
+        streams,
+        streams_of_workers,
         actors.calls,
+        actors.streams,
         actors.nested_calls,
         actors.short_lived,
     ]
