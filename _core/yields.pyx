@@ -62,6 +62,8 @@ cdef class Producer:
             core_enter(c)
             self.p = production_find(c, call.t.ch, call.t.seq)
             core_leave(c)
+        if self.p == NULL:
+            raise RuntimeError("a generator that was not begun")
         return 0
 
     cdef int check(self, object source) except -1:
@@ -122,8 +124,8 @@ cdef class Producer:
                 core_enter(c)
                 production_send(c, self.p, &self.b, &inner)
                 core_leave(c)
-        if self.p.ch.outq_bytes > QUEUED_BYTES:
-            wait_blocking(c, production_queue_short, <void *>self.p, -1)
+        if self.p.ch.outq_bytes > QUEUED_BYTES:     # the caller is slow to read, or has much to do: it will not be long
+            wait_python(c, production_queue_short, <void *>self.p, -1)
         return 0
 
     cdef bint wanted(self) except -1:
@@ -140,8 +142,8 @@ cdef class Producer:
     cdef object run(self, object source):
         """Run a generator on this thread."""
         cdef Core *c = core()
+        self.check(source)
         try:
-            self.check(source)
             if PyAsyncGen_CheckExact(source):
                 from asyncio import run
                 return run(self.run_async(source))
@@ -162,8 +164,8 @@ cdef class Producer:
 
     async def run_async(self, source):
         """Run a generator in an event loop: one that awaits, or one that does not."""
+        self.check(source)
         try:
-            self.check(source)
             if PyAsyncGen_CheckExact(source):
                 try:
                     async for value in source:
@@ -200,8 +202,7 @@ cdef class Producer:
             from asyncio import get_running_loop
             future = get_running_loop().create_future()
             sleepers.append((self, future))
-            self.p.sleeps = True
-            if not self.must_pause():           # the word came between the two looks
+            if not self.fall_asleep():          # a word came between the two looks
                 future.set_result(None)
             try:
                 await future
@@ -209,6 +210,17 @@ cdef class Producer:
                 sleepers[:] = [item for item in sleepers if item[1] is not future]
                 self.p.sleeps = False
         return self.wanted()
+
+    cdef bint fall_asleep(self):
+        """From now on a word of the consumer wakes the event loop. False when there is no need to wait any more."""
+        cdef Core *c = core()
+        cdef bint room
+        with nogil:
+            core_enter(c)
+            self.p.sleeps = True
+            room = production_has_room(c, <void *>self.p)
+            core_leave(c)
+        return not room
 
     # --- the end
 

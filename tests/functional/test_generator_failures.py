@@ -350,6 +350,46 @@ def test_a_producer_without_back_pressure_stops_too():
     assert ray.get(next(count.remote(1))) == 0
 
 
+def test_refs_in_items_that_nobody_took_are_given_back():
+    actor = Yielder.remote()
+    before = ray.get(actor.entries.remote())
+    for size in (10, LARGE):
+        generator = actor.owned.remote(5, size)
+        ray.get(generator.completed())
+        taken = ray.get(next(generator))
+        del generator
+        eventually(lambda: ray.get(actor.entries.remote()) <= before + 1, "only what was taken is kept")
+        assert ray.get(taken[0]).nbytes == size
+        del taken
+        eventually(lambda: ray.get(actor.entries.remote()) <= before, "nothing is kept")
+
+
+def test_refs_in_items_of_a_repeated_stream_are_given_back(tally, gate):
+    """What comes again is not taken again, nor are the registrations that came with it kept."""
+
+    @ray.remote
+    def send_on(refs, tally, door):
+        attempt = tally.bump()
+        for i, ref in enumerate(refs):
+            yield [ref]
+            if attempt == 0 and i == 3:
+                door.wait()
+                crash("sigkill")
+
+    owner = Yielder.remote()
+    before = ray.get(owner.entries.remote())
+    refs = ray.get(owner.make.remote(6))
+    generator = send_on.remote(refs, tally, gate)
+    found = [ray.get(next(generator))[0] for _ in range(4)]
+    gate.open()
+    found += [ray.get(ref)[0] for ref in generator]
+    del refs
+    assert ray.get(found) == list(range(6))
+    assert ray.get(owner.entries.remote()) >= before + 6
+    del found
+    eventually(lambda: ray.get(owner.entries.remote()) <= before, "the owner frees them")
+
+
 def test_close_is_like_dropping(mailbox):
     generator = endless.options(_generator_backpressure_num_objects=1).remote(mailbox)
     assert mailbox.take() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 import ftray as ray
 from tests.helpers.processes import crash
 
@@ -83,6 +85,18 @@ class Yielder:
 
     def ping(self):
         return "pong"
+
+    def owned(self, n, size):
+        for _ in range(n):
+            yield [ray.put(np.zeros(size, np.uint8))]
+
+    def make(self, n):
+        return [ray.put(i) for i in range(n)]
+
+    def entries(self):
+        from ftray import _core
+
+        return _core.debug_counters()["entries"]
 
 
 @ray.remote
