@@ -206,7 +206,7 @@ cdef void intake_over(Core *c, TaskRec *t) noexcept nogil:
     st.task = NULL
     t.stream = NULL
     open_gate(c, st)
-    if st.gate == NULL:
+    if st.gate == NULL and not st.leaving:
         del st
 
 
@@ -219,7 +219,7 @@ cdef void intake_dropped(Core *c, Stream *st) noexcept nogil:
     """The last generator object is gone: free what was not taken; the producer stops at its next yield, unless somebody
     has the completion."""
     cdef TaskRec *t = st.task
-    st.gate = NULL
+    st.leaving = False
     stream_drop(&st.s, watched(st.done))
     free_items(c, st)
     refs_unhold(c, st.done)

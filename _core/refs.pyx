@@ -24,7 +24,7 @@ from libcpp.vector cimport vector
 
 from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_ACTOR, OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED,
                                 OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_STREAM, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28,
-                                ObjEntry, ObjExt, add32, blob_drop, cas_ptr, same_id, store8, swap32, take_ptr)
+                                ObjEntry, ObjExt, Stream, add32, blob_drop, cas_ptr, same_id, store8, swap32, take_ptr)
 
 
 cdef extern from *:
@@ -185,6 +185,8 @@ cdef void forget(Core *c, ObjEntry *e) noexcept nogil:
         if e.flags & OBJ_ACTOR:
             command(c, CMD_ACTOR_RELEASED, e, 0, 0)
         elif e.flags & OBJ_STREAM:
+            (<Stream *>e.seg).gate = NULL
+            (<Stream *>e.seg).leaving = True
             command(c, CMD_STREAM_DROPPED, e, e.seg, 0)
     elif e.flags & OBJ_REGISTERED and not e.lost:
         command(c, CMD_BORROW_REMOVE, e, e.ext.grants, 0)

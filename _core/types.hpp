@@ -160,6 +160,7 @@ struct Stream {       // what a generator task yields, at its owner. Lives as lo
     ObjEntry *gate = nullptr;  // "ready" when the consumer need not wait; it counts the generator objects; NULL: no consumer
     ObjEntry *done = nullptr;  // the completion
     bool dynamic = false;      // the items are for the value of the completion
+    bool leaving = false;      // the gate is gone, and CMD_STREAM_DROPPED is on its way
     std::deque<ObjEntry *> items;  // received and not handed out; each is held
 };
 

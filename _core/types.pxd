@@ -157,7 +157,7 @@ cdef extern from "types.hpp" nogil:
         TaskRec *task
         ObjEntry *gate
         ObjEntry *done
-        cbool dynamic
+        cbool dynamic, leaving
         deque[ObjEntry *] items
     cppclass Production:
         Channel *ch

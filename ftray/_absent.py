@@ -21,7 +21,6 @@ _GRAPHS = "for lazy or compiled task graphs. Call .remote() and pass the refs on
 _IDS = "an id that ftray does not hand out. Use the hexadecimal ids of ftray.get_runtime_context()"
 _DEBUGGER = "a debugger for remote code. Call the function itself: RemoteFunction._function(...)"
 _INTERNAL = "internal to Ray. Use the public API"
-_GENERATORS = "for num_returns='dynamic' and 'streaming'. Return a list, or submit several tasks"
 _GROUPS = "for scheduling that ftray does not have. Use num_cpus= and resources="
 
 # By module of Ray: name -> what it is. and what to do instead.
@@ -43,8 +42,6 @@ ABSENT: dict[str, dict[str, str]] = {
         "cross_language": _OTHER_LANGUAGE,
         "dag": _GRAPHS,
         "data": _LIBRARY,
-        "DynamicObjectRefGenerator": _GENERATORS,
-        "ObjectRefGenerator": _GENERATORS,
         "cluster_utils": _CLUSTER,
         "get_gpu_ids": "for choosing devices; ftray counts GPUs only. Set CUDA_VISIBLE_DEVICES in the task",
         "internal": _INTERNAL,
@@ -86,7 +83,7 @@ ABSENT: dict[str, dict[str, str]] = {
         "ActorHandleNotFoundError": "raised for a handle of another cluster. ftray raises RaySystemError",
         "AuthenticationError": _CLUSTER,
         "CrossLanguageError": _OTHER_LANGUAGE,
-        "ObjectRefStreamEndOfStreamError": _GENERATORS,
+        "ObjectRefStreamEndOfStreamError": _INTERNAL,
         "OufOfBandObjectRefSerializationException": "for refs pickled elsewhere. ftray raises TypeError",
         "PlasmaObjectNotAvailable": _INTERNAL,
         "RayCgraphCapacityExceeded": _GRAPHS,
@@ -94,7 +91,6 @@ ABSENT: dict[str, dict[str, str]] = {
         "RayChannelTimeoutError": _GRAPHS,
         "RayDirectTransportError": "for moving tensors between GPUs. Use the library underneath (NCCL)",
         "RpcError": "for messages between machines, and ftray runs on one. Catch RaySystemError",
-        "StreamingGeneratorReplayInconsistentError": _GENERATORS,
         "UserCodeException": _INTERNAL,
     },
 }

@@ -46,7 +46,7 @@ def build(code: int, payload: bytes) -> Exception:
             " close files, or raise the limit of open files (ulimit -n), and call again"
         )
     if code == REPLAY:
-        return exc.GeneratorReplayError(*struct.unpack("<QQ", payload))
+        return exc.StreamingGeneratorReplayInconsistentError(*struct.unpack("<QQ", payload))
     text = payload.decode("utf-8", "replace")
     simple: dict[int, type[exc.RayError]] = {
         LOST: exc.ObjectLostError,

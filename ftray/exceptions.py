@@ -324,7 +324,7 @@ class TaskCancelledError(RayError):
         self.task_id = task_id
 
 
-class GeneratorReplayError(RayError):
+class StreamingGeneratorReplayInconsistentError(RaySystemError):
     """A generator task was run again after a failure and yielded fewer values than had been delivered.
 
     Attributes
