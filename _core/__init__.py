@@ -71,6 +71,7 @@ EXPORTS = (
     "callargs.deserialize_args",
     "eventfold.EventTable",
     "events.clock_pair",
+    "execution.flush",
     "pickler.deregister_serializer",
     "pickler.probe",
     "pickler.register_serializer",
@@ -83,5 +84,4 @@ EXPORTS = (
     "serial.deserialize",
     "serial.serialize",
     "worker.Executor",
-    "worker.flush",
 )

@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memset
 from ftray._core.actors cimport actor_client, actor_on_state
 from ftray._core.buf cimport Buf, Scratch, buf_clear, buf_free, buf_init, scratch_give, scratch_take
 from ftray._core.callargs cimport encode_args
+from ftray._core.cancels cimport cancel_at_owner, task_cancel
 from ftray._core.context cimport Context, child_task_id, context
 from ftray._core.events cimport events_function
 from ftray._core.generators cimport ObjectRefGenerator, blank_generator, fill_generator
@@ -23,9 +24,10 @@ from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
 from ftray._core.session cimport check_usable
 from ftray._core.sites cimport current_site
-from ftray._core.tasks cimport task_cancel, task_submit
+from ftray._core.tasks cimport task_submit
 from ftray._core.nodelink cimport node_actor_kill
-from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
+from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE
+from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
                                 TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, store8)
 
 cdef enum:
@@ -230,13 +232,14 @@ cdef object submit_stream(Core *c, TaskRec *t, int code):
     cdef bint dynamic = code == DYNAMIC
     cdef ObjectRef r = None
     cdef ObjectRefGenerator g = None
+    cdef Context *x = context()
     if dynamic:
         r = blank_ref()
     else:
         g = blank_generator()
     with nogil:
         core_enter(c)
-        submit_locked(c, t, context())
+        submit_locked(c, t, x)
         t.ret0 = new_return(c, t, 0)
         intake_open(c, t, 0 if dynamic else STREAMING - code, dynamic)
         if dynamic:
@@ -316,7 +319,7 @@ cdef class ActorTarget:
     cdef readonly ObjectRef ref
     cdef ActorClient *a
 
-    def __init__(self, ObjectRef ref):
+    def __init__(self, ObjectRef ref, bint out_of_order=False):
         cdef Core *c = core()
         cdef Id16 id
         memcpy(id.b, usable(ref).id.b + 8, 16)
@@ -324,6 +327,8 @@ cdef class ActorTarget:
         with nogil:
             core_enter(c)
             self.a = actor_client(c, &id)
+            if out_of_order:
+                self.a.out_of_order = 1
             core_leave(c)
 
     def actor_id(self):
@@ -422,9 +427,13 @@ def enter_group(group):
         bindings += 1
 
 
-def method_definition(str name):
-    """The definition of an actor method for the function table."""
-    return bytes([DEF_METHOD]) + name.encode()
+def method_definition(str name, str group="", str label="", bytes retry=b""):
+    """The definition of an actor method for the function table: which method, its concurrency group, what errors call it,
+    and pickled retry_exceptions."""
+    out = bytes([DEF_METHOD])
+    for raw in (name.encode(), group.encode(), label.encode()[:1000]):
+        out += len(raw).to_bytes(2, "little") + raw
+    return out + retry
 
 
 def function_definition(str name, bytes retry, bytes function):
@@ -507,24 +516,33 @@ def next_actor_id():
     return actor[:16]
 
 
+cdef enum:
+    PUT_INDEX = 0x80000000u     # and above: objects that were put
+
+
 def cancel(ref, *, force=False, recursive=True):
-    """Cancel the task that makes a ref's value.
+    """Cancel the task or actor call that makes a ref's value.
+
+    What has not begun never will. A running task gets a KeyboardInterrupt; a running coroutine of an async actor a
+    CancelledError; another method of an actor runs on, and sees ``get_runtime_context().is_canceled()``. What has
+    finished stays as it is. A cancelled call is not retried.
 
     Parameters
     ----------
     ref : ObjectRef or ObjectRefGenerator
-        A return of the task, or its generator.
+        A return of the call, or its generator; also a ref that was got from another process, whose task is then
+        cancelled by its owner.
     force : bool, default False
-        End the worker process instead of raising KeyboardInterrupt in it. Not for actor methods.
+        End the worker process of a running task instead of interrupting it. Not for actor calls.
     recursive : bool, default True
-        Also cancel the tasks that it has submitted and that are not finished.
+        Also cancel the tasks and actor calls that it has submitted and that are not finished.
 
     Raises
     ------
     TypeError
-        `ref` is neither.
+        `ref` is neither, or an option is not a bool.
     ValueError
-        `force` for an actor method.
+        `force` for an actor call, or a ref that was made by ``put()``.
     """
     cdef Core *c = core()
     cdef ObjEntry *e
@@ -534,12 +552,28 @@ def cancel(ref, *, force=False, recursive=True):
             return                      # closed: the task is ended at its next yield
         ref = ref.completed()
     if type(ref) is not ObjectRef:
-        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}")
+        hint = ": use ftray.kill(actor) to end an actor" if hasattr(ref, "_actor_id") else ""
+        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}{hint}")
+    if not isinstance(force, bool) or not isinstance(recursive, bool):
+        raise TypeError(f"force and recursive must be True or False, not force={force!r}, recursive={recursive!r}")
     e = usable(ref)
-    if e.task != NULL and e.task.actor != NULL and force:
+    if (<uint32_t *>(e.id.b + 24))[0] >= PUT_INDEX:
+        raise ValueError(f"{ref!r} was made by put(): there is no task to cancel")
+    if force and is_actor_call(e):
         raise ValueError("cancel(force=True) is for tasks only; use ftray.kill(actor) to end an actor")
     with nogil:
         core_enter(c)
         if e.task != NULL:
             task_cancel(c, e.task, f, r)
+        elif not e.flags & OBJ_OWNED and e.state < OBJ_INLINE and not e.lost:
+            cancel_at_owner(c, e, (CANCEL_FORCE if f else 0) | (CANCEL_RECURSIVE if r else 0))
         core_leave(c)
+
+
+cdef bint is_actor_call(ObjEntry *e) noexcept nogil:
+    """By its id: the returns of plain tasks have ones where others have the actor's."""
+    cdef int i
+    for i in range(8, 20):
+        if <uint8_t>e.id.b[i] != 0xff:
+            return True
+    return False

@@ -9,5 +9,6 @@ struct Context {
     uint64_t unique;
     uint32_t attempt, depth;
     uint64_t children, puts;
+    uint64_t key;  // of the call (call_key), 0 outside calls
     bool set;
 };

@@ -10,11 +10,18 @@ cdef extern from "context.hpp" nogil:
         uint64_t unique
         uint32_t attempt, depth
         uint64_t children, puts
+        uint64_t key
         bint set
 
-cdef Context *context() noexcept nogil
-cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint32_t attempt, uint32_t depth) noexcept nogil
+cdef class CallContext:
+    """The context of one call of an async actor, in whose event loop several calls take turns."""
+    cdef Context c
+
+cdef Context *context() noexcept
+cdef void context_fill(Context *x, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth) noexcept nogil
+cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth) noexcept nogil
 cdef void context_end(Context *saved) noexcept nogil
+cdef object context_variable()
 cdef void context_root(uint64_t root, uint32_t job) noexcept nogil
 cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *out, uint8_t *call_out) noexcept nogil
 cdef void put_id(Context *x, uint8_t *out) noexcept nogil

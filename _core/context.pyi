@@ -1,1 +1,2 @@
-"""Nothing for Python; ``context.pxd`` is what other extensions see of what a thread executes."""
+class CallContext:
+    """The context of one call of an async actor, in whose event loop several calls take turns."""

@@ -4,8 +4,12 @@ TaskIDs are 24 bytes: 8 unique, then the 16 of the actor (or ones and the job fo
 of a child is a mix of its parent's, the parent's attempt and the child's index, so two attempts of a task never make
 the same child, and ObjectIDs (TaskID and index) inherit that. A thread that executes nothing (a driver's threads, a
 worker's own threads) uses the process's root context.
+
+Calls of an async actor take turns on one thread: there a `contextvars.ContextVar` says which one it is, which the
+asyncio tasks that a call makes inherit.
 """
 
+from cpython.contextvars cimport get_value
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from ftray._core.types cimport mix64
@@ -23,23 +27,46 @@ cdef enum:
     PUT_INDEX_BASE = 0x80000000u
 
 
-cdef Context *context() noexcept nogil:
+cdef object async_call = None       # the ContextVar, once this process is an async actor
+
+
+cdef object context_variable():
+    """The variable that holds the `CallContext` of a call; from now on it is looked at."""
+    global async_call
+    import contextvars
+    if async_call is None:
+        async_call = contextvars.ContextVar("ftray_call", default=None)
+    return async_call
+
+
+cdef Context *context() noexcept:
+    """What the calling code belongs to. The result is good as long as this code runs."""
     if thread_context.set:
         return &thread_context
+    if async_call is not None:
+        call = get_value(async_call)
+        if call is not None:
+            return &(<CallContext>call).c       # the variable keeps it
     return &root_context
 
 
-cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint32_t attempt, uint32_t depth) noexcept nogil:
+cdef void context_fill(Context *x, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth) noexcept nogil:
+    """The context of a call that begins."""
+    memcpy(x.task_id, task_id, 24)
+    memcpy(x.call_id, call_id, 16)
+    memcpy(&x.unique, task_id, 8)
+    x.key = key
+    x.attempt = attempt
+    x.depth = depth
+    x.children = 0
+    x.puts = 0
+    x.set = True
+
+
+cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth) noexcept nogil:
     """This thread starts to execute a call."""
     saved[0] = thread_context
-    memcpy(thread_context.task_id, task_id, 24)
-    memcpy(thread_context.call_id, call_id, 16)
-    memcpy(&thread_context.unique, task_id, 8)
-    thread_context.attempt = attempt
-    thread_context.depth = depth
-    thread_context.children = 0
-    thread_context.puts = 0
-    thread_context.set = True
+    context_fill(&thread_context, task_id, call_id, key, attempt, depth)
 
 
 cdef void context_end(Context *saved) noexcept nogil:

@@ -87,18 +87,29 @@ cdef void events_close(Core *c) noexcept:
 
 
 cdef void events_function(Core *c, uint32_t fn, const char *definition, uint64_t size) noexcept nogil:
-    """What the index `fn` in records means: u32 index, u8 kind, str name (see `function_definition`)."""
+    """What the index `fn` in records means: u32 index, u8 kind, str name (see `function_definition`, and
+    `method_definition`: the name of a single call, its third text, goes before the method's, its first)."""
     cdef string payload
-    cdef uint16_t n = 0
-    cdef const char *name = definition + 1
-    if size < 1:
+    cdef uint16_t n = 0, label = 0
+    cdef const char *name = definition + 3
+    cdef uint64_t at = 1
+    cdef int i
+    if size < 3:
         return
+    memcpy(&n, definition + 1, 2)
+    n = <uint16_t>min(<uint64_t>n, size - 3)
     if definition[0] == 1:
-        n = <uint16_t>min(size - 1, <uint64_t>1000)
-    elif size >= 3:
-        memcpy(&n, definition + 1, 2)
-        name = definition + 3
-        n = <uint16_t>min(<uint64_t>n, size - 3)
+        for i in range(2):
+            if at + 2 <= size:
+                memcpy(&label, definition + at, 2)
+                at += 2 + label
+        label = 0
+        if at + 2 <= size:
+            memcpy(&label, definition + at, 2)
+        if label and at + 2 + label <= size:
+            name = definition + at + 2
+            n = label
+    n = min(n, <uint16_t>1000)
     payload.append(<const char *>&fn, 4)
     payload.append(definition, 1)
     payload.append(<const char *>&n, 2)

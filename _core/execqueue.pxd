@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from ftray._core.channel cimport FrameHeader
 from ftray._core.nodelink cimport NodeHeader
-from ftray._core.types cimport Channel, Core
+from ftray._core.types cimport Channel, Core, ExecTask
 
 cdef enum:
     EXEC_CALL = 0
@@ -18,3 +18,4 @@ cdef void exec_give_back_all(Core *c) noexcept nogil
 cdef void exec_reply_status(Core *c, Channel *ch, uint64_t seq, uint8_t status, uint16_t aux) noexcept nogil
 cdef void exec_post(Core *c) noexcept nogil
 cdef bint exec_runnable(Core *c) noexcept nogil
+cdef uint64_t exec_begin(Core *c, ExecTask *out) noexcept nogil

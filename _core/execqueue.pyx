@@ -8,12 +8,15 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.deque cimport deque
 
+from ftray._core.cancels cimport cancel_children, cancel_kill
 from ftray._core.channel cimport (F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin, chan_commit)
+from ftray._core.events cimport event_begin
 from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
+from ftray._core.productions cimport production_begin
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_GIVEN_BACK
-from ftray._core.tasks cimport tasks_cancel_children
-from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Blob, Channel, Core, ExecTask, blob_copy, blob_drop
-from ftray._core.wire cimport KIND_TASK, ReplyHead, TaskHead
+from ftray._core.types cimport (CH_OPEN, OBJ_OWNED, TASK_STREAM, Blob, CancelAsk, Channel, Core, ExecTask, blob_copy, blob_drop, call_key,
+                                store64)
+from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE, KIND_TASK, ReplyHead, TaskHead
 
 cdef enum:
     EXIT_IF_IDLE = 1
@@ -127,7 +130,31 @@ cdef void exec_give_back_all(Core *c) noexcept nogil:
     c.exec_queue.swap(keep)
 
 
-cdef void on_cancel(Core *c, Channel *ch, uint64_t seq, bint recursive) noexcept nogil:
+cdef uint64_t exec_begin(Core *c, ExecTask *out) noexcept nogil:
+    """Take the first call off the queue and mark it as begun; returns its key."""
+    cdef TaskHead *h
+    out[0] = c.exec_queue.front()
+    c.exec_queue.pop_front()
+    if out.ch == NULL:
+        if out.seq == EXEC_ACTOR_START:
+            memcpy(&c.job, out.frame.data + 12, 4)      # what the constructor submits belongs to the job of the actor's id
+        return 0
+    h = <TaskHead *>out.frame.data
+    out.started = event_begin(c, h.id, h.attempt, not c.beside)
+    memcpy(&c.job, out.frame.data + 20, 4)      # what this call submits belongs to its job
+    if h.flags & TASK_STREAM:
+        production_begin(c, out)
+    if out.ch.map != NULL:
+        store64(&out.ch.out.h.started, out.seq)
+    if not c.beside:
+        c.running_ch = out.ch
+        c.running_key = call_key(out.ch, out.seq)
+        memcpy(&c.running_unique, out.frame.data, 8)
+    return call_key(out.ch, out.seq)
+
+
+cdef void on_cancel(Core *c, Channel *ch, uint64_t seq, uint8_t flags) noexcept nogil:
+    cdef CancelAsk ask
     cdef size_t i
     for i in range(c.exec_queue.size()):
         if c.exec_queue[i].ch == ch and c.exec_queue[i].seq == seq:
@@ -135,18 +162,27 @@ cdef void on_cancel(Core *c, Channel *ch, uint64_t seq, bint recursive) noexcept
             drop(&c.exec_queue[i])
             c.exec_queue.erase(c.exec_queue.begin() + i)
             return
-    if c.running_ch == ch and c.running_seq == seq:
-        if recursive:
-            tasks_cancel_children(c, c.running_unique)
-        if not c.is_actor:              # a method is never interrupted
-            c.cancel_ch = ch
-            c.cancel_seq = seq
-            interrupt_thread(c.main_thread)
-    else:
-        c.cancels.push_back(seq)
+    if c.running_key == call_key(ch, seq):
+        on_cancel_running(c, flags)
+    elif c.beside:
+        ask.key = call_key(ch, seq)
+        ask.recursive = flags & CANCEL_RECURSIVE
+        c.cancels.push_back(ask)
         c.changed = True
         if c.loop_fd >= 0:
             kick(c.loop_fd)
+
+
+cdef void on_cancel_running(Core *c, uint8_t flags) noexcept nogil:
+    """The call that the main thread is in: a task is interrupted (its process ended, with force), a method can ask."""
+    cdef bint force = flags & CANCEL_FORCE and not c.is_actor
+    if flags & CANCEL_RECURSIVE:
+        cancel_children(c, c.running_unique, force)
+    c.cancel_key = c.running_key
+    if force:
+        cancel_kill(c, &c.worker_id)
+    elif not c.is_actor:
+        interrupt_thread(c.main_thread)
 
 
 cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:

@@ -1,14 +1,26 @@
 """A call that has come in: what to call, with which arguments."""
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from ftray._core.types cimport Channel, ExecTask
 from ftray._core.wire cimport DepHead
 
 
+cdef enum Stage:
+    WAITING = 0                 # for a thread, or for its group's turn in the event loop
+    RUNNING = 1
+    DROPPED = 2                 # cancelled before it ran, and answered
+
+
 cdef class Call:
     cdef ExecTask t
+    cdef uint64_t key           # call_key
+    cdef Stage stage            # of a call that runs beside others
+    cdef bint cancelled         # somebody asked for it while it ran
+    cdef bint exits             # exit_actor() was called in it: it is not answered
+    cdef object task            # of asyncio, in an async actor
     cdef object function        # what to call
     cdef str name               # for errors and logs
+    cdef str method             # of an actor: its own name
     cdef object retry           # None, True or a tuple of exception classes
     cdef tuple args
     cdef dict kwargs
@@ -19,7 +31,7 @@ cdef class Call:
 
 
 cdef class Callables:
-    cdef dict loaded            # definition bytes -> (callable, name, retry)
+    cdef dict loaded            # definition bytes -> (callable, name, retry, concurrency group, method)
     cdef object instance        # the actor that lives here, or None
     cdef str class_name
     cdef object entry_points    # methods that the checkpoint session serves itself
@@ -28,4 +40,5 @@ cdef class Callables:
     cdef int decode(self, Call call) except -1
     cdef tuple lookup(self, Channel *ch, uint32_t fn)
     cdef tuple load(self, bytes definition)
+    cdef tuple load_method(self, bytes definition, unpickle)
     cdef str describe(self)

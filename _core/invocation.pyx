@@ -58,22 +58,35 @@ cdef class Callables:
         return entry
 
     cdef tuple load(self, bytes definition):
+        from ftray._pickling import unpickle_function
         if definition[0] == 1:
-            name = definition[1:].decode()
-            if self.instance is None:
-                raise RuntimeError(f"method {name!r} was called, but no actor lives here")
-            function = self.entry_points.get(name) or getattr(self.instance, name)
-            return function, f"{self.class_name}.{name}", None
+            return self.load_method(definition, unpickle_function)
         if self.before_load is not None:
             self.before_load()
             self.before_load = None
-        from ftray._pickling import unpickle_function
         at = 3 + int.from_bytes(definition[1:3], "little")
         name = definition[3:at].decode("utf-8", "replace")
         size = int.from_bytes(definition[at:at + 4], "little")
         at += 4
         retry = unpickle_function(definition[at:at + size]) if size else None
-        return unpickle_function(definition[at + size:]), name, retry
+        return unpickle_function(definition[at + size:]), name, retry, "", name
+
+    cdef tuple load_method(self, bytes definition, unpickle):
+        """See `method_definition` in calls.pyx."""
+        parts = []
+        at = 1
+        for _ in range(3):
+            size = int.from_bytes(definition[at:at + 2], "little")
+            parts.append(definition[at + 2:at + 2 + size].decode("utf-8", "replace"))
+            at += 2 + size
+        name, group, label = parts
+        if self.instance is None:
+            raise RuntimeError(f"method {name!r} was called, but no actor lives here")
+        function = self.entry_points.get(name)
+        if function is None:
+            function = own_method(self.instance, name) if name.startswith("__ray_") else getattr(self.instance, name)
+        retry = unpickle(definition[at:]) if at < len(definition) else None
+        return function, label or f"{self.class_name}.{name}", retry, group, name
 
     cdef str describe(self):
         """The actor that lives here, for error messages."""
@@ -93,7 +106,7 @@ cdef class Callables:
         cdef list values = None
         cdef uint16_t i
         call.nret = h.nret
-        call.function, call.name, call.retry = self.lookup(call.t.ch, h.fn)
+        call.function, call.name, call.retry, _, call.method = self.lookup(call.t.ch, h.fn)
         p += sizeof(TaskHead)
         if h.flags & TASK_STREAM:
             p += sizeof(StreamStart)
@@ -112,6 +125,12 @@ cdef class Callables:
             raise RuntimeError("the frame of a call is cut short")
         call.args, call.kwargs = decode_args(p, h.args_size, values, None)
         return 0
+
+
+cdef object own_method(instance, str name):
+    """A method that every actor has."""
+    from ftray._own_methods import OWN_METHODS
+    return OWN_METHODS[name].__get__(instance)
 
 
 cdef object dep_value(DepHead *d, char *inline_bytes, list keep):

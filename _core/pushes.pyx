@@ -14,7 +14,7 @@ from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, cha
 from ftray._core.events cimport event_pushed
 from ftray._core.intake cimport intake_begin
 from ftray._core.refs cimport refs_expose
-from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
+from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_HELD, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
 from ftray._core.wire cimport (GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead,
                                StreamStart, TaskHead)
 
@@ -101,7 +101,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     h.nret = t.nret
     h.ndeps = t.ndeps
     h.kind = KIND_METHOD if t.actor != NULL else KIND_TASK
-    h.flags = t.flags | (HEAD_IN_GROUP if in_group else 0)
+    h.flags = (t.flags & ~TASK_HELD) | (HEAD_IN_GROUP if in_group else 0)
     h.nested = t.nnested - (1 if t.actor != NULL else 0)       # without the handle that the call holds
     h.args_size = t.args.size
     p += sizeof(TaskHead)

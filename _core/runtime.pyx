@@ -18,6 +18,7 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ftray._core.actors cimport actors_pump_waiting
+from ftray._core.cancels cimport cancel_due_kills
 from ftray._core.borrows cimport borrow_carry_out
 from ftray._core.channel cimport chan_accept, chan_drain, chan_event, chan_free, chan_ring_dirty
 from ftray._core.events cimport event_clock
@@ -230,6 +231,7 @@ cdef bint core_poll(Core *c) noexcept nogil:
         if now >= c.timer_ns:
             leases_idle(c, now)
             actors_pump_waiting(c)
+            cancel_due_kills(c, now)
     settle(c)
     return progress
 

@@ -1,29 +1,29 @@
-"""The task manager: submission, dependencies, replies, deaths, cancellation (decisions are in rules.pyx).
+"""The task manager: submission, dependencies, replies, deaths (decisions are in rules.pyx).
 
 Owns: where a task is. A record lives from `task_submit` to the reply that completes it, and on its way is in exactly
 one place: waiting for dependencies (each unready one has a waiter), in the queue of its scheduling class or actor, in
-flight on one channel, or in an actor's limbo. Records of a finished task are freed at once: its values are the owner's.
+flight on one channel, in an actor's limbo, or held by its actor (which takes later calls meanwhile). Records of a
+finished task are freed at once: its values are the owner's.
 
 Leaves to others: values (values.pyx), frames of calls (pushes.pyx), workers for plain tasks (leases.pyx), actors and
-their limbo (actors.pyx), and the end of a record (outcomes.pyx).
+their limbo (actors.pyx), cancellation (cancels.pyx), and the end of a record (outcomes.pyx).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
-from ftray._core.actors cimport actor_pump
+from ftray._core.actors cimport actor_pump, actor_subscribe
 from ftray._core.borrows cimport borrow_fetch
-from ftray._core.channel cimport FRAME_HEADER, F_CANCEL, FrameHeader, chan_begin, chan_commit
+from ftray._core.channel cimport FrameHeader
 from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, event_failed, event_renewed,
                                  event_submitted)
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
-from ftray._core.nodelink cimport N_WORKER_KILL, node_put
 from ftray._core.outcomes cimport complete, fail_crashed, task_fail, tasks_fail_dep
 from ftray._core.refs cimport refs_borrower
 from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_OK, RUN_AGAIN, Verdict, after_death, after_reply, list_insert,
                                 list_pop, list_push, list_remove)
-from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, TASK_CANCELLED, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
+from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, TASK_CANCELLED, TASK_HELD, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec,
                                 Waiter, load64, mono_ns)
 from ftray._core.values cimport entry_add_waiter, entry_set_error
@@ -55,8 +55,13 @@ cdef void task_submit(Core *c, TaskRec *t) noexcept nogil:
     if t.actor != NULL:
         t.state = TASK_QUEUED if t.deps_pending == 0 else TASK_WAITS_DEPS
         t.actor.npending += 1
-        list_push(&t.actor.queue, t)        # order per caller: a call that waits for its arguments holds back later ones
-        actor_pump(c, t.actor)
+        if t.deps_pending and t.actor.out_of_order:
+            t.flags |= TASK_HELD
+            list_push(&t.actor.held, t)
+            actor_subscribe(c, t.actor)
+        else:
+            list_push(&t.actor.queue, t)    # order per caller: a call that waits for its arguments holds back later ones
+            actor_pump(c, t.actor)
     elif t.deps_pending == 0:
         enqueue(c, t)
     else:
@@ -84,6 +89,10 @@ cdef void tasks_run_ready(Core *c) noexcept nogil:
         c.ready.pop_back()
         if t.actor != NULL:
             t.state = TASK_QUEUED
+            if t.flags & TASK_HELD:
+                t.flags &= ~TASK_HELD
+                list_remove(&t.actor.held, t)
+                list_push(&t.actor.queue, t)
             actor_pump(c, t.actor)
         else:
             list_remove(&c.waiting, t)
@@ -235,6 +244,23 @@ cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t 
         ch.actor = NULL
 
 
+cdef void task_forget_waits(TaskRec *t) noexcept nogil:
+    """Dependencies shall not tell this task any more."""
+    cdef Waiter **at
+    cdef Waiter *w
+    cdef uint16_t i
+    for i in range(t.ndeps):
+        at = &t.deps[i].waiters
+        while at[0] != NULL:
+            w = at[0]
+            if w.kind == 0 and w.task == t:
+                at[0] = w.next
+                del w
+            else:
+                at = &w.next
+    t.deps_pending = 0
+
+
 cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
     """ftrayd is gone: nothing will be answered any more."""
     cdef vector[TaskRec *] open_tasks
@@ -253,7 +279,7 @@ cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
         ch.ninflight = 0
     while c.waiting.head != NULL:
         t = list_pop(&c.waiting)
-        forget_waits(t)
+        task_forget_waits(t)
         open_tasks.push_back(t)
     for item in c.classes:
         while item.second.queue.head != NULL:
@@ -261,90 +287,14 @@ cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
     for entry in c.actors:
         while entry.second.queue.head != NULL:
             t = list_pop(&entry.second.queue)
-            forget_waits(t)
+            task_forget_waits(t)
+            open_tasks.push_back(t)
+        while entry.second.held.head != NULL:
+            t = list_pop(&entry.second.held)
+            task_forget_waits(t)
             open_tasks.push_back(t)
         while entry.second.limbo.head != NULL:
             open_tasks.push_back(list_pop(&entry.second.limbo))
+    c.ready.clear()                     # whose last dependency has just come is among them
     for i in range(open_tasks.size()):
         task_fail(c, open_tasks[i], code, NULL, 0)
-
-
-# --- cancellation ---------------------------------------------------------------------------------------------------
-
-cdef void forget_waits(TaskRec *t) noexcept nogil:
-    """Dependencies shall not tell this task any more."""
-    cdef Waiter **at
-    cdef Waiter *w
-    cdef uint16_t i
-    for i in range(t.ndeps):
-        at = &t.deps[i].waiters
-        while at[0] != NULL:
-            w = at[0]
-            if w.kind == 0 and w.task == t:
-                at[0] = w.next
-                del w
-            else:
-                at = &w.next
-    t.deps_pending = 0
-
-
-cdef void forget_ready(Core *c, TaskRec *t) noexcept nogil:
-    """Its last dependency may have come just now."""
-    cdef size_t i
-    for i in range(c.ready.size()):
-        if c.ready[i] == t:
-            c.ready[i] = c.ready.back()
-            c.ready.pop_back()
-            return
-
-
-cdef void task_cancel(Core *c, TaskRec *t, bint force, bint recursive) noexcept nogil:
-    """Cancel a task wherever it is; a running one is asked to stop (or, with force, its process is ended)."""
-    cdef char p[64]
-    cdef uint16_t zero = 0
-    t.flags |= TASK_CANCELLED
-    if t.state == TASK_WAITS_DEPS or t.state == TASK_QUEUED:
-        if t.actor != NULL:
-            list_remove(&t.actor.queue, t)
-        elif t.state == TASK_WAITS_DEPS:
-            list_remove(&c.waiting, t)
-        else:
-            list_remove(&t.cls.queue, t)
-        forget_waits(t)
-        forget_ready(c, t)
-        task_fail(c, t, ERR_CANCELLED, NULL, 0)
-    elif t.state == TASK_PUSHED:
-        chan_begin(c, t.ch, FRAME_HEADER, F_CANCEL, 1 if recursive else 0, 0, t.seq)
-        chan_commit(c, t.ch, FRAME_HEADER)
-        if force and t.actor == NULL:
-            memcpy(p, t.ch.worker.b, 28)
-            p[28] = 1
-            memcpy(p + 29, &zero, 2)
-            node_put(c, N_WORKER_KILL, 0, p, 31)
-
-
-cdef void collect_children(TaskList *l, uint64_t parent, vector[TaskRec *] *out) noexcept nogil:
-    cdef TaskRec *t = l.head
-    while t != NULL:
-        if t.parent == parent:
-            out.push_back(t)
-        t = t.next
-
-
-cdef void tasks_cancel_children(Core *c, uint64_t parent) noexcept nogil:
-    """A task that ran here was cancelled: so is everything that it has submitted."""
-    cdef vector[TaskRec *] children
-    cdef size_t i, j
-    collect_children(&c.waiting, parent, &children)
-    for item in c.classes:
-        collect_children(&item.second.queue, parent, &children)
-    for entry in c.actors:
-        collect_children(&entry.second.queue, parent, &children)
-    for i in range(c.channels.size()):
-        if c.channels[i] == NULL:
-            continue
-        for j in range(c.channels[i].inflight.size()):
-            if c.channels[i].inflight[j] != NULL and c.channels[i].inflight[j].parent == parent:
-                children.push_back(c.channels[i].inflight[j])
-    for i in range(children.size()):
-        task_cancel(c, children[i], False, True)

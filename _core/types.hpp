@@ -113,7 +113,7 @@ struct ObjEntry {
 };
 
 enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5 };
-enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16, TASK_STREAM = 32, TASK_DYNAMIC = 64 };
+enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16, TASK_STREAM = 32, TASK_DYNAMIC = 64, TASK_HELD = 128 };
 
 struct TaskRec {
     uint8_t state, flags;
@@ -256,10 +256,12 @@ struct ActorClient {
     Id16 id;
     uint8_t state = ACTOR_UNKNOWN;
     uint8_t subscribed = 0;
+    uint8_t out_of_order = 0;  // a call whose arguments are not there lets later ones pass
     uint8_t killing = 0;     // kill() was called: no call leaves until ftrayd says what came of it
     uint32_t incarnation = 0;
     Channel *ch = nullptr;
     TaskList queue;        // not pushed yet, in order
+    TaskList held;         // wait for their arguments, and hold nobody back (out_of_order)
     TaskList limbo;        // was in flight at a death whose meaning is not known yet, in order
     Blob *cause = nullptr; // pickled dict
     Id28 worker{};
@@ -288,6 +290,14 @@ struct ExecTask {          // a call that this process shall run
     uint64_t started;      // for people (events.hpp)
 };
 
+// Names one call among all that come in here, whoever its caller is.
+static inline uint64_t call_key(const Channel *ch, uint64_t seq) { return (ch->uid << 40) | seq; }
+
+struct CancelAsk {         // a caller wants a call cancelled that was begun
+    uint64_t key;
+    bool recursive;
+};
+
 enum CommandKind : uint8_t {
     CMD_BORROW_REMOVE = 1,   // tell owner `peer` that our borrow of `obj` (with `a` registrations) ended
     CMD_BORROW_ADD = 2,      // tell owner `peer` that process `third` borrows `obj`
@@ -301,6 +311,12 @@ struct Command {
     uint64_t a, b;
     Id28 obj, peer, third;
     ObjEntry *entry;
+};
+
+struct DueKill {             // a forced cancel whose worker has not answered it
+    Id28 worker;
+    uint64_t ch_uid, seq;
+    uint64_t at_ns;
 };
 
 struct Gated {               // a release that waits until our borrows are acknowledged
@@ -379,6 +395,7 @@ struct Core {
     uint64_t root = 0;               // seeds TaskIDs of this process's own flow
     uint64_t child_index = 0;
     std::vector<TaskRec *> ready;    // dependencies came while something else was being done
+    std::vector<DueKill> due_kills;
     bool actors_waiting = false;     // some could not be reached: the timer tries again
     uint64_t timer_ns = 0;           // next time that timers want to be looked at, 0 none
     // execution
@@ -389,11 +406,11 @@ struct Core {
     bool exit_requested = false;
     bool is_actor = false;           // ACTOR_START has come: methods may run
     uint64_t running_unique = 0;     // of the id of the call that the main thread is in
-    uint64_t running_seq = 0;        // plain worker: the call that the main thread is in
-    Channel *running_ch = nullptr;
-    uint64_t cancel_seq = 0;
-    Channel *cancel_ch = nullptr;
-    std::vector<uint64_t> cancels;   // of calls that do not run on the main thread
+    uint64_t running_key = 0;        // calls that run one at a time: the one that the main thread is in
+    Channel *running_ch = nullptr;   // whose it is, until it is answered
+    uint64_t cancel_key = 0;         // the last running one that a caller wanted cancelled
+    bool beside = false;             // calls run beside each other: their cancellations go to `cancels`
+    std::vector<CancelAsk> cancels;  // of calls that were taken off the queue
     pthread_t main_thread{};
     int64_t blocked_depth = 0;
     bool blocked_sent = false;

@@ -58,6 +58,7 @@ cdef extern from "types.hpp" nogil:
         pass
 
     cbool same_id(const Id28 *, const Id28 *) noexcept
+    uint64_t call_key(const Channel *, uint64_t) noexcept
 
     cppclass Blob:
         int32_t holders
@@ -77,7 +78,7 @@ cdef extern from "types.hpp" nogil:
     enum TaskState "TaskState":
         TASK_NEW, TASK_WAITS_DEPS, TASK_QUEUED, TASK_PUSHED, TASK_DONE, TASK_LIMBO
     enum TaskFlag "TaskFlag":
-        TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK, TASK_QUIET, TASK_STREAM, TASK_DYNAMIC
+        TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK, TASK_QUIET, TASK_STREAM, TASK_DYNAMIC, TASK_HELD
     enum ChanState "ChanState":
         CH_CONNECTING, CH_OPEN, CH_BROKEN
     enum ActorState "ActorState":
@@ -228,15 +229,23 @@ cdef extern from "types.hpp" nogil:
 
     cppclass ActorClient:
         Id16 id
-        uint8_t state, subscribed, killing
+        uint8_t state, subscribed, out_of_order, killing
         uint32_t incarnation
         Channel *ch
-        TaskList queue, limbo
+        TaskList queue, held, limbo
         Blob *cause
         Id28 worker
         ObjEntry *handle
         uint64_t npending
         int64_t max_pending
+
+    cppclass DueKill:
+        Id28 worker
+        uint64_t ch_uid, seq, at_ns
+
+    cppclass CancelAsk:
+        uint64_t key
+        cbool recursive
 
     cppclass ExecTask:
         Channel *ch
@@ -328,6 +337,7 @@ cdef extern from "types.hpp" nogil:
         TaskList waiting
         uint64_t task_number, root, child_index
         vector[TaskRec *] ready
+        vector[DueKill] due_kills
         cbool actors_waiting
         uint64_t timer_ns
         deque[ExecTask] exec_queue "exec"
@@ -335,11 +345,10 @@ cdef extern from "types.hpp" nogil:
         cbool production_news
         uint64_t exec_order
         cbool exit_requested, is_actor
-        uint64_t running_seq, running_unique
+        uint64_t running_key, running_unique, cancel_key
         Channel *running_ch
-        uint64_t cancel_seq
-        Channel *cancel_ch
-        vector[uint64_t] cancels
+        cbool beside
+        vector[CancelAsk] cancels
         pthread_t main_thread
         int64_t blocked_depth
         cbool blocked_sent

@@ -6,7 +6,7 @@ REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s
 ReplyTimes when `held` says so.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
 TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY with GIVEN_BACK.
-CANCEL: seq = the call. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
+CANCEL: seq = the call, flags = CANCEL_*. CANCEL_OBJECT: 28s id, to its owner, flags likewise. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
 BORROW_ADD: seq = token, 28s id, 28s borrower. BORROW_ACK: seq = token. BORROW_REMOVE: seq = registrations, 28s id.
 BLOCK_FREE: u64 segment, u64 offset.
 STREAM_ITEM: seq = the call, StreamItem, then RetHead + bytes + contained of what it yielded.
@@ -23,6 +23,8 @@ cdef enum:
     VALUE_LOST = 3
     HEAD_IN_GROUP = 128      # bit of TaskHead.flags
     GROUP_SIZE = 19
+    CANCEL_RECURSIVE = 1
+    CANCEL_FORCE = 2
     SYSTEM_ERROR = 200       # first byte of an error value that was made without Python: code byte, payload
 
 cdef enum:

@@ -66,7 +66,7 @@ class ActorSession:
         self._instance, self._host, self._options, self._key = instance, host, options, key
         self.log = log
         self._cls = type(instance)
-        self._uncounted = actor.readonly_names(self._cls) | {"checkpoint"}
+        self._uncounted = actor.readonly_names(self._cls) | {"checkpoint", "__ray_ready__"}
         self._every = options.every or _NEVER
         self._left = self._every
         self._calls_before = 0  # calls counted before `_left` was last reset

@@ -27,7 +27,8 @@ class NativeHost:
         )
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
-        self.max_concurrency: int = spec["max_concurrency"]
+        # Groups run beside the default one.
+        self.max_concurrency: int = spec["max_concurrency"] + sum(spec["concurrency_groups"].values())
         self.is_async: bool = spec["is_async"]
         self._executor = executor
         self._end = end

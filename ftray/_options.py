@@ -72,6 +72,8 @@ class ActorOptions(Record):
         None: 1, or 1000 for an actor with async methods.
     max_pending_calls
         -1: no limit.
+    allow_out_of_order_execution
+        None: if calls run beside each other.
     """
 
     name: str
@@ -85,7 +87,7 @@ class ActorOptions(Record):
     max_concurrency: int | None
     max_pending_calls: int
     concurrency_groups: dict[str, int]
-    allow_out_of_order_execution: bool
+    allow_out_of_order_execution: bool | None
     scheduling_strategy: Any
     runtime_env: dict[str, Any] | None
     enable_task_events: bool
@@ -352,11 +354,6 @@ NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("task actor", "runtime_env", bool, "runtime environments"),
     ("task actor", "label_selector", bool, "scheduling by node labels"),
     ("task actor", "object_store_memory", bool, "a share of the object store per task or actor"),
-    ("actor", "concurrency_groups", bool, "concurrency groups"),
-    ("actor", "allow_out_of_order_execution", bool, "calls that overtake each other"),
-    ("method", "concurrency_group", bool, "concurrency groups"),
-    ("method", "retry_exceptions", bool, "retrying methods that raise"),
-    ("method", "name", bool, "names for single calls"),
 )
 
 
@@ -529,7 +526,7 @@ def actor_options(explicit: Mapping[str, Any]) -> ActorOptions:
         max_concurrency=explicit.get("max_concurrency"),
         max_pending_calls=_get(explicit, "max_pending_calls", -1),
         concurrency_groups=_get(explicit, "concurrency_groups", {}),
-        allow_out_of_order_execution=_get(explicit, "allow_out_of_order_execution", False),
+        allow_out_of_order_execution=explicit.get("allow_out_of_order_execution"),
         scheduling_strategy=_get(explicit, "scheduling_strategy", "DEFAULT"),
         runtime_env=explicit.get("runtime_env") or None,
         enable_task_events=_get(explicit, "enable_task_events", True),

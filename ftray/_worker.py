@@ -12,10 +12,11 @@ import struct
 import sys
 
 from ftray import _core, _lifecycle
+from ftray._core.execution import flush as _flush
 from ftray._core.worker import Executor
-from ftray._core.worker import flush as _flush
 from ftray._node import stacks
 from ftray._node.frames import KIND_WORKER
+from ftray.exceptions import AsyncioActorExit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _ACTOR_READY, _ACTOR_EXIT = 34, 36
 _EXIT_ACTOR, _EXIT_OUT_OF_SCOPE, _EXIT_SIGTERM = 0, 1, 2
+_EXIT_HANDLERS_S = 30.0  # how long the user's atexit handlers may take
 # What `ActorSession.close` is told; the second also removes the snapshots of an unnamed actor.
 _REASONS = {_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}
 
@@ -102,7 +104,8 @@ def main(session_dir: str, startup_token: bytes) -> int:
     _lifecycle.adopt(session)
     executor = Executor()
     executor.start_actor = _start_actor
-    executor.on_terminate = _terminate
+    executor.on_terminate = _leave
+    executor.on_exit = _leave
     executor.before_first_function(_enter_job)
     _State.executor = executor
     signal.signal(signal.SIGINT, _on_interrupt)
@@ -178,15 +181,19 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
     assert _State.executor is not None
     try:
         instance, hook = _construct(spec, number)
-    except SystemExit:
-        raise
     except BaseException as error:
+        if _State.executor.exiting:
+            _leave()
+        if isinstance(error, SystemExit):
+            raise
         from ftray._task_errors import make_task_error
 
         _State.executor.refuse_calls()
         _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
         return
-    _State.executor.become_actor(instance, hook, spec["max_concurrency"], spec["is_async"])
+    _State.executor.become_actor(
+        instance, hook, spec["max_concurrency"], spec["is_async"], spec["concurrency_groups"]
+    )
     _ready(None)
 
 
@@ -230,22 +237,48 @@ def _leave_fenced(error: BaseException) -> NoReturn:
     os._exit(1)
 
 
-def _leave(kind: int) -> NoReturn:
+def _leave(kind: int = _EXIT_ACTOR) -> NoReturn:
     """End on purpose: a last checkpoint, then tell ftrayd, then exit."""
     _close_checkpoint(_REASONS[kind])
-    sys.stdout.flush()
-    sys.stderr.flush()
     _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", kind))
     _flush()
+    _run_exit_handlers()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)
 
 
-def _terminate(kind: int) -> NoReturn:
-    _leave(kind)
+def _run_exit_handlers() -> None:
+    """Run what the user's code has registered with `atexit`; errors are printed, as at Python's end."""
+    import atexit
+
+    if not atexit._ncallbacks():
+        return
+    import threading
+
+    # Whoever waits for this end does not wait for ever.
+    watchdog = threading.Timer(_EXIT_HANDLERS_S, os._exit, (0,))
+    watchdog.daemon = True
+    watchdog.start()
+    atexit._run_exitfuncs()
+
+
+def is_cancelled() -> bool:
+    """See `ftray.runtime_context.RuntimeContext.is_canceled`."""
+    if _State.executor is None:
+        raise RuntimeError("is_canceled() is for code that runs in a task or in an actor's method")
+    if _State.spec is not None and _State.spec["is_async"]:
+        raise RuntimeError(
+            "is_canceled() is not for async actors: a coroutine that is cancelled gets asyncio.CancelledError"
+        )
+    return _State.executor.is_cancelled()
 
 
 def exit_actor() -> NoReturn:
     """See `ftray.actor.exit_actor`."""
-    if not _State.actor_id:
+    if not _State.actor_id or _State.executor is None or _State.spec is None:
         raise TypeError("exit_actor() can only be called inside an actor's method")
-    _leave(_EXIT_ACTOR)
+    _State.executor.exit_actor()
+    if _State.spec["is_async"]:
+        raise AsyncioActorExit("exit_actor() was called: this ends the actor")
+    raise SystemExit(0)

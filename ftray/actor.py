@@ -37,7 +37,18 @@ def _method(function: Callable[..., Any] | None = None, /, **options: Any) -> An
     _generator_backpressure_num_objects : int, optional
         How many items a streaming method may be ahead of its consumer; -1, the default: no limit.
     max_task_retries : int, optional
-        Retries of a call after the actor's death; the actor's own by default.
+        Retries of a call after the actor's death (and of `retry_exceptions`); the actor's own by default.
+    retry_exceptions : bool or list of exception classes, default False
+        Which exceptions of the method are retried, on the same actor, as often as `max_task_retries` allows.
+    concurrency_group : str, optional
+        One of the actor's ``concurrency_groups``: calls run in that group.
+    name : str, optional
+        What errors call the method.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No option, an unknown one, or a value that is not allowed.
     """
     if function is not None:
         if options or not callable(function):
@@ -73,7 +84,7 @@ def typed(handle: ActorHandle[T]) -> T:
 class _Meta:
     """What a handle carries of its actor; goes along when the handle is pickled."""
 
-    __slots__ = ("class_name", "max_pending_calls", "max_task_retries", "methods")
+    __slots__ = ("class_name", "groups", "max_pending_calls", "max_task_retries", "methods", "out_of_order")
 
     def __init__(
         self,
@@ -81,14 +92,30 @@ class _Meta:
         methods: dict[str, tuple[dict[str, Any], _signature.Arity | None]],
         max_task_retries: int,
         max_pending: int,
+        groups: tuple[str, ...] = (),
+        out_of_order: bool = False,
     ) -> None:
         self.class_name = class_name
         self.methods = methods
         self.max_task_retries = max_task_retries
         self.max_pending_calls = max_pending
+        self.groups = groups
+        self.out_of_order = out_of_order
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Meta, (self.class_name, self.methods, self.max_task_retries, self.max_pending_calls)
+        return _Meta, tuple(getattr(self, name) for name in _META_FIELDS)
+
+    def check_group(self, method: str, group: str) -> None:
+        """Raise ValueError unless it is a concurrency group of the actor ("" is the default one)."""
+        if group and group not in self.groups:
+            has = "the actor has " + (", ".join(map(repr, self.groups)) or "none")
+            raise ValueError(
+                f"concurrency_group={group!r} of {self.class_name}.{method} does not exist: {has};"
+                " they are given with @ftray.remote(concurrency_groups={'name': number of threads})"
+            )
+
+
+_META_FIELDS = ("class_name", "methods", "max_task_retries", "max_pending_calls", "groups", "out_of_order")
 
 
 def _methods_of(cls: type) -> dict[str, tuple[dict[str, Any], _signature.Arity | None]]:
@@ -139,9 +166,15 @@ class ActorMethod(_core.MethodCaller):
             explicit, is_generator=None if arity is None else arity.is_generator
         )
         retries = meta.max_task_retries if options.max_task_retries is None else options.max_task_retries
+        meta.check_group(name, options.concurrency_group)
+        retry_on = b""
+        if options.retry_exceptions:
+            from ftray._pickling import pickle_function
+
+            retry_on = pickle_function(options.retry_exceptions)
         super().__init__(
             target,
-            _core.method_definition(name),
+            _core.method_definition(name, options.concurrency_group, options.name, retry_on),
             _options.returns_code(options),
             retries,
             meta.max_pending_calls,
@@ -201,19 +234,24 @@ class ActorHandle(Instance[T]):
     def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle[T]:
         handle = cls.__new__(cls)
         handle._meta = meta
-        handle._target = _core.ActorTarget(ref)
+        handle._target = _core.ActorTarget(ref, meta.out_of_order)
         return handle
 
     def __getattr__(self, name: str) -> ActorMethod:
         meta: _Meta = object.__getattribute__(self, "_meta")
         found = meta.methods.get(name)
         if found is None:
-            raise AttributeError(
-                f"actor class {meta.class_name} has no method {name!r}; it has {', '.join(meta.methods)}"
-            )
+            from ftray import _own_methods
+
+            found = _own_methods.find(meta, name)
         made = ActorMethod(self._target, meta, name, *found)
         self.__dict__[name] = made
         return made
+
+    def __dir__(self) -> list[str]:
+        from ftray._own_methods import OWN_METHODS
+
+        return sorted({*super().__dir__(), *self._meta.methods, *OWN_METHODS})
 
     @property
     def _actor_id(self) -> Any:
@@ -238,6 +276,10 @@ class ActorHandle(Instance[T]):
         return f"Actor({self._meta.class_name}, {identity})"
 
 
+class ActorClassInheritanceException(TypeError):
+    """A class was derived from an actor class."""
+
+
 def _rebuild_handle(ref: _core.ObjectRef, meta: _Meta) -> ActorHandle[Any]:
     return ActorHandle._make(ref, meta)
 
@@ -257,6 +299,12 @@ class ActorClass(Instance[T]):
         self._blob: bytes | None = None
         self._class_refs: list[Any] = []  # what methods' closures refer to lives as long as the class
         functools.update_wrapper(self, cls, updated=())
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
+        raise ActorClassInheritanceException(
+            f"a class cannot be derived from the actor class {self._cls.__name__!r}: derive it from the plain"
+            " class, and make the derived class an actor class with @ftray.remote"
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._cls.__name__
@@ -283,21 +331,29 @@ class ActorClass(Instance[T]):
         Raises
         ------
         ValueError
-            An actor of that name exists already.
+            An actor of that name exists already; a method names a concurrency group that there is not; calls
+            of an async or a threaded actor were to run in order.
         """
         constructor: Callable[..., Any] = self._cls.__init__
         _signature.check(_signature.arity_of(constructor, self._cls.__name__, 1), args, kwargs)
+        options = self._options
+        meta = _Meta(
+            self._cls.__name__,
+            self._methods(),
+            options.max_task_retries,
+            options.max_pending_calls,
+            tuple(options.concurrency_groups),
+            self._out_of_order(),
+        )
+        for name, (explicit, _) in meta.methods.items():
+            meta.check_group(name, explicit.get("concurrency_group") or "")
         _lifecycle.ensure()
         if self._blob is None:
             from ftray._pickling import pickle_function
 
             self._blob = pickle_function(self._cls, self._class_refs)
-        options = self._options
         actor_id = _core.next_actor_id()
         ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
-        meta = _Meta(
-            self._cls.__name__, self._methods(), options.max_task_retries, options.max_pending_calls
-        )
         handle: ActorHandle[T] = ActorHandle._make(ref, meta)
         spec = self._spec(actor_id, meta)
         if options.name:
@@ -314,15 +370,30 @@ class ActorClass(Instance[T]):
             for name, (explicit, arity) in found.items()
         }
 
+    @functools.cached_property
+    def _has_loop(self) -> bool:
+        return _is_async(self._cls)
+
+    def _concurrency(self) -> int:
+        return self._options.max_concurrency or (_DEFAULT_ASYNC_CONCURRENCY if self._has_loop else 1)
+
+    def _out_of_order(self) -> bool:
+        """Whether a call that waits for its arguments lets later ones pass."""
+        given = self._options.allow_out_of_order_execution
+        beside = self._has_loop or self._concurrency() > 1
+        if beside and given is False:
+            kind = "an async actor" if self._has_loop else "an actor with max_concurrency > 1"
+            raise ValueError(
+                f"allow_out_of_order_execution=False is not possible for {kind}, whose calls run beside each"
+                " other: leave the option out"
+            )
+        return beside if given is None else given
+
     def _spec(self, actor_id: bytes, meta: _Meta) -> dict[str, Any]:
         options = self._options
         session = _lifecycle.current()
-        is_async = _is_async(self._cls)
         held, needed = options.resources, options.placement_resources
         strategy, group = _functions.placed(self._explicit, held, needed, f"actor {self._cls.__name__}")
-        concurrency = options.max_concurrency
-        if concurrency is None:
-            concurrency = _DEFAULT_ASYNC_CONCURRENCY if is_async else 1
         return {
             "actor_id": actor_id,
             "job_id": _core.current_context()["job_id"],  # a worker's session has none
@@ -337,8 +408,9 @@ class ActorClass(Instance[T]):
             "lifetime": options.lifetime,
             "max_restarts": options.max_restarts,
             "max_task_retries": options.max_task_retries,
-            "max_concurrency": concurrency,
-            "is_async": is_async,
+            "max_concurrency": self._concurrency(),
+            "is_async": self._has_loop,
+            "concurrency_groups": options.concurrency_groups,
             "resources": dict(options.resources),
             "placement_resources": dict(options.placement_resources),
             "strategy": strategy,

@@ -82,6 +82,18 @@ class RuntimeContext:
         here = _core.current_group()
         return here is not None and here[-1] == 1
 
+    def is_canceled(self) -> bool:
+        """Return whether the running task or actor method was cancelled; long methods ask this now and then.
+
+        Raises
+        ------
+        RuntimeError
+            In a driver, and in an async actor, whose coroutines get a ``CancelledError``.
+        """
+        from ftray import _worker
+
+        return _worker.is_cancelled()
+
     @property
     def current_actor(self) -> ActorHandle[Any]:
         """A handle of the actor that the code runs in.

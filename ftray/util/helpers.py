@@ -107,6 +107,8 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
     from ftray import _lifecycle
     from ftray._api import node_rpc
 
+    if not isinstance(all_namespaces, bool):
+        raise TypeError(f"all_namespaces must be True or False, not {all_namespaces!r}")
     _lifecycle.ensure()
-    found: list[dict[str, str]] = node_rpc("list_named_actors", all_namespaces=bool(all_namespaces))
+    found: list[dict[str, str]] = node_rpc("list_named_actors", all_namespaces=all_namespaces)
     return found if all_namespaces else [actor["name"] for actor in found]

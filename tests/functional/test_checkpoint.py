@@ -485,3 +485,61 @@ def test_state_survives_the_whole_runtime(start_driver, tmp_path, namespace, run
         driver.signal(signal.SIGKILL)
         driver.finish(-signal.SIGKILL)
         driver.check_nothing_left()
+
+
+# --- calls beside each other -----------------------------------------------------------------------------
+
+
+def test_async_actor_is_captured_between_its_coroutines(store):
+    class Counter(ray.Checkpointable, store=store, every=5):
+        def __init__(self):
+            self.n = 0
+
+        async def incr(self):
+            self.n += 1
+            return self.n
+
+        @checkpoint.readonly
+        async def pid(self):
+            return os.getpid()
+
+    actor = ray.remote(**RESTARTING)(Counter).remote()
+    ray.get([actor.__ray_ready__.remote() for _ in range(20)])  # does not count
+    ray.get([actor.incr.remote() for _ in range(4)])
+    ray.get(actor.checkpoint.remote())
+    before = len(snapshots(store, the_key(store)))
+    ray.get([actor.incr.remote() for _ in range(10)])
+    eventually(lambda: len(snapshots(store, the_key(store))) > before, "a snapshot after so many calls")
+    kill(actor)
+    assert 9 <= ray.get(actor.incr.remote()) <= 15
+
+
+def test_actor_with_concurrency_groups_is_captured_when_no_group_runs(store, mailbox, gate):
+    class Counter(ray.Checkpointable, store=store, every=3):
+        def __init__(self):
+            self.n = 0
+
+        def incr(self):
+            self.n += 1
+            return self.n
+
+        @ray.method(concurrency_group="io")
+        def wait(self, box, door):
+            box.post("waits")
+            door.wait()
+            self.n += 100
+
+        @checkpoint.readonly
+        def pid(self):
+            return os.getpid()
+
+    actor = ray.remote(**RESTARTING, concurrency_groups={"io": 2})(Counter).remote()
+    waits = [actor.wait.remote(mailbox, gate) for _ in range(2)]
+    assert [mailbox.take(), mailbox.take()] == ["waits", "waits"]
+    ray.get([actor.incr.remote() for _ in range(6)])
+    assert snapshots(store, the_key(store)) == []  # half of a method's effect is no state
+    gate.open()
+    ray.get(waits)
+    eventually(lambda: snapshots(store, the_key(store)), "a snapshot is taken when the last one ends")
+    kill(actor)
+    assert ray.get(actor.incr.remote()) == 207

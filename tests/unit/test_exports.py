@@ -100,7 +100,7 @@ def test_the_package_itself_offers_only_exports() -> None:
         ("from ftray import _core\n_core.get(_core.ObjectRef)", {"get", "ObjectRef"}),
         ("from ftray import _core as c\nc.put(1)", {"put"}),
         ("from ftray._core import wait", {"wait"}),
-        ("def f():\n    from ftray._core.worker import flush as g\n    g()", {"worker.flush"}),
+        ("def f():\n    from ftray._core.execution import flush as g\n    g()", {"execution.flush"}),
         ("from ftray._core import procs\nprocs.fork_sibling()", {"procs.fork_sibling"}),
         ("import ftray._core.procs as p\np.set_name('x')", {"procs.set_name"}),
         ("from . import _core\n_core.get(1)", {"get"}),

@@ -36,6 +36,7 @@ MODULES = (
     "actors",
     "borrows",
     "execqueue",
+    "cancels",
     "nodelink",
 )
 COMPILE = """

@@ -283,11 +283,6 @@ EXAMPLES = {
     "object_store_memory": [1000],
     "lifetime": ["detached"],
     "max_pending_calls": [5],
-    "concurrency_groups": [{"io": 2}],
-    "allow_out_of_order_execution": [True],
-    "concurrency_group": ["io"],
-    "name": ["other"],
-    "retry_exceptions": [True, [ValueError]],
 }
 HARMLESS = {
     "max_calls": 0,
@@ -296,9 +291,6 @@ HARMLESS = {
     "object_store_memory": 0,
     "lifetime": "non_detached",
     "max_pending_calls": -1,
-    "concurrency_groups": {},
-    "allow_out_of_order_execution": False,
-    "retry_exceptions": False,
 }
 MISSING = [(kind, row) for row in NOT_SUPPORTED_YET for kind in row[0].split()]
 

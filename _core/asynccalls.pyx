@@ -1,0 +1,281 @@
+"""The calls of an async actor: an event loop on the main thread, which watches our epoll descriptor itself.
+
+Owns: the calls that were taken off the queue and are not answered, and how many coroutines of each concurrency group run.
+Invariants: a call of a group begins when fewer than its limit run, in the order in which calls came; without groups,
+calls that cannot begin stay in the queue, where their caller can have them back; a call is answered once, also when it
+is cancelled before its first step; after exit_actor() nothing begins, and the process leaves when what runs has ended.
+
+Leaves to others: the queue (execqueue.pyx), outcomes and answers (execution.pyx).
+"""
+
+import collections
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+from libcpp.vector cimport vector
+
+from ftray._core.awaits cimport LoopWatch, watch_actor_loop
+from ftray._core.cancels cimport cancel_children
+from ftray._core.context cimport CallContext, context, context_fill, context_variable
+from ftray._core.execqueue cimport EXEC_ACTION, exec_begin, exec_runnable
+from ftray._core.execution cimport Execution
+from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call
+from ftray._core.objects cimport ObjectRef
+from ftray._core.runtime cimport core, core_enter, core_leave, poll_now
+from ftray._core.types cimport TASK_STREAM, CancelAsk, Core, full_fence, load64, store32, swap32
+from ftray._core.wire cimport TaskHead
+from ftray._core.yields cimport is_generator, resume_generators, run_generator_async
+
+
+cdef class Lane:
+    def __init__(self, int limit):
+        self.limit = limit
+        self.waiting = collections.deque()
+
+
+cdef class AsyncCalls:
+    """Runs the event loop until this process ends."""
+
+    def __init__(self, Execution execution):
+        self.execution = execution
+        self.open = {}
+        self.lanes = {}
+
+    def limit(self, int max_concurrency, dict groups):
+        """How many coroutines may run, of no group and of each group."""
+        self.default = Lane(max_concurrency)
+        self.lanes = {"": self.default, **{group: Lane(limit) for group, limit in groups.items()}}
+
+    def run(self, start):
+        """Run the loop; `start` makes the instance inside it."""
+        import asyncio
+        self.variable = context_variable()
+        try:
+            asyncio.run(self.main(start))
+        except SystemExit as e:         # of a task that a call has made: it passes every handler
+            self.execution.leave(e)
+
+    async def main(self, start):
+        import asyncio
+        import os
+        cdef Core *c = core()
+        self.loop = self.execution.loop = asyncio.get_running_loop()
+        self.watch = watch_actor_loop(self.loop)
+        self.limit(1, {})
+        start()                             # the constructor may use the running loop
+        self.stop = stop = self.loop.create_future()
+        c.loop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.loop.add_reader(c.epoll_fd, self.step)
+        self.loop.add_reader(c.loop_fd, self.woken)
+        self.loop.call_soon(self.step)
+        await stop
+        self.loop.remove_reader(c.epoll_fd)
+
+    def woken(self):
+        """The background thread took calls off a ring while the loop slept."""
+        import os
+        try:
+            os.eventfd_read(core().loop_fd)
+        except BlockingIOError:
+            return
+        self.step()
+
+    def step(self):
+        """Take what has come, start it, and let peers ring the bell while the loop is busy elsewhere."""
+        cdef Core *c = core()
+        cdef Call call
+        cdef LoopWatch watch = self.watch
+        while not self.stop.done():
+            with nogil:
+                core_enter(c)
+                c.loop_armed = False
+                watch.expect()
+                poll_now(c)
+                watch.collect(c)
+                core_leave(c)
+            if watch.came.size():
+                watch.resolve()
+            while True:
+                call = Call.__new__(Call)
+                if not self.next_call(call):
+                    break
+                if call.t.ch != NULL:
+                    self.take(call)
+                elif call.t.seq != EXEC_ACTION:
+                    self.on_terminate(1)
+                    self.stop.set_result(None)
+                    return
+            self.cancel_asked()
+            if c.production_news:
+                resume_generators()
+            if c.exit_requested:
+                self.stop.set_result(None)
+                return
+            if self.may_sleep():
+                return
+
+    cdef bint next_call(self, Call call) except -1:
+        """Take the first call off the queue if it can be begun, or wait in its group's lane."""
+        cdef Core *c = core()
+        cdef bint found
+        cdef bint full = self.default.running >= self.default.limit and len(self.lanes) == 1
+        with nogil:
+            core_enter(c)
+            found = exec_runnable(c) and (not full or c.exec_queue.front().ch == NULL)
+            self.stalled = not found and exec_runnable(c)
+            if found:
+                call.key = exec_begin(c, &call.t)
+            core_leave(c)
+        return found
+
+    cdef bint may_sleep(self) except -1:
+        """Nothing has come meanwhile: from now on the bell wakes the loop."""
+        cdef Core *c = core()
+        cdef bint more
+        with nogil:
+            core_enter(c)
+            c.loop_armed = True
+            swap32(&c.me.asleep, 1)
+            full_fence()
+            more = load64(&c.me.summary) != 0 or (exec_runnable(c) and not self.stalled)
+            if more:
+                if not c.leading:               # else a thread may sleep, which needs its bell
+                    store32(&c.me.asleep, 0)
+                c.loop_armed = False
+            core_leave(c)
+        return not more
+
+    # --- calls
+
+    cdef Lane lane_of(self, Call call):
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        if len(self.lanes) == 1:
+            return self.default
+        try:
+            return self.lanes.get(self.execution.callables.lookup(call.t.ch, h.fn)[3]) or self.default
+        except Exception:                       # whoever decodes it finds the same error, and answers with it
+            return self.default
+
+    cdef int take(self, Call call) except -1:
+        cdef Lane lane = self.lane_of(call)
+        if self.execution.exiting:
+            return 0                            # it ends with this process
+        self.open[call.key] = call
+        if lane.running < lane.limit:
+            self.begin(call, lane)
+        else:
+            lane.waiting.append(call)
+        return 0
+
+    cdef int begin(self, Call call, Lane lane) except -1:
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        try:
+            self.execution.callables.decode(call)
+        except Exception as e:
+            call.name = call.name or "?"
+            call.nret = h.nret
+            self.open.pop(call.key, None)
+            self.execution.answer(call, None, e)
+            return 0
+        lane.running += 1
+        call.task = self.loop.create_task(self.coroutine(call, lane))
+        return 0
+
+    async def coroutine(self, Call call, Lane lane):
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef CallContext own = CallContext.__new__(CallContext)
+        if call.stage == DROPPED:
+            self.ended(call, lane)
+            return
+        call.stage = RUNNING
+        context_fill(&own.c, h.id, h.call_id, call.key, h.attempt, h.depth)
+        self.variable.set(own)
+        result = error = None
+        begun = False
+        try:
+            if self.execution.before_call is not None:
+                self.execution.before_call(call.method)
+            begun = True
+            result = call.function(*call.args, **(call.kwargs or {}))
+            if type(result) is not ObjectRef and hasattr(result, "__await__"):      # a ref is a result like others
+                result = await result
+            if h.flags & TASK_STREAM or is_generator(result):
+                result = await run_generator_async(call, result, self.execution.callables)
+        except SystemExit as e:
+            if not call.exits:
+                self.execution.leave(e)
+        except BaseException as e:
+            error = e
+        if begun:
+            error = self.execution.after(call, error)
+        if not call.exits:
+            self.execution.answer(call, result, error)
+        self.ended(call, lane)
+
+    cdef int ended(self, Call call, Lane lane) except -1:
+        """A coroutine is over: the next of its group may begin."""
+        self.open.pop(call.key, None)
+        call.task = None
+        lane.running -= 1
+        if self.execution.exiting:
+            self.leave_when_done()
+        while lane.waiting and lane.running < lane.limit and not self.execution.exiting:
+            self.begin(lane.waiting.popleft(), lane)
+        if self.stalled:
+            self.stalled = False
+            self.loop.call_soon(self.step)
+        return 0
+
+    cdef Call current(self):
+        """The call that the calling code belongs to, None when it belongs to none."""
+        return self.open.get(context().key)
+
+    cdef int leave_when_done(self) except -1:
+        """exit_actor() was called: go when nothing runs any more."""
+        cdef Call call
+        for call in list(self.open.values()):
+            if call.stage == RUNNING:
+                return 0
+        self.execution.on_exit()
+        return 0
+
+    # --- cancellation
+
+    cdef int cancel_asked(self) except -1:
+        """Cancel the calls whose callers ask for it."""
+        cdef Core *c = core()
+        cdef vector[CancelAsk] wanted
+        cdef size_t i
+        if c.cancels.empty():
+            return 0
+        with nogil:
+            core_enter(c)
+            wanted.swap(c.cancels)
+            core_leave(c)
+        for i in range(wanted.size()):
+            self.cancel(wanted[i].key, wanted[i].recursive)
+        return 0
+
+    cdef int cancel(self, uint64_t key, bint recursive) except -1:
+        cdef Core *c = core()
+        cdef Call call = self.open.get(key)
+        cdef Lane lane
+        cdef uint64_t unique
+        if call is None:
+            return 0
+        if call.stage == WAITING:               # not one step was made: its coroutine, if there is one, ends at once
+            call.stage = DROPPED
+            self.open.pop(key, None)
+            if call.task is None:
+                lane = self.lane_of(call)
+                lane.waiting.remove(call)
+            self.execution.answer_cancelled(call)
+            return 0
+        if recursive:
+            memcpy(&unique, call.t.frame.data, 8)
+            with nogil:
+                core_enter(c)
+                cancel_children(c, unique, False)
+                core_leave(c)
+        call.task.cancel()
+        return 0

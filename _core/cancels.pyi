@@ -1,0 +1,1 @@
+"""Nothing for Python; ``cancels.pxd`` is what other extensions see of cancellation."""

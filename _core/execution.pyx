@@ -1,0 +1,305 @@
+"""One call at the executing side: run it on this thread, encode its outcome, send the answer.
+
+Owns: what a call's outcome is (value, error, cancelled, to be retried), and what this process is for its calls: the
+functions and the instance, hooks around calls, whether it is about to leave on purpose.
+Invariants: a call that was taken is answered once, or this process ends.
+
+Leaves to others: which call is next and where it runs (worker.pyx, pools.pyx, asynccalls.pyx), what a call's frame says
+(invocation.pyx), the bytes of answers (answers.pyx).
+"""
+
+import collections
+
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memset
+from libcpp.vector cimport vector
+
+from ftray._core.answers cimport Yielded, encode_failure, encode_results, send_reply
+from ftray._core.awaits cimport loops_take_back_cpus
+from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
+from ftray._core.context cimport Context, context_begin, context_end
+from ftray._core.events cimport event_end, event_text
+from ftray._core.execqueue cimport exec_post
+from ftray._core.invocation cimport Call, Callables
+from ftray._core.objects cimport ObjectRef, usable
+from ftray._core.productions cimport production_end
+from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
+from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try
+from ftray._core.types cimport TASK_QUIET, TASK_STREAM, Channel, Core, ObjEntry, lock_drop
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, ReplyHead, TaskHead
+from ftray._core.yields cimport is_generator, run_generator
+
+
+cdef class Execution:
+    """Runs single calls; base of the worker's Executor.
+
+    Attributes
+    ----------
+    current : str
+        Name of what runs on the main thread (for the log's prefix), "" when idle.
+    """
+
+    def __cinit__(self):
+        self.callables = Callables()
+        self.actions = collections.deque()
+        self.current = ""
+
+    # --- answers
+
+    cdef int answer(self, Call call, object result, object error) except -1:
+        """Encode the outcome and send it. Never raises for what the user's values are."""
+        cdef Buf b
+        cdef list refs = []
+        cdef uint8_t status = REPLY_OK
+        buf_init(&b)
+        try:
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL:
+                raise MemoryError()
+            if error is None:
+                try:
+                    encode_results(&b, call.name, call.nret, result, refs)
+                    if type(result) is Yielded and (<Yielded>result).error is not None:
+                        status = self.error_status(call, (<Yielded>result).error)
+                except Exception as e:
+                    error = e
+                    refs = []
+                    b.len = sizeof(ReplyHead)
+            result = None
+            if error is not None:
+                status = self.error_status(call, error)
+                from ftray._task_errors import make_task_error
+                import os
+                self.tell_error(call, error)
+                encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.callables.describe()), call.nret)
+                error = None
+            call.release()
+            self.send(call, status, &b, refs)
+        finally:
+            buf_free(&b)
+        return 0
+
+    cdef int answer_cancelled(self, Call call) except -1:
+        """Whatever it was or returned: it was cancelled."""
+        cdef Buf b
+        buf_init(&b)
+        try:
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL:
+                raise MemoryError()
+            call.release()
+            self.send(call, REPLY_CANCELLED, &b, [])
+        finally:
+            buf_free(&b)
+        return 0
+
+    cdef int tell_error(self, Call call, object error) except -1:
+        """What people see of a failure beside its type."""
+        cdef Core *c = core()
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef bytes raw
+        cdef const char *text
+        cdef uint64_t n
+        if c.events == NULL or h.flags & TASK_QUIET:
+            return 0
+        try:
+            raw = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+        except Exception:
+            raw = f"{type(error).__name__} whose str() failed".encode()
+        text = raw
+        n = len(raw)
+        with nogil:
+            core_enter(c)
+            event_text(c, h.id, h.attempt, text, n)
+            core_leave(c)
+        return 0
+
+    cdef uint8_t error_status(self, Call call, object error):
+        if isinstance(error, KeyboardInterrupt) or (self.loop is not None and is_cancellation(error)):
+            return REPLY_CANCELLED
+        if call.retry is True or (call.retry and isinstance(error, call.retry)):
+            return REPLY_RETRY
+        return REPLY_ERROR
+
+    cdef int send(self, Call call, uint8_t status, Buf *b, list refs) except -1:
+        cdef Core *c = core()
+        cdef Channel *ch = call.t.ch
+        cdef ReplyHead *r = <ReplyHead *>b.data
+        cdef vector[ObjEntry *] inner
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef bint brought = h.ndeps + h.nested > 0
+        cdef uint64_t ended
+        cdef bint beside = self.beside
+        cdef bint streams = h.flags & TASK_STREAM
+        memset(r, 0, sizeof(ReplyHead))
+        r.status = status
+        r.nret = call.nret if status != REPLY_CANCELLED else 0
+        for ref in refs:
+            inner.push_back(usable(<ObjectRef>ref))
+        if core_try(c):
+            if streams:
+                production_end(c, ch, call.t.seq)
+            ended = event_end(c, h.id, not beside, ch)
+            send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
+            if self.loop is not None:
+                lock_drop(&c.lock)
+                self.flush_soon()
+            else:
+                core_leave(c)
+        else:
+            with nogil:
+                core_enter(c)
+                if streams:
+                    production_end(c, ch, call.t.seq)
+                ended = event_end(c, h.id, not beside, ch)
+                send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
+                core_leave(c)
+        self.finished += 1
+        return 0
+
+    # --- running
+
+    cdef int execute(self, Call call) except -1:
+        """Run one call on this thread. 1: it has called exit_actor(), so that it is not answered."""
+        cdef Core *c = core()
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef Context saved
+        cdef object result = None, error = None
+        cdef bint begun = False
+        context_begin(&saved, h.id, h.call_id, call.key, h.attempt, h.depth)
+        try:
+            if h.flags & HEAD_IN_GROUP or self.in_group:
+                self.enter_group(call)
+            self.callables.decode(call)
+            if self.instance is None:
+                self.current = call.name
+            elif not self.beside:
+                self.method = call.method
+                self.label = call.name
+            if self.before_call is not None:
+                self.before_call(call.method)
+            begun = True
+            if call.kwargs is None:
+                result = call.function(*call.args)
+            else:
+                result = call.function(*call.args, **call.kwargs)
+            if h.flags & TASK_STREAM or is_generator(result):
+                result = run_generator(call, result, self.callables)
+        except SystemExit as e:
+            if not (self.left or call.exits):
+                self.leave(e)
+        except BaseException as e:
+            error = e
+        if self.left or call.exits:
+            context_end(&saved)
+            if begun:
+                self.after(call, None)
+            return 1
+        if c.cancel_key == call.key:
+            if self.instance is not None:
+                call.cancelled = True           # a method is only told
+            elif error is not None:
+                error = KeyboardInterrupt()     # whatever the interruption looked like from inside
+        c.running_key = 0
+        if c.lent:
+            with nogil:
+                core_enter(c)
+                loops_take_back_cpus(c)
+                core_leave(c)
+        self.method = None
+        context_end(&saved)
+        if call.name is None:
+            call.name = "?"
+            call.nret = h.nret
+        if begun and self.after_call is not None:
+            error = self.after(call, error)
+        if error is None and call.cancelled:
+            self.answer_cancelled(call)
+        else:
+            self.answer(call, result, error)
+        c.running_ch = NULL
+        return 0
+
+    cdef int enter_group(self, Call call) except -1:
+        """What the call submits knows the placement group that the call is in."""
+        from ftray._core.calls import enter_group
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef uint64_t at
+        self.in_group = h.flags & HEAD_IN_GROUP != 0
+        if not self.in_group:
+            enter_group(None)
+        elif call.t.frame.size >= sizeof(TaskHead) + GROUP_SIZE:
+            at = call.t.frame.size - GROUP_SIZE
+            enter_group(call.t.frame.data[at:at + GROUP_SIZE])
+        else:
+            raise RuntimeError("the frame of a call is cut short")
+        return 0
+
+    cdef object after(self, Call call, object error):
+        """The checkpoint session's hook; returns the error that the call ends with."""
+        if self.after_call is None or self.left:
+            return error                        # the end of the session counts the call that ends the actor
+        try:
+            self.after_call(call.method or "?")
+        except Exception as e:
+            return e
+        return error
+
+    def leave(self, error):
+        """The user's code ends the process (sys.exit): as if it had died, but with its own code."""
+        import os
+        import sys
+        code = error.code
+        if not isinstance(code, int):
+            if code is not None:
+                print(code, file=sys.stderr)
+            code = 0 if code is None else 1
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        flush_all()
+        os._exit(code & 0xFF)
+
+    # --- between calls
+
+    def post(self, action):
+        """Have `action` run soon on the main thread (the event loop of an async actor), between two calls. Any thread."""
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(action)
+            return
+        self.actions.append(action)
+        with nogil:
+            core_enter(core())
+            exec_post(core())
+            core_leave(core())
+
+    def run_actions(self):
+        while self.actions:
+            self.actions.popleft()()
+
+    cdef int flush_soon(self) except -1:
+        """Answers of one turn of the event loop leave together."""
+        if not self.flush_due:
+            self.flush_due = True
+            self.loop.call_soon(self.flush_async)
+        return 0
+
+    def flush_async(self):
+        self.flush_due = False
+        flush_all()
+
+
+cdef bint is_cancellation(object error):
+    import asyncio
+    return isinstance(error, asyncio.CancelledError)
+
+
+cdef void flush_all() noexcept:
+    """Everything written so far leaves this process."""
+    cdef Core *c = core()
+    with nogil:
+        core_enter(c)
+        core_poll(c)
+        core_leave(c)
+
+
+def flush():
+    """Send everything that this process has written so far."""
+    flush_all()

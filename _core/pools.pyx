@@ -1,0 +1,97 @@
+"""The threads of an actor with `max_concurrency` > 1 or with concurrency groups: a pool for each group.
+
+Owns: the calls that were taken off the queue and are not answered (`open`), and their stage. Invariants: a call changes
+its stage under the GIL without running Python code in between, so that it either runs or is dropped as cancelled; calls
+of one group begin in the order in which they came; after exit_actor() nothing begins, and the process leaves when what
+runs has ended.
+
+Leaves to others: running a call (execution.pyx), taking calls off the queue (worker.pyx).
+"""
+
+import queue
+import threading
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from ftray._core.cancels cimport cancel_children
+from ftray._core.context cimport context
+from ftray._core.execution cimport Execution
+from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call
+from ftray._core.runtime cimport core, core_enter, core_leave
+from ftray._core.types cimport Core
+from ftray._core.wire cimport TaskHead
+
+
+cdef class Pools:
+    """Threads by concurrency group, for one actor."""
+
+    def __init__(self, Execution execution, int max_concurrency, dict groups):
+        self.execution = execution
+        self.open = {}
+        self.queues = {}
+        for group, threads in {"": max_concurrency, **groups}.items():
+            self.queues[group] = queue.SimpleQueue()
+            for i in range(threads):
+                name = f"ftray-call-{group}-{i}" if group else f"ftray-call-{i}"
+                threading.Thread(target=self.serve, args=(self.queues[group],), name=name, daemon=True).start()
+
+    cdef int hand(self, Call call) except -1:
+        """Give a call to the threads of its group."""
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        group = ""
+        if len(self.queues) > 1:
+            try:
+                group = self.execution.callables.lookup(call.t.ch, h.fn)[3]
+            except Exception:
+                group = ""                      # whoever runs it finds the same error, and answers with it
+        self.open[call.key] = call
+        (self.queues.get(group) or self.queues[""]).put(call)
+        return 0
+
+    def serve(self, calls):
+        """One thread."""
+        cdef Call call
+        while True:
+            call = calls.get()
+            if call.stage == WAITING and not self.execution.exiting:
+                call.stage = RUNNING
+                self.execution.execute(call)
+                self.open.pop(call.key, None)
+                if self.execution.exiting:
+                    self.leave_when_done()
+            call = None
+
+    cdef int cancel(self, uint64_t key, bint recursive) except -1:
+        """A caller wants a call cancelled: it is dropped, or told when it runs already."""
+        cdef Core *c = core()
+        cdef Call call = self.open.get(key)
+        cdef uint64_t unique
+        if call is None:
+            return 0
+        if call.stage == WAITING:
+            call.stage = DROPPED
+            self.open.pop(key, None)
+            self.execution.answer_cancelled(call)
+        elif call.stage == RUNNING:
+            call.cancelled = True
+            if recursive:
+                memcpy(&unique, call.t.frame.data, 8)
+                with nogil:
+                    core_enter(c)
+                    cancel_children(c, unique, False)
+                    core_leave(c)
+        return 0
+
+    cdef Call current(self):
+        """The call that the calling code belongs to, None when it belongs to none."""
+        return self.open.get(context().key)
+
+    cdef int leave_when_done(self) except -1:
+        """exit_actor() was called: go when nothing runs any more."""
+        cdef Call call
+        for call in list(self.open.values()):
+            if call.stage == RUNNING:
+                return 0
+        self.execution.post(self.execution.on_exit)
+        return 0
