@@ -220,6 +220,7 @@ OWNER = """
 """
 
 
+@pytest.mark.runtime(num_cpus=3)  # one of its own: a second job is remembered
 def test_a_detached_actor_outlives_the_driver_that_made_it(start_driver, shared_runtime):
     address = ray.init(ignore_reinit_error=True).address_info["address"]
     driver = start_driver(OWNER, args=[address], env={"FTRAY_TMPDIR": str(shared_runtime.base)})
