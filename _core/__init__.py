@@ -32,6 +32,7 @@ from ftray._core.session import (
     detach,
     inbox_close,
     inbox_next,
+    set_memory_retries,
 )
 from ftray._core.waits import wait
 
@@ -62,6 +63,7 @@ __all__ = [
     "next_actor_id",
     "put",
     "segment_stats",
+    "set_memory_retries",
     "tell_node",
     "wait",
 ]

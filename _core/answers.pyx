@@ -8,7 +8,7 @@ holds it back as long as an acknowledgement is missing), for it ends the protect
 Leaves to others: running calls, and which status an outcome has (worker.pyx).
 """
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -19,6 +19,7 @@ from ftray._core.channel cimport FRAME_HEADER, F_REPLY, FrameHeader, chan_begin,
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.puts cimport place_shared
 from ftray._core.refs cimport refs_drain, refs_expose, refs_register
+from ftray._core.rules cimport REPLY_LAST
 from ftray._core.runtime cimport core
 from ftray._core.segments cimport segments_drain
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_error, encode_into
@@ -137,6 +138,7 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, v
     cdef char *p
     cdef ReplyTimes times
     cdef bint gated
+    cdef uint8_t flags = REPLY_LAST if c.spent else 0
     ch.exec_pending -= 1
     if ch.state != CH_OPEN:
         return
@@ -163,13 +165,13 @@ cdef void send_reply(Core *c, Channel *ch, uint64_t seq, bint brought, Buf *b, v
         size += sizeof(ReplyTimes)
     gated = c.pending_adds != 0 and (brought or not inner.empty())
     if not gated:
-        p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
+        p = chan_begin(c, ch, size, F_REPLY, flags, 0, seq)
     else:
         frame.resize(size)
         h = <FrameHeader *>frame.data()
         h.size = <uint32_t>size
         h.kind = F_REPLY
-        h.flags = 0
+        h.flags = flags
         h.aux = 0
         h.seq = seq
         p = <char *>frame.data() + FRAME_HEADER

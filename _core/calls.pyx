@@ -68,7 +68,7 @@ cdef uint32_t function_index(Core *c, bytes definition) except? 0xFFFFFFFF:
     return index
 
 
-cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request, bytes group) except NULL:
+cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request, bytes group, uint32_t window) except NULL:
     """The scheduling class of this key (tasks that can share a worker), made when first used."""
     cdef SchedClass *k
     cdef const char *p = request
@@ -84,6 +84,8 @@ cdef SchedClass *sched_class(Core *c, uint64_t key, bytes request, bytes group) 
             k.key = key
             k.request.assign(p, n)
             k.group.assign(g, m)
+            if window:
+                k.window = min(k.window, window)
             c.classes[key] = k
         core_leave(c)
     return k
@@ -148,6 +150,7 @@ cdef TaskRec *new_record(Blob *args, uint32_t fn, int nret, int max_retries, lis
     t.fn = fn
     t.nret = <uint16_t>nret if nret >= 0 else 1
     t.retries_left = max_retries
+    t.retriable = max_retries != 0
     t.ndeps = <uint16_t>n
     t.nnested = <uint16_t>(m + (1 if handle != NULL else 0))
     if n + t.nnested:
@@ -255,8 +258,8 @@ cdef class FunctionCaller:
     """Base of RemoteFunction: everything that a call needs, bound to the running session on first use.
 
     Subclasses give `_bind()`, which starts ftray if need be and returns ``(definition, class_key, request, num_returns,
-    max_retries, group)``. It is asked again when the placement group that the calling code runs in is another one.
-    num_returns: -1 for "dynamic", -2 - n for "streaming" with n items that may be unconsumed (0: no bound).
+    max_retries, max_calls, group)``. It is asked again when the placement group that the calling code runs in is another
+    one. num_returns: -1 for "dynamic", -2 - n for "streaming" with n items that may be unconsumed (0: no bound).
     """
 
     cdef uint64_t session, bound
@@ -289,10 +292,10 @@ cdef class FunctionCaller:
     cdef int bind(self) except -1:
         cdef Core *c = core()
         cdef uint64_t bound = bindings
-        definition, key, request, nret, max_retries, group = self._bind()
+        definition, key, request, nret, max_retries, max_calls, group = self._bind()
         check_usable()
         self.fn = function_index(c, definition)
-        self.cls = sched_class(c, key, request, group)
+        self.cls = sched_class(c, key, request, group, max_calls)
         self.nret = nret
         self.max_retries = max_retries
         self.session = c.session
@@ -436,10 +439,11 @@ def method_definition(str name, str group="", str label="", bytes retry=b""):
     return out + retry
 
 
-def function_definition(str name, bytes retry, bytes function):
-    """The definition of a function: its name, pickled retry_exceptions, and the pickled function."""
+def function_definition(str name, bytes retry, bytes function, uint32_t max_calls=0):
+    """The definition of a function: its name, max_calls (0: no limit), pickled retry_exceptions, and the pickled function."""
     raw = name.encode()[:1000]
-    return bytes([DEF_FUNCTION]) + len(raw).to_bytes(2, "little") + raw + len(retry).to_bytes(4, "little") + retry + function
+    head = bytes([DEF_FUNCTION]) + len(raw).to_bytes(2, "little") + raw + max_calls.to_bytes(4, "little")
+    return head + len(retry).to_bytes(4, "little") + retry + function
 
 
 def encode_constructor_args(tuple args, dict kwargs):

@@ -30,7 +30,7 @@ from ftray._core.segments cimport segment_gone, segment_map, segments_process_di
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
 from ftray._core.types cimport CH_BROKEN, OBJ_INLINE, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, blob_copy, futex_wake
 from ftray._core.values cimport boxes_end, values_set_answer
-from ftray._core.wire cimport ERR_GROUP_REMOVED, ERR_HEAD_DIED, ERR_UNSCHEDULABLE
+from ftray._core.wire cimport ERR_GROUP_REMOVED, ERR_HEAD_DIED, ERR_RUNTIME_ENV, ERR_UNSCHEDULABLE
 
 
 cdef void dispatch_install() noexcept nogil:
@@ -166,15 +166,29 @@ cdef void on_actor_state(Core *c, char *body, uint32_t n) noexcept nogil:
         actor_on_state(c, <Id16 *>body, <uint8_t>body[16], incarnation, &worker, body + 63 + name, size)
 
 
+cdef uint8_t infeasible_code(uint8_t fatal) noexcept nogil:
+    """The error of a class that cannot be served, by LEASE_INFEASIBLE's field."""
+    if fatal == 2:
+        return ERR_RUNTIME_ENV
+    return ERR_GROUP_REMOVED if fatal == 3 else ERR_UNSCHEDULABLE
+
+
 cdef void on_lease_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
     cdef uint64_t key, lease
     cdef Id28 worker
     cdef uint16_t size
-    if h.kind == N_LEASE_GRANT and h.size >= 44:
+    cdef uint32_t assigned = 0
+    if h.kind == N_LEASE_GRANT and h.size >= 58:
         memcpy(&key, body, 8)
         memcpy(&lease, body + 8, 8)
         memcpy(worker.b, body + 16, 28)
-        lease_granted(c, key, lease, &worker)
+        # u32 slot, u32 pid, str socket, blob devices
+        body += 52
+        memcpy(&size, body, 2)
+        if h.size >= 58 + <uint32_t>size:
+            memcpy(&assigned, body + 2 + size, 4)
+            assigned = min(assigned, h.size - 58 - size)
+        lease_granted(c, key, lease, &worker, body + 6 + size, assigned)
     elif h.kind == N_LEASE_RECLAIM and h.size >= 8:
         memcpy(&lease, body, 8)
         lease_reclaim(c, lease)
@@ -182,7 +196,7 @@ cdef void on_lease_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
         memcpy(&key, body, 8)
         memcpy(&size, body + 9, 2)
         if body[8]:
-            class_fail(c, key, ERR_GROUP_REMOVED if body[8] == 3 else ERR_UNSCHEDULABLE, body + 11, min(<uint32_t>size, h.size - 11))
+            class_fail(c, key, infeasible_code(<uint8_t>body[8]), body + 11, min(<uint32_t>size, h.size - 11))
         else:
             to_inbox(c, h.kind, body, h.size)
 

@@ -121,7 +121,8 @@ static inline void event_failed(Core *c, TaskRec *t, uint32_t attempt, uint8_t e
 static inline void event_renewed(Core *c, TaskRec *t) { t->submitted = event_short(c); t->pushed = 0; }
 // What a process's death means, as its report (WORKER_DIED) has it.
 static inline uint8_t event_death(const char *report, uint64_t size, uint8_t crashed) {
-    return size > 32 && report[32] == 3 ? (uint8_t)EV_OUT_OF_MEMORY : crashed;
+    const uint8_t kind = size > 32 ? (uint8_t)report[32] : 0;
+    return kind == 3 || kind == 7 || kind == 8 ? (uint8_t)EV_OUT_OF_MEMORY : crashed;
 }
 
 // Executing process: returns when the call began. `main_thread`: calls come one after another; what follows another at

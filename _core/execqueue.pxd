@@ -10,6 +10,7 @@ cdef enum:
     EXEC_ACTOR_START = 1     # seq of an ExecTask without channel
     EXEC_TERMINATE = 2
     EXEC_ACTION = 3
+    EXEC_ASSIGN = 4
 
 cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil

@@ -9,13 +9,14 @@ from libc.string cimport memcpy, memset
 from libcpp.deque cimport deque
 
 from ftray._core.cancels cimport cancel_children, cancel_kill
-from ftray._core.channel cimport (F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin, chan_commit)
+from ftray._core.channel cimport (F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin,
+                                  chan_commit)
 from ftray._core.events cimport event_begin
 from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
 from ftray._core.productions cimport production_begin
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_GIVEN_BACK
 from ftray._core.types cimport (CH_OPEN, OBJ_OWNED, TASK_STREAM, Blob, CancelAsk, Channel, Core, ExecTask, blob_copy, blob_drop, call_key,
-                                store64)
+                                store32, store64)
 from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE, KIND_TASK, ReplyHead, TaskHead
 
 cdef enum:
@@ -87,7 +88,7 @@ cdef void on_call(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) 
     cdef TaskHead *t = <TaskHead *>body
     if n < sizeof(TaskHead) or t.args_size > n - sizeof(TaskHead):
         return
-    if c.blocked_depth > 0 and t.kind == KIND_TASK:
+    if (c.blocked_depth > 0 or c.spent) and t.kind == KIND_TASK:
         exec_reply_status(c, ch, h.seq, REPLY_GIVEN_BACK, 1)
         return
     push(c, ch, h.seq, blob_copy(body, n))
@@ -116,7 +117,7 @@ cdef void give_back(Core *c, Channel *ch, uint64_t wanted) noexcept nogil:
 
 
 cdef void exec_give_back_all(Core *c) noexcept nogil:
-    """This process has to wait inside a plain task: nothing may wait behind it."""
+    """This process has to wait inside a plain task, or begins no further one: nothing may wait here."""
     cdef ExecTask t
     cdef deque[ExecTask] keep
     while not c.exec_queue.empty():
@@ -147,6 +148,7 @@ cdef uint64_t exec_begin(Core *c, ExecTask *out) noexcept nogil:
     if out.ch.map != NULL:
         store64(&out.ch.out.h.started, out.seq)
     if not c.beside:
+        store32(&c.me.busy, 1)
         c.running_ch = out.ch
         c.running_key = call_key(out.ch, out.seq)
         memcpy(&c.running_unique, out.frame.data, 8)
@@ -195,6 +197,8 @@ cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t 
         give_back(c, ch, h.seq)
     elif h.kind == F_CANCEL:
         on_cancel(c, ch, h.seq, h.flags)
+    elif h.kind == F_ASSIGN:
+        push(c, NULL, EXEC_ASSIGN, blob_copy(body, n))
     else:
         return False
     return True

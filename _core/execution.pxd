@@ -26,6 +26,7 @@ cdef class Execution:
     cdef int answer_cancelled(self, Call call) except -1
     cdef int send(self, Call call, uint8_t status, Buf *b, list refs) except -1
     cdef int execute(self, Call call) except -1
+    cdef int count(self, list left) except -1
     cdef uint8_t error_status(self, Call call, object error)
     cdef int flush_soon(self) except -1
     cdef int tell_error(self, Call call, object error) except -1

@@ -19,13 +19,13 @@ from ftray._core.awaits cimport loops_take_back_cpus
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
 from ftray._core.context cimport Context, context_begin, context_end
 from ftray._core.events cimport event_end, event_text
-from ftray._core.execqueue cimport exec_post
+from ftray._core.execqueue cimport exec_give_back_all, exec_post
 from ftray._core.invocation cimport Call, Callables
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.productions cimport production_end
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try
-from ftray._core.types cimport TASK_QUIET, TASK_STREAM, Channel, Core, ObjEntry, lock_drop
+from ftray._core.types cimport TASK_QUIET, TASK_STREAM, Channel, Core, ObjEntry, lock_drop, store32
 from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, ReplyHead, TaskHead
 from ftray._core.yields cimport is_generator, run_generator
 
@@ -211,11 +211,27 @@ cdef class Execution:
             call.nret = h.nret
         if begun and self.after_call is not None:
             error = self.after(call, error)
+        if call.left is not None:
+            self.count(call.left)
         if error is None and call.cancelled:
             self.answer_cancelled(call)
         else:
             self.answer(call, result, error)
         c.running_ch = NULL
+        if not self.beside:
+            store32(&c.me.busy, 0)
+        if c.spent:
+            with nogil:
+                core_enter(c)
+                exec_give_back_all(c)
+                core_leave(c)
+        return 0
+
+    cdef int count(self, list left) except -1:
+        """One run of a function with `max_calls` is over; after the last one this process begins no further call."""
+        left[0] -= 1
+        if left[0] == 0:
+            core().spent = True
         return 0
 
     cdef int enter_group(self, Call call) except -1:

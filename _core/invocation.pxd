@@ -22,6 +22,7 @@ cdef class Call:
     cdef str name               # for errors and logs
     cdef str method             # of an actor: its own name
     cdef object retry           # None, True or a tuple of exception classes
+    cdef list left              # [how often the function may still be run here], None without a limit
     cdef tuple args
     cdef dict kwargs
     cdef list keep              # refs of the top-level arguments
@@ -31,7 +32,7 @@ cdef class Call:
 
 
 cdef class Callables:
-    cdef dict loaded            # definition bytes -> (callable, name, retry, concurrency group, method)
+    cdef dict loaded            # definition bytes -> (callable, name, retry, concurrency group, method, calls left or None)
     cdef object instance        # the actor that lives here, or None
     cdef str class_name
     cdef object entry_points    # methods that the checkpoint session serves itself

@@ -66,10 +66,11 @@ cdef class Callables:
             self.before_load = None
         at = 3 + int.from_bytes(definition[1:3], "little")
         name = definition[3:at].decode("utf-8", "replace")
-        size = int.from_bytes(definition[at:at + 4], "little")
-        at += 4
+        max_calls = int.from_bytes(definition[at:at + 4], "little")
+        size = int.from_bytes(definition[at + 4:at + 8], "little")
+        at += 8
         retry = unpickle_function(definition[at:at + size]) if size else None
-        return unpickle_function(definition[at + size:]), name, retry, "", name
+        return unpickle_function(definition[at + size:]), name, retry, "", name, [max_calls] if max_calls else None
 
     cdef tuple load_method(self, bytes definition, unpickle):
         """See `method_definition` in calls.pyx."""
@@ -86,7 +87,7 @@ cdef class Callables:
         if function is None:
             function = own_method(self.instance, name) if name.startswith("__ray_") else getattr(self.instance, name)
         retry = unpickle(definition[at:]) if at < len(definition) else None
-        return function, label or f"{self.class_name}.{name}", retry, group, name
+        return function, label or f"{self.class_name}.{name}", retry, group, name, None
 
     cdef str describe(self):
         """The actor that lives here, for error messages."""
@@ -106,7 +107,7 @@ cdef class Callables:
         cdef list values = None
         cdef uint16_t i
         call.nret = h.nret
-        call.function, call.name, call.retry, _, call.method = self.lookup(call.t.ch, h.fn)
+        call.function, call.name, call.retry, _, call.method, call.left = self.lookup(call.t.ch, h.fn)
         p += sizeof(TaskHead)
         if h.flags & TASK_STREAM:
             p += sizeof(StreamStart)

@@ -9,9 +9,10 @@ means for the calls on a lease (tasks.pyx).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
-from ftray._core.channel cimport FRAME_HEADER, F_TAKE_BACK, chan_begin, chan_commit, chan_connect, chan_no_descriptors
+from ftray._core.channel cimport FRAME_HEADER, F_ASSIGN, F_TAKE_BACK, chan_begin, chan_commit, chan_connect, chan_no_descriptors
 from ftray._core.nodelink cimport node_lease_request, node_lease_return
 from ftray._core.outcomes cimport task_fail
 from ftray._core.pushes cimport task_push
@@ -21,6 +22,7 @@ from ftray._core.wire cimport ERR_NO_DESCRIPTORS
 
 cdef enum:
     IDLE_LEASE_NS = 100000000       # an idle lease is kept this long for the next call
+    LEASE_SPENT = 2                 # of LEASE_RETURN: the worker leaves as soon as nobody needs what it owns
     STALE_NS = 1000000              # a loaded worker without an answer for so long has calls taken back for an idle one
 
 
@@ -48,8 +50,8 @@ cdef void lease_is_idle(Core *c, Lease *l) noexcept nogil:
     l.idle_since_ns = now
     if k.asked:
         node_lease_request(c, k, leases_wanted(k))
-    if l.reclaimed:
-        drop_lease(c, l, 1)
+    if l.reclaimed or l.spent:
+        drop_lease(c, l, LEASE_SPENT if l.spent else 1)
         return
     set_timer(c, now + (STALE_NS if k.leases.size() > 1 else IDLE_LEASE_NS))
 
@@ -70,8 +72,9 @@ cdef void drop_lease(Core *c, Lease *l, uint8_t reusable) noexcept nogil:
     del l
 
 
-cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *worker) noexcept nogil:
-    """A worker is ours; it gets what waits, or goes straight back when nothing does."""
+cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *worker, const char *assigned, uint32_t size) noexcept nogil:
+    """A worker is ours; it is told its devices (if that is news to it), then gets what waits, or goes straight back."""
+    cdef char *p
     cdef SchedClass *k
     cdef Lease *l
     cdef Channel *ch
@@ -92,6 +95,10 @@ cdef void lease_granted(Core *c, uint64_t class_key, uint64_t lease_id, Id28 *wo
         node_lease_return(c, lease_id, 0)
         class_pump(c, k)
         return
+    if size:
+        p = chan_begin(c, ch, FRAME_HEADER + size, F_ASSIGN, 0, 0, 0)
+        memcpy(p, assigned, size)
+        chan_commit(c, ch, FRAME_HEADER + size)
     l = new Lease()
     l.id = lease_id
     l.cls = k

@@ -1,6 +1,6 @@
 """Rules about tasks and leases: pure functions of the records, without I/O."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from ftray._core.types cimport Channel, Lease, SchedClass, TaskList, TaskRec
 
 cdef enum Verdict:
@@ -10,6 +10,7 @@ cdef enum Verdict:
     FAIL_UNAVAILABLE = 4  # an actor call that was under way when the actor died; the actor comes back
     FAIL_ACTOR_DEAD = 5
     COMPLETE = 6         # take the values of the reply
+    RUN_LATER = 7        # its process was ended for its memory: again, after a pause
 
 cdef enum ReplyStatus:
     REPLY_OK = 0
@@ -19,10 +20,12 @@ cdef enum ReplyStatus:
     REPLY_RETRY = 4      # an exception that `retry_exceptions` names
 
 cdef enum:
-    WINDOW = 256         # calls in flight per lease
     MAX_ASKED = 64
+    REPLY_LAST = 1       # flag of the frame: the worker begins no further call
 
 cdef Verdict after_death(TaskRec *t, bint started, bint actor_dead) noexcept nogil
+cdef Verdict after_memory_kill(TaskRec *t, bint started, bint final, int32_t limit) noexcept nogil
+cdef uint64_t memory_pause_ns(TaskRec *t, uint64_t first_ns) noexcept nogil
 cdef Verdict after_reply(TaskRec *t, int status) noexcept nogil
 cdef Lease *pick_lease(SchedClass *k) noexcept nogil
 cdef uint32_t leases_wanted(SchedClass *k) noexcept nogil

@@ -33,6 +33,27 @@ cdef Verdict after_death(TaskRec *t, bint started, bint actor_dead) noexcept nog
     return FAIL_UNAVAILABLE if t.actor != NULL else FAIL_CRASHED
 
 
+cdef Verdict after_memory_kill(TaskRec *t, bint started, bint final, int32_t limit) noexcept nogil:
+    """The memory monitor ended the plain worker that had this call: that uses up no retry, but a task that must not be
+    repeated is not, and the last one of its owner (`final`) has nothing that could make room for it."""
+    if t.flags & TASK_CANCELLED:
+        return FAIL_CANCELLED
+    if not started:
+        return RUN_AGAIN
+    if final or not t.retriable or (limit >= 0 and t.memory_kills >= <uint32_t>limit):
+        return FAIL_CRASHED
+    t.memory_kills += 1
+    t.attempt += 1
+    return RUN_LATER
+
+
+cdef uint64_t memory_pause_ns(TaskRec *t, uint64_t first_ns) noexcept nogil:
+    """How long a task that was ended for its memory waits: doubled each time, at most a minute."""
+    cdef uint64_t most_ns = <uint64_t>60 * 1000000000
+    cdef uint32_t doublings = t.memory_kills - 1 if t.memory_kills else 0
+    return most_ns if doublings > 30 or first_ns > most_ns >> doublings else first_ns << doublings
+
+
 cdef Verdict after_reply(TaskRec *t, int status) noexcept nogil:
     """The process that had this call has answered."""
     if status == REPLY_CANCELLED:
@@ -51,7 +72,7 @@ cdef Lease *pick_lease(SchedClass *k) noexcept nogil:
     cdef size_t i
     for i in range(k.leases.size()):
         l = k.leases[i]
-        if l.broken or l.paused or l.reclaimed or l.ch.state != CH_OPEN or l.ch.ninflight >= WINDOW:
+        if l.broken or l.paused or l.reclaimed or l.spent or l.ch.state != CH_OPEN or l.ch.ninflight >= k.window:
             continue
         if best == NULL or l.ch.ninflight < best.ch.ninflight:
             best = l
@@ -139,6 +160,7 @@ cdef class TaskRules:
 
     def __init__(self, int retries, bint actor=False):
         self.rec.retries_left = retries
+        self.rec.retriable = retries != 0
         self.rec.actor = <ActorClientPtr>1 if actor else NULL
 
     def cancel(self):
@@ -146,6 +168,12 @@ cdef class TaskRules:
 
     def died(self, bint started, bint actor_dead=False):
         return verdict_name(after_death(&self.rec, started, actor_dead))
+
+    def ended_for_memory(self, bint started, bint final=False, int limit=-1):
+        return verdict_name(after_memory_kill(&self.rec, started, final, limit))
+
+    def memory_pause_ns(self, uint64_t first_ns):
+        return memory_pause_ns(&self.rec, first_ns)
 
     def replied(self, int status):
         return verdict_name(after_reply(&self.rec, status))
@@ -161,7 +189,7 @@ cdef class TaskRules:
 
 cdef verdict_name(Verdict v):
     return {RUN_AGAIN: "run_again", FAIL_CRASHED: "crashed", FAIL_CANCELLED: "cancelled", FAIL_UNAVAILABLE: "unavailable",
-            FAIL_ACTOR_DEAD: "actor_dead", COMPLETE: "complete"}[v]
+            FAIL_ACTOR_DEAD: "actor_dead", COMPLETE: "complete", RUN_LATER: "run_later"}[v]
 
 
 cdef class LeaseRules:
@@ -169,8 +197,9 @@ cdef class LeaseRules:
 
     cdef SchedClass k
 
-    def __init__(self, loads, uint64_t queued=0):
+    def __init__(self, loads, uint64_t queued=0, uint32_t window=256):
         cdef Lease *l
+        self.k.window = window
         self.k.queue.n = queued
         for n in loads:
             l = new Lease()
@@ -189,11 +218,12 @@ cdef class LeaseRules:
             t = list_pop(&self.k.queue)
             del t
 
-    def set(self, size_t i, *, broken=False, paused=False, last_reply_ns=0, taking_back=0, connected=True):
+    def set(self, size_t i, *, broken=False, paused=False, spent=False, last_reply_ns=0, taking_back=0, connected=True):
         cdef Lease *l = self.k.leases[i]
         l.ch.state = CH_OPEN if connected else CH_BROKEN
         l.broken = broken
         l.paused = paused
+        l.spent = spent
         l.taking_back = taking_back
         l.ch.last_reply_ns = last_reply_ns
 

@@ -27,7 +27,7 @@ from ftray._core.nodelink cimport node_flush, node_readable
 from ftray._core.refs cimport refs_drain
 from ftray._core.segments cimport segment_take_dead, segments_drain, segments_next_trim_ms, segments_trim
 from ftray._core.store cimport DeadMapping, bury as bury_mapping
-from ftray._core.tasks cimport tasks_run_ready
+from ftray._core.tasks cimport tasks_delayed, tasks_run_ready
 from ftray._core.values cimport boxes_end
 from ftray._core.types cimport (CH_CONNECTING, Channel, Core, cas64, cpu_relax, full_fence, futex_wait, futex_wake, load64,
                                 lock_drop, lock_take, lock_try, mono_ns, store32, store64, swap32, take64)
@@ -230,6 +230,7 @@ cdef bint core_poll(Core *c) noexcept nogil:
         now = mono_ns()
         if now >= c.timer_ns:
             leases_idle(c, now)
+            tasks_delayed(c, now)
             actors_pump_waiting(c)
             cancel_due_kills(c, now)
     settle(c)

@@ -93,6 +93,13 @@ def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id
             core_leave(c)
 
 
+def set_memory_retries(int retries, uint64_t delay_ms):
+    """How often a task that the memory monitor ended is run again (-1: without bound), and the first pause before that."""
+    cdef Core *c = core()
+    c.memory_retries = retries
+    c.memory_delay_ns = delay_ms * 1000000
+
+
 cdef int map_board(Core *c, int fd) except -1:
     cdef uint32_t header[4]
     import os

@@ -8,5 +8,6 @@ cdef void task_submit(Core *c, TaskRec *t) noexcept nogil
 cdef void tasks_run_ready(Core *c) noexcept nogil
 cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t size) noexcept nogil
+cdef void tasks_delayed(Core *c, uint64_t now_ns) noexcept nogil
 cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil
 cdef void task_forget_waits(TaskRec *t) noexcept nogil

@@ -21,13 +21,18 @@ from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, even
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
 from ftray._core.outcomes cimport complete, fail_crashed, task_fail, tasks_fail_dep
 from ftray._core.refs cimport refs_borrower
-from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_OK, RUN_AGAIN, Verdict, after_death, after_reply, list_insert,
-                                list_pop, list_push, list_remove)
+from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_LAST, REPLY_OK, RUN_AGAIN, RUN_LATER, Verdict, after_death,
+                                after_memory_kill, after_reply, list_insert, list_pop, list_push, list_remove, memory_pause_ns)
 from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, TASK_CANCELLED, TASK_HELD, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec,
                                 Waiter, load64, mono_ns)
 from ftray._core.values cimport entry_add_waiter, entry_set_error
 from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, ERR_OWNER_DIED, REPLY_TIMES, ReplyHead, ReplyTimes
+
+
+cdef enum:
+    DEATH_MEMORY = 7            # kinds of a WORKER_DIED frame: the memory monitor ended it,
+    DEATH_MEMORY_FINAL = 8      # and what it ran is not to be retried
 
 
 # --- submission -----------------------------------------------------------------------------------------------------
@@ -167,6 +172,7 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
             l.paused |= h.aux
         else:
             l.paused = 0
+            l.spent |= h.flags & REPLY_LAST
     if t.actor == NULL or r.status != REPLY_GIVEN_BACK:
         ch.last_reply_ns = 0 if ch.ninflight == 0 else mono_ns()
     k = t.cls
@@ -193,15 +199,67 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
 
 # --- deaths ---------------------------------------------------------------------------------------------------------
 
+cdef void delay(Core *c, TaskRec *t, uint64_t pause_ns) noexcept nogil:
+    """Have a task wait: it stands with those that wait for dependencies until the timer finds it due."""
+    t.state = TASK_WAITS_DEPS
+    t.due_ns = mono_ns() + pause_ns
+    list_push(&c.waiting, t)
+    if c.delayed_ns == 0 or t.due_ns < c.delayed_ns:
+        c.delayed_ns = t.due_ns
+    wake_at(c, c.delayed_ns)
+
+
+cdef void wake_at(Core *c, uint64_t at_ns) noexcept nogil:
+    if c.timer_ns == 0 or at_ns < c.timer_ns:
+        c.timer_ns = at_ns
+
+
+cdef void tasks_delayed(Core *c, uint64_t now_ns) noexcept nogil:
+    """Timer: tasks whose pause is over go back to their queues."""
+    cdef vector[TaskRec *] due
+    cdef vector[SchedClass *] classes
+    cdef TaskRec *t = c.waiting.head
+    cdef size_t i
+    if c.delayed_ns == 0:
+        return
+    if now_ns < c.delayed_ns:
+        wake_at(c, c.delayed_ns)
+        return
+    c.delayed_ns = 0
+    while t != NULL:
+        if t.due_ns and t.due_ns <= now_ns:
+            due.push_back(t)
+        elif t.due_ns and (c.delayed_ns == 0 or t.due_ns < c.delayed_ns):
+            c.delayed_ns = t.due_ns
+        t = t.next
+    if c.delayed_ns:
+        wake_at(c, c.delayed_ns)
+    for i in range(due.size()):
+        t = due[i]
+        t.due_ns = 0
+        list_remove(&c.waiting, t)
+        requeue(c, t)
+        classes.push_back(t.cls)
+    for i in range(classes.size()):
+        class_pump(c, classes[i])
+
+
 cdef void settle(Core *c, TaskRec *t, bint started, const Id28 *worker, const char *report, uint64_t size) noexcept nogil:
     """A call of a dead plain worker."""
+    cdef uint8_t kind = <uint8_t>report[32] if size > 32 else 0       # of the WORKER_DIED frame
     cdef uint32_t attempt = t.attempt
-    cdef Verdict v = after_death(t, started, False)
+    cdef Verdict v
+    if kind == DEATH_MEMORY or kind == DEATH_MEMORY_FINAL:
+        v = after_memory_kill(t, started, kind == DEATH_MEMORY_FINAL, c.memory_retries)
+    else:
+        v = after_death(t, started, False)
+    if t.attempt != attempt and (v == RUN_AGAIN or v == RUN_LATER):
+        event_failed(c, t, attempt, event_death(report, size, ERR_CRASHED), worker.b)
+        event_renewed(c, t)
     if v == RUN_AGAIN:
-        if t.attempt != attempt:
-            event_failed(c, t, attempt, event_death(report, size, ERR_CRASHED), worker.b)
-            event_renewed(c, t)
         requeue(c, t)
+    elif v == RUN_LATER:
+        delay(c, t, memory_pause_ns(t, c.memory_delay_ns))
     elif v == FAIL_CANCELLED:
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     else:

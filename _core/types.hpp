@@ -131,6 +131,8 @@ struct TaskRec {
     ObjEntry **deps;        // top-level refs, then the refs nested in the arguments
     uint16_t nnested;
     uint8_t retry_exc_kind; // 0 none, 1 any, 2 list (decided by the executor)
+    uint8_t retriable;      // it may be run again, also when `retries_left` is 0
+    uint32_t memory_kills;  // how often the memory monitor ended its worker
     ObjEntry *ret0;         // nret == 1
     ObjEntry **rets;        // nret > 1
     Stream *stream;         // of what it yields, with TASK_STREAM (nret is 1 then: its completion)
@@ -140,6 +142,7 @@ struct TaskRec {
     Channel *ch;
     TaskRec *next, *prev;   // queue links
     uint32_t submitted, pushed;         // for people: ticks >> EVENT_SHIFT (events.hpp)
+    uint64_t due_ns;        // > 0: waits until then, because it was ended for its memory before
 };
 
 static const uint64_t NO_END = ~0ull;
@@ -185,7 +188,7 @@ struct Ring {
 
 struct Slot {  // one process's place on the board
     uint64_t heartbeat_ms;
-    uint32_t pid, state;
+    uint32_t pid, busy;   // busy: the main thread runs a call
     char pad0[48];
     uint32_t asleep, pad1;
     uint64_t summary;
@@ -239,6 +242,7 @@ struct Lease {
     uint64_t taking_back = 0;
     uint8_t broken = 0;
     uint8_t reclaimed = 0;   // ftrayd wants it back: nothing new is pushed, it goes when it is idle
+    uint8_t spent = 0;       // its worker has run as many calls as a function's max_calls allows, and will leave
     uint8_t paused = 0;      // its worker waits in get(): nothing is pushed until the running call replies
 };
 
@@ -248,6 +252,7 @@ struct SchedClass {
     TaskList queue;
     std::vector<Lease *> leases;
     uint32_t asked = 0;
+    uint32_t window = 256; // calls in flight per lease
     std::string group;     // tasks of a placement group: its id, and whether it captures their children; empty otherwise
 };
 
@@ -396,6 +401,9 @@ struct Core {
     uint64_t child_index = 0;
     std::vector<TaskRec *> ready;    // dependencies came while something else was being done
     std::vector<DueKill> due_kills;
+    uint64_t delayed_ns = 0;         // when the first of the tasks that wait for a time is due, 0 none
+    int32_t memory_retries = -1;     // after the memory monitor ended a task; -1 without bound
+    uint64_t memory_delay_ns = 1000000000;  // before the first such retry, doubled each time
     bool actors_waiting = false;     // some could not be reached: the timer tries again
     uint64_t timer_ns = 0;           // next time that timers want to be looked at, 0 none
     // execution
@@ -404,6 +412,7 @@ struct Core {
     bool production_news = false;    // for coroutines that wait for room
     uint64_t exec_order = 0;
     bool exit_requested = false;
+    bool spent = false;              // a function's max_calls is reached: no further call begins here
     bool is_actor = false;           // ACTOR_START has come: methods may run
     uint64_t running_unique = 0;     // of the id of the call that the main thread is in
     uint64_t running_key = 0;        // calls that run one at a time: the one that the main thread is in

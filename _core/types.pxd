@@ -147,6 +147,9 @@ cdef extern from "types.hpp" nogil:
         TaskRec *next
         TaskRec *prev
         uint32_t submitted, pushed
+        uint64_t due_ns
+        uint32_t memory_kills
+        uint8_t retriable
 
     const uint64_t NO_END
     cppclass StreamState:
@@ -180,7 +183,7 @@ cdef extern from "types.hpp" nogil:
 
     cppclass Slot:
         uint64_t heartbeat_ms
-        uint32_t pid, state
+        uint32_t pid, busy
         uint32_t asleep
         uint64_t summary
         uint64_t words[64]
@@ -217,14 +220,14 @@ cdef extern from "types.hpp" nogil:
         SchedClass *cls
         Channel *ch
         uint64_t idle_since_ns, taking_back
-        uint8_t broken, reclaimed, paused
+        uint8_t broken, reclaimed, spent, paused
 
     cppclass SchedClass:
         uint64_t key
         string request
         TaskList queue
         vector[Lease *] leases
-        uint32_t asked
+        uint32_t asked, window
         string group
 
     cppclass ActorClient:
@@ -338,13 +341,16 @@ cdef extern from "types.hpp" nogil:
         uint64_t task_number, root, child_index
         vector[TaskRec *] ready
         vector[DueKill] due_kills
+        uint64_t delayed_ns
+        int32_t memory_retries
+        uint64_t memory_delay_ns
         cbool actors_waiting
         uint64_t timer_ns
         deque[ExecTask] exec_queue "exec"
         vector[Production *] productions
         cbool production_news
         uint64_t exec_order
-        cbool exit_requested, is_actor
+        cbool exit_requested, spent, is_actor
         uint64_t running_key, running_unique, cancel_key
         Channel *running_ch
         cbool beside

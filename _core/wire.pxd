@@ -6,6 +6,7 @@ REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s
 ReplyTimes when `held` says so.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
 TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY with GIVEN_BACK.
+ASSIGN: the devices of the lease that begins, as JSON.
 CANCEL: seq = the call, flags = CANCEL_*. CANCEL_OBJECT: 28s id, to its owner, flags likewise. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
 BORROW_ADD: seq = token, 28s id, 28s borrower. BORROW_ACK: seq = token. BORROW_REMOVE: seq = registrations, 28s id.
 BLOCK_FREE: u64 segment, u64 offset.
@@ -40,6 +41,7 @@ cdef enum SystemError:
     ERR_HEAD_DIED = 7
     ERR_UNSCHEDULABLE = 8    # payload: text
     ERR_NO_DESCRIPTORS = 9
+    ERR_RUNTIME_ENV = 10     # payload: text
     ERR_GROUP_REMOVED = 11   # payload: text
     ERR_REPLAY = 20          # a re-executed generator yielded less than before. payload: u64 items now, u64 before
 

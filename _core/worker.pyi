@@ -5,6 +5,7 @@ from ftray._core.execution import Execution
 
 class Executor(Execution):
     start_actor: Callable[[bytes], Callable[[], None] | None] | None
+    assign: Callable[[bytes], object] | None
     on_terminate: Callable[[int], object] | None
     def run(self) -> None: ...
     def become_actor(

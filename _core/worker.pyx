@@ -17,7 +17,7 @@ from libcpp.vector cimport vector
 
 from ftray._core.asynccalls cimport AsyncCalls
 from ftray._core.context cimport context
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_TERMINATE, exec_begin, exec_runnable
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ASSIGN, EXEC_TERMINATE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport Call
 from ftray._core.pools cimport Pools
@@ -34,6 +34,7 @@ cdef class Executor(Execution):
 
     cdef public object start_actor          # callback: (payload bytes) -> None
     cdef public object on_terminate         # callback: graceful end
+    cdef public object assign               # callback: (JSON bytes) -> None, the devices of the lease that begins
     cdef Pools pools
     cdef AsyncCalls async_calls
 
@@ -70,6 +71,9 @@ cdef class Executor(Execution):
                 if call.t.seq == EXEC_TERMINATE:
                     self.on_terminate(1)
                     return
+                if call.t.seq == EXEC_ASSIGN:
+                    self.assign(call.t.frame.data[:call.t.frame.size])
+                    continue
                 start_in_loop = self.start_actor(call.t.frame.data[:call.t.frame.size])
                 if start_in_loop is not None:
                     return self.run_async(start_in_loop)

@@ -43,7 +43,6 @@ ABSENT: dict[str, dict[str, str]] = {
         "dag": _GRAPHS,
         "data": _LIBRARY,
         "cluster_utils": _CLUSTER,
-        "get_gpu_ids": "for choosing devices; ftray counts GPUs only. Set CUDA_VISIBLE_DEVICES in the task",
         "internal": _INTERNAL,
         "java_actor_class": _OTHER_LANGUAGE,
         "java_function": _OTHER_LANGUAGE,

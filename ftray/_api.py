@@ -18,6 +18,7 @@ __all__ = [
     "available_resources",
     "cluster_resources",
     "get_actor",
+    "get_gpu_ids",
     "get_runtime_context",
     "kill",
     "node_rpc",
@@ -127,6 +128,26 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     from ftray._timeline import timeline as make
 
     return make(filename)
+
+
+def get_gpu_ids() -> list[int] | list[str]:
+    """Return the ids of the GPUs that the current task or actor has.
+
+    Returns
+    -------
+    list
+        Numbers, or strings from ``CUDA_VISIBLE_DEVICES`` when the node was started with that; empty in a
+        driver.
+
+    Raises
+    ------
+    NotInitializedError
+        ftray is not running in this process.
+    """
+    from ftray import _accelerators
+
+    _lifecycle.current()
+    return _accelerators.numbers_or_names()
 
 
 def get_runtime_context() -> RuntimeContext:

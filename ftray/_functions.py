@@ -17,9 +17,28 @@ if TYPE_CHECKING:
 _class_keys: dict[tuple[Any, ...], int] = {}
 
 
-def lease_request(resources: Mapping[str, float], strategy: str, name: str) -> tuple[int, bytes]:
-    """Return key and LEASE_REQUEST payload of a scheduling class: tasks that can share a worker."""
-    identity = (tuple(sorted(resources.items())), strategy)
+def lease_request(
+    resources: Mapping[str, float],
+    strategy: str,
+    name: str,
+    env: str = "",
+    retriable: bool = True,
+    max_calls: int = 0,
+) -> tuple[int, bytes]:
+    """Return key and LEASE_REQUEST payload of a scheduling class: tasks that can share a worker.
+
+    Parameters
+    ----------
+    resources, strategy, name
+        Of the task.
+    env
+        Text of its runtime environment.
+    retriable
+        Whether it may be run again; the memory monitor ends such tasks first.
+    max_calls
+        Bounds the calls that a worker is sent at a time.
+    """
+    identity = (tuple(sorted(resources.items())), strategy, env, retriable, max_calls)
     key = _class_keys.setdefault(identity, len(_class_keys) + 1)
     parts = [struct.pack("<QHH", key, 0, len(resources))]
     for resource, amount in sorted(resources.items()):
@@ -27,6 +46,8 @@ def lease_request(resources: Mapping[str, float], strategy: str, name: str) -> t
         parts.append(struct.pack("<H", len(raw)) + raw + struct.pack("<d", amount))
     for word in (strategy.encode(), name.encode()[:200]):
         parts.append(struct.pack("<H", len(word)) + word)
+    raw_env = env.encode()
+    parts.append(struct.pack("<BI", retriable, len(raw_env)) + raw_env)
     return key, b"".join(parts)
 
 
@@ -60,6 +81,7 @@ class RemoteFunction(Call[P, R], _core.FunctionCaller):
     def __init__(self, function: Callable[P, R], explicit: dict[str, Any]) -> None:
         self._function = function
         self._explicit = explicit
+        self._env_of: tuple[object, str] | None = None  # the session that its environment was made for
         functools.update_wrapper(self, function, updated=())
         self._arity = _signature.arity_of(function, self._name())
         self._options = _options.task_options(
@@ -106,7 +128,16 @@ class RemoteFunction(Call[P, R], _core.FunctionCaller):
         """The pickled function, made at the first call: shared by all `.options()` variants."""
         return {}
 
-    def _bind(self) -> tuple[bytes, int, bytes, int, int, bytes]:
+    def _env_text(self) -> str:
+        """Return the environment that it runs in; directories are looked at once a session."""
+        if not self._options.runtime_env:
+            return _lifecycle.runtime_env_text(None)
+        session = _lifecycle.current()
+        if self._env_of is None or self._env_of[0] is not session:
+            self._env_of = session, _lifecycle.runtime_env_text(self._options.runtime_env)
+        return self._env_of[1]
+
+    def _bind(self) -> tuple[bytes, int, bytes, int, int, int, bytes]:
         from ftray._pickling import pickle_function
 
         _lifecycle.ensure()
@@ -119,13 +150,21 @@ class RemoteFunction(Call[P, R], _core.FunctionCaller):
         name = options.name or self._name()
         retry = pickle_function(options.retry_exceptions) if options.retry_exceptions else b""
         strategy, group = placed(self._explicit, options.resources, options.resources, f"{name}()")
-        key, request = lease_request(options.resources, strategy, name)
+        key, request = lease_request(
+            options.resources,
+            strategy,
+            name,
+            self._env_text(),
+            options.max_retries != 0,
+            options.max_calls,
+        )
         return (
-            _core.function_definition(name, retry, shared["function"]),
+            _core.function_definition(name, retry, shared["function"], options.max_calls),
             key,
             request,
             _options.returns_code(options),
             options.max_retries,
+            options.max_calls,
             group,
         )
 

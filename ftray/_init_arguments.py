@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OWN = (
     "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
-    " ignore_reinit_error, log_to_driver"
+    " ignore_reinit_error, log_to_driver, runtime_env"
 )
 _NO_DASHBOARD = "there is no dashboard. Leave it out, or give include_dashboard=False"
 _ONE_MACHINE = "it is for clusters, and ftray runs on one machine. Leave it out"
@@ -40,7 +40,6 @@ OF_RAY: dict[str, tuple[tuple[Any, ...], str]] = {
     "job_config": ((None,), "give namespace= and runtime_env= to init() itself"),
     "local_mode": ((None, False), "call the function itself: RemoteFunction._function(...)"),
     "logging_config": ((None,), "configure logging inside tasks and actors"),
-    "runtime_env": ((None, {}), "runtime environments are not there. Set up the environment before init()"),
 }
 # ftray logs nothing through `logging`, so that whatever these say of it holds.
 OF_LOGGING = ("configure_logging", "logging_format", "logging_level")

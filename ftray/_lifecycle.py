@@ -41,6 +41,7 @@ class Session:
         self._namespace = namespace
         self.node: NodeHandle | None = None
         self.printer: threading.Thread | None = None
+        self.runtime_env = _inherited_env
 
     @property
     def namespace(self) -> str:
@@ -68,6 +69,8 @@ class Session:
         namespace = self.namespace
         return "" if self.is_anonymous else namespace
 
+
+_inherited_env = ""  # text of the runtime environment that this worker was started in
 
 _session: Session | None = None
 
@@ -118,6 +121,7 @@ def init(
     namespace: str | None = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
+    runtime_env: dict[str, Any] | None = None,
     **unsupported: Any,
 ) -> RayContext:
     """Start ftray in this process, or attach to a running one.
@@ -144,6 +148,9 @@ def init(
         Return instead of raising when ftray runs already.
     log_to_driver : bool, default True
         Print what workers print.
+    runtime_env : dict, optional
+        The environment of tasks and actors that name none, see ``docs/api.md``; this process itself is not
+        changed by it.
 
     Returns
     -------
@@ -156,17 +163,19 @@ def init(
     TypeError
         An unknown argument, or one of the wrong type.
     ValueError
-        An argument has a value that is not allowed, or is not allowed when attaching.
+        An argument has a value that is not allowed, or is not allowed when attaching; the same for fields of
+        `runtime_env`.
     ConnectionError
         There is no node at the address, or it refuses this process.
     VersionMismatchError
         The node runs another version.
     NotSupportedError
-        One of Ray's arguments that asks for something ftray does not have.
+        One of Ray's arguments, or a field of `runtime_env`, that asks for something ftray does not have.
     """
     global _session, _owner_pid
     _reject(unsupported)
     _owner_pid = os.getpid()
+    env = _checked_env(runtime_env)
     if _core.attached() and _session is not None:
         if ignore_reinit_error:
             return RayContext(_session)
@@ -194,9 +203,45 @@ def init(
                 ' address="local" starts a node of this process\'s own'
             )
         _session = _attach(address, origin, namespace)
+    if env:
+        _set_job_env(_session, env)
     _start_printer(_session, log_to_driver)
     atexit.register(shutdown)
     return RayContext(_session)
+
+
+def _checked_env(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+    if runtime_env is None:
+        return {}
+    from ftray import _runtime_env
+
+    return _runtime_env.check(runtime_env)
+
+
+def _set_job_env(session: Session, env: dict[str, Any]) -> None:
+    from ftray import _runtime_env
+
+    try:
+        session.runtime_env = _runtime_env.text_of(env, "", session.session_dir)
+    except BaseException:
+        shutdown()
+        raise
+
+
+def runtime_env_text(given: dict[str, Any] | None) -> str:
+    """Return the text of the environment that a task or an actor with this ``runtime_env`` runs in."""
+    session = current()
+    if not given:
+        return session.runtime_env
+    from ftray import _runtime_env
+
+    return _runtime_env.text_of(given, session.runtime_env, session.session_dir)
+
+
+def inherit(text: str) -> None:
+    """Note the environment that this worker was started in: what it submits inherits it."""
+    global _inherited_env
+    _inherited_env = text
 
 
 def _choose(address: str | None) -> tuple[str, str]:
@@ -327,6 +372,7 @@ def connect(
     from ftray._node import client, protocol, session, settings
     from ftray._node.frames import KIND_DRIVER
 
+    retries = memory_retries()
     worker_id = os.urandom(28)
     name = f"{worker_id.hex()[:16]}.sock"
     listener = session.listen_in(session_dir, name)
@@ -362,7 +408,15 @@ def connect(
         bool(connection.info.get("tsc")),
         settings.creation_sites(),
     )
+    _core.set_memory_retries(*retries)
     return found
+
+
+def memory_retries() -> tuple[int, int]:
+    """Return how often a task that the memory monitor ended is retried (-1: always), and the first pause."""
+    from ftray._node.settings import integer
+
+    return integer("task_oom_retries", -1, -1), integer("task_oom_retry_delay_base_ms", 1000, 1)
 
 
 def _start_printer(session: Session, log_to_driver: bool) -> None:

@@ -44,7 +44,7 @@ class TaskOptions(Record):
     retry_exceptions
         True: all; a tuple: these classes.
     max_calls
-        0: no limit.
+        0: no limit, the default without GPUs; with GPUs that is 1.
     """
 
     name: str
@@ -281,9 +281,9 @@ def _placement_group(option: str, value: Any) -> Any:
 
 
 def _runtime_env(option: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(_wrong(option, value, "it must be a dict, e.g. {'env_vars': {'A': '1'}}"))
-    return dict(value)
+    from ftray import _runtime_env
+
+    return _runtime_env.check(value)
 
 
 def _label_selector(option: str, value: Any) -> dict[str, str]:
@@ -350,8 +350,6 @@ _KIND_NAMES = {"task": "a remote function", "actor": "an actor", "method": "an a
 
 # (kinds, option, which checked values need what is missing, what that is)
 NOT_SUPPORTED_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
-    ("task", "max_calls", bool, "replacing a worker after a number of calls"),
-    ("task actor", "runtime_env", bool, "runtime environments"),
     ("task actor", "label_selector", bool, "scheduling by node labels"),
     ("task actor", "object_store_memory", bool, "a share of the object store per task or actor"),
 )
@@ -496,7 +494,8 @@ def task_options(explicit: Mapping[str, Any], *, is_generator: bool | None = Non
         resources=_amounts(explicit, 1.0),
         max_retries=default_max_retries() if retries is None else retries,
         retry_exceptions=_get(explicit, "retry_exceptions", False),
-        max_calls=_get(explicit, "max_calls", 0),
+        # As in Ray, a worker that has used a GPU ends with the task, so that the memory is free again.
+        max_calls=_get(explicit, "max_calls", 1 if explicit.get("num_gpus") else 0),
         scheduling_strategy=_get(explicit, "scheduling_strategy", "DEFAULT"),
         runtime_env=explicit.get("runtime_env") or None,
         enable_task_events=_get(explicit, "enable_task_events", True),

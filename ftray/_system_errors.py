@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 
 # The codes of `_core/wire.pxd`.
 CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
-LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS = range(6, 10)
-GROUP_REMOVED = 11
+LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS, RUNTIME_ENV, GROUP_REMOVED = range(6, 12)
 REPLAY = 20
 
 _KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
-_KINDS[9] = "placement group removed"
-_OUT_OF_MEMORY, _INTENDED, _GROUP_REMOVED = 3, 5, 9
+_KINDS |= {7: _KINDS[3], 8: _KINDS[3], 9: "placement group removed"}  # 7, 8: by the memory monitor
+_OUT_OF_MEMORY, _INTENDED, _GROUP_REMOVED = (3, 7, 8), 5, 9
 
 
 def build(code: int, payload: bytes) -> Exception:
@@ -52,6 +51,7 @@ def build(code: int, payload: bytes) -> Exception:
         LOST: exc.ObjectLostError,
         HEAD_DIED: exc.HeadDiedError,
         UNSCHEDULABLE: exc.TaskUnschedulableError,
+        RUNTIME_ENV: exc.RuntimeEnvSetupError,
         GROUP_REMOVED: exc.TaskPlacementGroupRemoved,
     }
     if code in simple:
@@ -91,7 +91,7 @@ def _crashed(payload: bytes) -> Exception:
     name = payload[2 : 2 + size].decode("utf-8", "replace")
     report = payload[2 + size :]
     death = death_from_report(report)
-    if death is not None and report[32] == _OUT_OF_MEMORY:
+    if death is not None and report[32] in _OUT_OF_MEMORY:
         return exc.OutOfMemoryError(f"the worker that ran {name}() was ended for its memory", death=death)
     if death is not None and report[32] == _GROUP_REMOVED:
         return exc.TaskPlacementGroupRemoved(f"{name}() was ended: {death.describe()}")
@@ -124,6 +124,7 @@ def _actor_error(code: int, payload: bytes) -> Exception:
         signal=number if _ended_by_signal(kind, number) else None,
         unix_time=death.get("unix_time_s"),
         incarnation=cause.get("incarnation"),
+        text=death.get("text", "") if kind in _OUT_OF_MEMORY else "",
         worker_id=death["worker_id"].hex() if death.get("worker_id") else "",
     )
     fields: dict[str, Any] = {
@@ -137,13 +138,18 @@ def _actor_error(code: int, payload: bytes) -> Exception:
             " (max_task_retries has such calls run again)",
             **fields,
         )
+    if cause.get("kind") == "runtime_env":
+        return exc.RuntimeEnvSetupError(text)
     if not cause.get("error"):
         never = not death and cause.get("incarnation") == 1
         if never and cause.get("kind") == "group_removed":
             return exc.ActorPlacementGroupRemoved(text)
         if never and cause.get("kind") == "unschedulable":
             return exc.ActorUnschedulableError(text)
-        return exc.ActorDiedError(text, **fields)
+        died = exc.ActorDiedError(text, **fields)
+        if kind in _OUT_OF_MEMORY:
+            died.__cause__ = exc.OutOfMemoryError("the actor's process was ended for its memory", death=facts)
+        return died
     from ftray._task_errors import load_error
 
     origin = load_error(cause["error"])

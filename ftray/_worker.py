@@ -11,10 +11,10 @@ import signal
 import struct
 import sys
 
-from ftray import _core, _lifecycle
+from ftray import _accelerators, _core, _lifecycle
 from ftray._core.execution import flush as _flush
 from ftray._core.worker import Executor
-from ftray._node import stacks
+from ftray._node import environments, stacks
 from ftray._node.frames import KIND_WORKER
 from ftray.exceptions import AsyncioActorExit
 
@@ -107,6 +107,8 @@ def main(session_dir: str, startup_token: bytes) -> int:
     executor.on_terminate = _leave
     executor.on_exit = _leave
     executor.before_first_function(_enter_job)
+    executor.assign = _accelerators.assign
+    _accelerators.start(_env_vars(session.runtime_env))
     _State.executor = executor
     signal.signal(signal.SIGINT, _on_interrupt)
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -119,6 +121,15 @@ def main(session_dir: str, startup_token: bytes) -> int:
     sys.stderr.flush()
     _flush()
     os._exit(0)
+
+
+def _env_vars(text: str) -> dict[str, str]:
+    if not text:
+        return {}
+    from ftray import _runtime_env
+
+    found: dict[str, str] = _runtime_env.load(text).get("env_vars", {})
+    return found
 
 
 def _on_interrupt(signum: int, frame: FrameType | None) -> None:
@@ -138,7 +149,8 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 def _enter_job() -> None:
     """Before the first function is loaded: search modules where the driver does, in its directory.
 
-    A worker of the driver that started the node was born with both. A worker serves one job only.
+    A worker of the driver that started the node was born with both. A worker serves one job only. What its
+    runtime environment says goes before.
     """
     session = _lifecycle.current()
     if _core.current_context()["job_id"] == session.info["own_job"]:
@@ -147,7 +159,9 @@ def _enter_job() -> None:
     session.learn_job(job)
     if job is None or not job["sys_path"]:
         return
-    sys.path[:] = job["sys_path"]
+    sys.path[:] = environments.paths_first(job["sys_path"])
+    if environments.has_directory():
+        return
     try:
         os.chdir(job["cwd"])
     except OSError as error:
@@ -155,7 +169,7 @@ def _enter_job() -> None:
 
 
 def _start_actor(payload: bytes) -> Callable[[], None] | None:
-    """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec.
+    """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec, blob assigned devices.
 
     Returns
     -------
@@ -163,7 +177,9 @@ def _start_actor(payload: bytes) -> Callable[[], None] | None:
         For an async actor what makes the instance, to be called inside the running event loop.
     """
     (number,) = struct.unpack_from("<I", payload, 16)
-    spec = pickle.loads(payload[24:])
+    (size,) = struct.unpack_from("<I", payload, 20)
+    spec = pickle.loads(payload[24 : 24 + size])
+    _accelerators.assign(payload[28 + size :])
     _State.actor_id = payload[:16]
     _State.incarnation = number
     assert _State.executor is not None

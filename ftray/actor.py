@@ -419,7 +419,7 @@ class ActorClass(Instance[T]):
             "meta": pickle.dumps(meta, 5),
             "call_id": b"",
             "checkpoint": _checkpoint_spec(self._cls),
-            "runtime_env": None,
+            "runtime_env": _lifecycle.runtime_env_text(options.runtime_env),
         }
 
     def __repr__(self) -> str:

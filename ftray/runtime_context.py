@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ftray.actor import ActorHandle
+    from ftray.runtime_env import RuntimeEnv
 
 
 class RuntimeContext:
@@ -114,6 +115,38 @@ class RuntimeContext:
         return ActorHandle._make(
             _core.foreign_actor_ref(spec["actor_id"], spec["owner"]), pickle.loads(spec["meta"])
         )
+
+    def get_runtime_env_string(self) -> str:
+        """Return the current runtime environment as JSON, "{}" when there is none."""
+        return _lifecycle.current().runtime_env or "{}"
+
+    @property
+    def runtime_env(self) -> RuntimeEnv:
+        """The current runtime environment: of this worker, or the job's; directories are snapshots."""
+        from ftray._runtime_env import load
+        from ftray.runtime_env import RuntimeEnv
+
+        return RuntimeEnv(**load(_lifecycle.current().runtime_env))
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """Return the ids of the GPUs that the current task or actor has, as ``{"GPU": [...]}``."""
+        from ftray import _accelerators
+
+        _lifecycle.current()
+        return {_accelerators.GPU: _accelerators.gpu_ids()}
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """Return the amounts that the current task or actor holds, by resource name.
+
+        Raises
+        ------
+        RuntimeError
+            In a driver, which holds none.
+        """
+        if self._context()["is_driver"]:
+            raise RuntimeError("get_assigned_resources() is for code that runs in a task or an actor")
+        found: dict[str, float] = _lifecycle.ask("assigned_resources", {})
+        return found
 
     @property
     def namespace(self) -> str:

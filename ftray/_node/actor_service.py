@@ -139,9 +139,10 @@ class ActorService:
         worker.actor_id = actor_id
         self.apply(self.table.worker_found(actor_id, incarnation, worker.number))
 
-    def placement_failed(self, key: object, text: str) -> None:
-        """The pool cannot make a process."""
-        self.apply(self.table.placement_failed(*_placement(key), text))
+    def placement_failed(self, key: object, text: str, env: bool) -> None:
+        """The pool cannot make a process (``env``: because of the actor's runtime environment)."""
+        kind = "runtime_env" if env else "start_failed"
+        self.apply(self.table.placement_failed(*_placement(key), text, kind))
 
     def placement_infeasible(self, key: object, text: str) -> None:
         """The node as a whole is too small; the actor waits."""
@@ -166,6 +167,25 @@ class ActorService:
         """Return the job of a placement's actor."""
         info = self.table.info(_placement(key)[0])
         return 0 if info is None else int(info["job_id"])
+
+    def class_name(self, key: object) -> str:
+        """Return the class of a placement's actor."""
+        info = self.table.info(_placement(key)[0])
+        return "" if info is None else str(info["class_name"])
+
+    def env_of(self, key: object) -> str:
+        """Return the runtime environment of a placement's actor."""
+        kept = self._kept.get(_placement(key)[0])
+        return "" if kept is None else kept.fields.get("runtime_env") or ""
+
+    def restarts_left(self, key: object) -> bool:
+        """Whether a placement's actor would be restarted after a death."""
+        actor_id = _placement(key)[0]
+        info, kept = self.table.info(actor_id), self._kept.get(actor_id)
+        if info is None or kept is None:
+            return False
+        limit = kept.fields["max_restarts"]
+        return bool(limit < 0 or info["restarts"] < limit)
 
     def fields_of(self, actor_id: bytes) -> dict[str, Any] | None:
         """Return the spec of a living actor."""
@@ -273,7 +293,8 @@ class ActorService:
             return  # it has just died: the table hears of that in its turn
         if isinstance(command, machine.Start):
             blob = self._kept[command.actor_id].blob
-            self._node.clients.send(worker.client, ActorStart(command.actor_id, command.incarnation, blob))
+            start = ActorStart(command.actor_id, command.incarnation, blob, worker.assigned)
+            self._node.clients.send(worker.client, start)
         elif isinstance(command, machine.Terminate):
             self._node.clients.send(worker.client, ActorTerminate(command.actor_id))
         elif isinstance(command, machine.Kill):

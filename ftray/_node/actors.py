@@ -244,12 +244,14 @@ class ActorTable:
         self._by_worker[worker] = actor_id
         return [Start(actor_id, incarnation, worker), self._publish(actor)]
 
-    def placement_failed(self, actor_id: bytes, incarnation: int, text: str) -> Commands:
+    def placement_failed(
+        self, actor_id: bytes, incarnation: int, text: str, kind: str = "start_failed"
+    ) -> Commands:
         """No process can be made for an incarnation."""
         actor = self._current(actor_id, incarnation)
         if actor is None or actor.phase is not _Phase.PLACING:
             return []
-        return self._die(actor, self._cause(actor, "start_failed", text))
+        return self._die(actor, self._cause(actor, kind, text))
 
     def constructed(
         self, actor_id: bytes, incarnation: int, worker: int, error: bytes | None, now_s: float

@@ -19,6 +19,7 @@ HEADER_BYTES = 4096
 SLOT_BYTES = 1024
 SLOT_COUNT = 4096
 _HEADER = struct.Struct("<IIII")
+_BUSY = struct.Struct("<I")
 _HEARTBEAT = struct.Struct("<QI")
 
 
@@ -66,6 +67,10 @@ class Board:
     def heartbeat_ms(self, slot: int) -> int:
         """Return the CLOCK_MONOTONIC time that the process wrote last, 0 when it has not yet."""
         return int(_HEARTBEAT.unpack_from(self._memory, self._offset(slot))[0])
+
+    def is_busy(self, slot: int) -> bool:
+        """Whether the process's main thread runs a call."""
+        return bool(_BUSY.unpack_from(self._memory, self._offset(slot) + 12)[0])
 
     def _offset(self, slot: int) -> int:
         return HEADER_BYTES + SLOT_BYTES * slot

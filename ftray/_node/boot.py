@@ -6,6 +6,8 @@ exists, become ``ftrayd``. ``boot.py zygote <fd> <ftrayd pid>``: become a zygote
 The package ``ftray`` is entered into ``sys.modules`` without running its ``__init__``: ``ftrayd`` needs only
 ``ftray._node``, and the public API would cost it most of its start-up time and memory. The zygote, whose
 children run user code, completes the same module object.
+
+``boot.py worker <fd>``: become a worker that needed an interpreter of its own.
 """
 
 import sys
@@ -89,12 +91,26 @@ def _be_node(fd: int, started_s: float) -> None:
     daemon.run(lifeline, config, ours, zygote_pid, started_s)
 
 
+def _be_worker(fd: int) -> None:
+    with os.fdopen(fd, "rb") as file:
+        config = marshal.loads(file.read())
+    sys.path[:] = config["sys_path"]
+    _complete(_package())
+    from ftray._node.zygote import fresh_worker
+
+    job = fresh_worker(config)
+    job()
+
+
 def main() -> None:
     """Take the role that the command line names."""
     started_s = time.monotonic()
     role, fd = sys.argv[1], int(sys.argv[2])
     if role == "node":
         _be_node(fd, started_s)
+        return
+    if role == "worker":
+        _be_worker(fd)
         return
     sock = socket.socket(fileno=fd)
     config = marshal.loads(sock.recv(_CONFIG_BYTES))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import math
 import os
 import resource
 import signal
@@ -28,6 +29,7 @@ from ftray._node.jobs import OWN_JOB, Jobs
 from ftray._node.lease_service import LeaseService
 from ftray._node.log_service import LogService
 from ftray._node.loop import Loop
+from ftray._node.memory_monitor import MemoryMonitor
 from ftray._node.object_service import ObjectService
 from ftray._node.pool import PoolSettings
 from ftray._node.protocol import VERSION, ProtocolError
@@ -37,6 +39,7 @@ from ftray._node.resources import (
     count_gpus,
     has_steady_tsc,
     memory_limit_bytes,
+    visible_gpus,
 )
 from ftray._node.rpc import RpcService
 from ftray._node.sqlite_storage import SqliteTables
@@ -96,6 +99,9 @@ class Node:
             kept = SqliteTables(os.path.join(self.session.path, DATABASE_FILE), durable=False)
         self.tables: TableStorage = kept
         self.info = self._describe_node()
+        self.gpu_ids = visible_gpus() or [
+            str(n) for n in range(math.ceil(self.info["resources"].get(GPU, 0)))
+        ]
         self.info_json = json.dumps(self.info).encode()
         self.zygote = ZygoteLink(zygote_sock, zygote_pid, self.loop, self, config)
         self.clients = Clients(self, session.listen_in(self.session.path, session.NODE_SOCKET))
@@ -110,6 +116,9 @@ class Node:
         self.groups = GroupService(self, total, self.labels)
         self.state = StateService(self)
         self.rpc = RpcService(self)
+        self.memory = MemoryMonitor(
+            self, config["memory_monitor_refresh_ms"], config["memory_usage_threshold"]
+        )
         self._lifeline = lifeline
         self._primary: Client | None = None
         self.stopping = False
@@ -446,6 +455,7 @@ class Node:
         kill_children()
         self.clients.close()
         self.objects.close()
+        self.memory.close()
         self._close_tables()
         self.state.close()
         self.logs.close()

@@ -14,8 +14,10 @@ KIND_DRIVER, KIND_WORKER, KIND_OBSERVER = 0, 1, 2
 FLAG_MAY_DECLINE = 1  # on EXIT: the worker may answer EXIT_DECLINED when others need what it owns
 FLAG_GIVE_BACK = 1  # on SEG_RESERVE: the bytes are given back, no answer
 DEATH_EXIT, DEATH_SIGNAL, DEATH_OOM, DEATH_HUNG, DEATH_INTENDED, DEATH_DRIVER_LEFT = 1, 2, 3, 4, 5, 6
+DEATH_MEMORY, DEATH_MEMORY_FINAL = 7, 8  # the memory monitor; final: what it ran is not to be retried
 DEATH_GROUP_REMOVED = 9
-INFEASIBLE_NOW, INFEASIBLE_NEVER, INFEASIBLE_GROUP_REMOVED = 0, 1, 3
+RETURN_SPENT = 2  # a returned worker that serves nobody any more
+INFEASIBLE_NOW, INFEASIBLE_NEVER, INFEASIBLE_ENVIRONMENT, INFEASIBLE_GROUP_REMOVED = 0, 1, 2, 3
 KILL_EXPLICIT, KILL_OUT_OF_SCOPE = 0, 1
 EXIT_ACTOR, EXIT_TERMINATED, EXIT_SIGTERM = 0, 1, 2
 
@@ -81,25 +83,28 @@ class LeaseRequest(Frame):
     """How many more grants the client wants for a scheduling class (absolute, 0 cancels)."""
 
     TYPE = 10
-    LAYOUT = "Q H amounts str str"
+    LAYOUT = "Q H amounts str str B blob"
     class_key: int
     wanted: int
     resources: tuple[tuple[str, float], ...]
     strategy: str
     name: str
+    retriable: int = 1
+    runtime_env: bytes = b""
 
 
 class LeaseGrant(Frame):
     """A worker is leased to the client."""
 
     TYPE = 11
-    LAYOUT = "Q Q 28s I I str"
+    LAYOUT = "Q Q 28s I I str blob"
     class_key: int
     lease_id: int
     worker_id: bytes
     slot: int
     pid: int
     sock_name: str
+    assigned: bytes
 
 
 class LeaseReturn(Frame):
@@ -198,10 +203,11 @@ class ActorStart(Frame):
     """Become this incarnation of an actor."""
 
     TYPE = 35
-    LAYOUT = "16s I blob"
+    LAYOUT = "16s I blob blob"
     actor_id: bytes
     incarnation: int
     spec: bytes
+    assigned: bytes
 
 
 class ActorExit(Frame):

@@ -18,8 +18,9 @@ import socket
 import sys
 import time
 
-from ftray._node import session
+from ftray._node import session, settings
 from ftray._node.record import Record
+from ftray._node.resources import visible_gpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class NodeOptions(Record):
     prestart_workers
         Workers kept at hand; one a CPU when None.
     idle_timeout_s
-        An idle worker beyond those leaves after so long.
+        An idle worker beyond those leaves after so long; when None that is the setting
+        ``idle_worker_killing_time_threshold_ms``, or 5.
     startup_timeout_s
         Bound of one worker's start.
     hang_timeout_s
@@ -77,7 +79,7 @@ class NodeOptions(Record):
     object_store_memory: int | None = None
     preload: tuple[str, ...] = ()
     prestart_workers: int | None = None
-    idle_timeout_s: float = 5.0
+    idle_timeout_s: float | None = None
     startup_timeout_s: float = 60.0
     hang_timeout_s: float | None = None
     shutdown_grace_s: float = 5.0
@@ -97,10 +99,22 @@ class NodeOptions(Record):
         values: dict[str, Any] = {name: getattr(self, name) for name in self._fields}
         if values["hang_timeout_s"] is None:
             values["hang_timeout_s"] = _env_seconds("FTRAY_HANG_TIMEOUT_S", 10.0)
+        if values["idle_timeout_s"] is None:
+            values["idle_timeout_s"] = (
+                settings.integer("idle_worker_killing_time_threshold_ms", 5000, 1) / 1000
+            )
+        values["memory_monitor_refresh_ms"] = settings.integer("memory_monitor_refresh_ms", 250, 0)
+        values["memory_usage_threshold"] = settings.share("memory_usage_threshold", 0.95)
         for name in ("num_cpus", "num_gpus", "memory", "object_store_memory", "prestart_workers"):
             _check_amount(name, values[name])
         for name in ("idle_timeout_s", "startup_timeout_s", "hang_timeout_s", "shutdown_grace_s"):
             _check_amount(name, values[name])
+        visible = visible_gpus()
+        if self.num_gpus is not None and visible is not None and self.num_gpus > len(visible):
+            raise ValueError(
+                f"num_gpus={self.num_gpus!r}, but CUDA_VISIBLE_DEVICES names {len(visible)}:"
+                f" {', '.join(visible)}"
+            )
         for name, amount in self.resources.items():
             _check_amount(f"resources[{name!r}]", amount)
             if name in ("CPU", "GPU", "memory", "object_store_memory"):

@@ -8,16 +8,19 @@ Leaves to others: the decisions; actors' life cycle (``actor_service``).
 
 from __future__ import annotations
 
+import json
 import time
 
 from ftray._node import pool as pool_machine
 from ftray._node import scheduler as scheduler_machine
-from ftray._node.amounts import ResourceError, fixed_point
+from ftray._node.amounts import GPU, ResourceError, fixed_point
 from ftray._node.frames import (
     DEATH_DRIVER_LEFT,
     DEATH_INTENDED,
     DEATH_SIGNAL,
+    INFEASIBLE_ENVIRONMENT,
     INFEASIBLE_NEVER,
+    RETURN_SPENT,
     LeaseGrant,
     LeaseInfeasible,
     LeaseReclaim,
@@ -26,6 +29,8 @@ from ftray._node.frames import (
     clip,
 )
 from ftray._node.group_service import NoPlace
+from ftray._node.memory_policy import Candidate
+from ftray._node.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +41,17 @@ if TYPE_CHECKING:
     from ftray._node.daemon import Node
     from ftray._node.pool import Pool, PoolSettings
     from ftray._node.workers import WorkerProcess
+
+
+class _Class(Record):
+    """What matters here of a client's scheduling class."""
+
+    name: str
+    env: str
+    retriable: bool
+
+
+_GONE = _Class("", "", False)  # of a client that is dead, whose workers are about to be
 
 
 class LeaseService:
@@ -49,6 +65,7 @@ class LeaseService:
         self.pool = pool_machine.Pool(settings)
         self._wanted_by: dict[int, tuple[int, object, bool]] = {}
         self._told: dict[int, set[int]] = {}  # by client: classes that wait until they are cancelled
+        self._classes: dict[tuple[int, int], _Class] = {}
 
     # Frames ---------------------------------------------------------------------------------------
 
@@ -57,12 +74,14 @@ class LeaseService:
         try:
             needed = fixed_point(frame.resources)
             place = self._node.groups.place(frame.strategy, needed, needed) if frame.wanted else None
-        except (ResourceError, NoPlace) as error:
+            env = frame.runtime_env.decode()
+        except (ResourceError, NoPlace, UnicodeDecodeError) as error:
             text = f"{frame.name or 'a task'} cannot be scheduled: {error}"
             fatal = error.fatal if isinstance(error, NoPlace) else INFEASIBLE_NEVER
             if fatal or self._is_news(client, frame.class_key):
                 self._node.clients.send(client, LeaseInfeasible(frame.class_key, fatal, clip(text)))
             return
+        self._classes[client.number, frame.class_key] = _Class(frame.name, env, bool(frame.retriable))
         self.apply(
             self.scheduler.lease_requested(
                 client.number, frame.class_key, frame.wanted, needed, frame.name, place
@@ -80,17 +99,17 @@ class LeaseService:
         """LEASE_RETURN; one of a lease that ended meanwhile means nothing."""
         worker, commands = self.scheduler.lease_returned(client.number, frame.lease_id)
         if worker is not None:
-            self._released(worker, bool(frame.worker_reusable))
+            self._released(worker, bool(frame.worker_reusable), frame.worker_reusable == RETURN_SPENT)
         self.apply(commands)
 
-    def _released(self, number: object, reusable: bool) -> None:
+    def _released(self, number: object, reusable: bool, spent: bool = False) -> None:
         assert isinstance(number, int)
         process = self._node.workers.get(number)
         if process is not None:
             process.alloc_id = None
             if not reusable:
                 process.verdict = (DEATH_INTENDED, "was not to be used again")
-            self.pool_event(lambda pool, now_s: pool.released(number, reusable, now_s))
+            self.pool_event(lambda pool, now_s: pool.released(number, reusable, now_s, spent))
 
     def release_actor_worker(self, worker: WorkerProcess) -> None:
         """A process was found for an actor that is dead by now: it can serve others."""
@@ -114,6 +133,8 @@ class LeaseService:
         """The client died: the workers that ran its tasks end, its demands go."""
         self._told.pop(client.number, None)
         workers, commands = self.scheduler.client_gone(client.number)
+        for key in [key for key in self._classes if key[0] == client.number]:
+            del self._classes[key]
         kind = DEATH_DRIVER_LEFT if client.is_driver else DEATH_SIGNAL
         for number in workers:
             process = self._node.workers.get(number) if isinstance(number, int) else None
@@ -162,10 +183,16 @@ class LeaseService:
         self._wanted_by[alloc_id] = (command.client, command.key, command.is_actor)
         if command.is_actor:
             job_id = self._node.actors.job_of(command.key)
+            env = self._node.actors.env_of(command.key)
         else:
             client = self._node.clients.get(command.client)
             job_id = self._node.job_of(client) if client is not None else 0
-        self.pool_event(lambda pool, now_s: pool.requested(alloc_id, job_id, command.is_actor, now_s))
+            env = self._class_of(command.client, command.key).env
+        self.pool_event(lambda pool, now_s: pool.requested(alloc_id, job_id, command.is_actor, now_s, env))
+
+    def _class_of(self, client_number: int, key: object) -> _Class:
+        assert isinstance(key, int)
+        return self._classes.get((client_number, key), _GONE)
 
     def _infeasible(self, command: scheduler_machine.Infeasible) -> None:
         if command.is_actor:
@@ -181,7 +208,7 @@ class LeaseService:
             if isinstance(command, pool_machine.Bind):
                 self._bind(command.alloc_id, command.number)
             elif isinstance(command, pool_machine.Fork):
-                self._node.workers.start(command.number)
+                self._node.workers.start(command.number, command.env)
             elif isinstance(command, pool_machine.Fail):
                 self._fail(command)
             else:
@@ -211,7 +238,9 @@ class LeaseService:
         assert process is not None and process.client is not None
         self.scheduler.worker_bound(alloc_id, number)
         process.alloc_id = alloc_id
+        assigned = self._assign(process, self.scheduler.devices_of(alloc_id))
         if is_actor:
+            process.assigned = assigned
             process.job_id = self._node.actors.job_of(key)
             self._node.actors.worker_found(key, process)
             return
@@ -220,16 +249,49 @@ class LeaseService:
         process.job_id = self._node.job_of(client)
         target = process.client
         self._node.clients.send(
-            client, LeaseGrant(key, alloc_id, target.worker_id, target.slot, target.pid, target.sock_name)
+            client,
+            LeaseGrant(key, alloc_id, target.worker_id, target.slot, target.pid, target.sock_name, assigned),
         )
+
+    def running(self) -> list[Candidate]:
+        """Return every worker that runs a task or an actor, for the memory monitor."""
+        found = []
+        for alloc_id, client, key, is_actor, worker in self.scheduler.bound():
+            assert isinstance(worker, int)
+            process = self._node.workers.get(worker)
+            if process is None or process.client is None:
+                continue
+            if is_actor:
+                retriable = self._node.actors.restarts_left(key)
+            elif self._node.board.is_busy(process.client.slot):
+                retriable = self._class_of(client, key).retriable
+            else:
+                continue  # leased, but between two calls: its end would free little, and help nobody
+            found.append(Candidate(worker, client, retriable, is_actor, alloc_id))
+        return found
+
+    def name_of(self, number: int) -> str:
+        """Return the name of the task or actor that a worker is for, "" when it is for none."""
+        for _alloc_id, client, key, is_actor, worker in self.scheduler.bound():
+            if worker == number:
+                return self._node.actors.class_name(key) if is_actor else self._class_of(client, key).name
+        return ""
+
+    def _assign(self, process: WorkerProcess, devices: tuple[int, ...]) -> bytes:
+        """Return what the worker has to be told of its devices, b"" if it never had any."""
+        process.had_devices = process.had_devices or bool(devices)
+        if not process.had_devices:
+            return b""
+        return json.dumps({GPU: [self._node.gpu_ids[device] for device in devices]}).encode()
 
     def _fail(self, command: pool_machine.Fail) -> None:
         client_number, key, is_actor = self._wanted_by.pop(command.alloc_id)
         commands = self.scheduler.worker_failed(command.alloc_id)
         if is_actor:
-            self._node.actors.placement_failed(key, command.text)
+            self._node.actors.placement_failed(key, command.text, command.env)
         else:
             client = self._node.clients.get(client_number)
             if client is not None and isinstance(key, int):
-                self._node.clients.send(client, LeaseInfeasible(key, INFEASIBLE_NEVER, clip(command.text)))
+                fatal = INFEASIBLE_ENVIRONMENT if command.env else INFEASIBLE_NEVER
+                self._node.clients.send(client, LeaseInfeasible(key, fatal, clip(command.text)))
         self.apply(commands)

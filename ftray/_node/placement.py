@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from ftray._node.amounts import UNIT, as_floats, describe, lacking
+from ftray._node.amounts import GPU, UNIT, as_floats, describe, lacking
+from ftray._node.devices import DevicePools
 from ftray._node.record import Record
 
 TYPE_CHECKING = False
@@ -189,14 +190,14 @@ class Groups:
         if spec.name:
             self._names[spec.namespace, spec.name] = spec.group_id
         amounts = _sum(spec.bundles)
-        group.obstacle = self._obstacle(spec, amounts)
-        if group.obstacle:
-            text = f"{spec.title} cannot be placed: {group.obstacle}; it waits until it is removed"
-            return [Warn(spec.job_id, text)]
         pools: Amounts = {}
         for index, bundle in enumerate(spec.bundles):
             pools[pool_name(MARKER, index, spec.group_id)] = _MARKER_AMOUNT
             pools |= {pool_name(name, index, spec.group_id): amount for name, amount in bundle.items()}
+        group.obstacle = self._obstacle(spec, amounts, pools)
+        if group.obstacle:
+            text = f"{spec.title} cannot be placed: {group.obstacle}; it waits until it is removed"
+            return [Warn(spec.job_id, text)]
         return [Reserve(spec.group_id, amounts, pools, spec.title)]
 
     def reserved(self, group_id: bytes, now_s: float) -> None:
@@ -339,6 +340,12 @@ class Groups:
             raise GroupError(f"strategy={spec.strategy!r}: it must be one of {', '.join(STRATEGIES)}")
         if not spec.bundles or not all(spec.bundles):
             raise GroupError("a placement group has at least one bundle, each with some amount above 0")
+        for bundle in spec.bundles:
+            if bundle.get(GPU, 0) > UNIT and bundle[GPU] % UNIT:
+                raise GroupError(
+                    f"a bundle has {bundle[GPU] / UNIT:g} GPUs: above 1 it must be whole"
+                    " (a fraction shares one)"
+                )
         for name in _sum(spec.bundles):
             if name == MARKER or is_pool_name(name):
                 raise GroupError(f"{name!r} is no resource that a bundle can have: the name is ftray's own")
@@ -348,14 +355,17 @@ class Groups:
                 "use another name, or get_placement_group()"
             )
 
-    def _obstacle(self, spec: GroupSpec, amounts: Amounts) -> str:
+    def _obstacle(self, spec: GroupSpec, amounts: Amounts, pools: Amounts) -> str:
         """Return why this node can never hold the group, "" when it can."""
         if spec.strategy == "STRICT_SPREAD" and len(spec.bundles) > 1:
             return (
                 f"STRICT_SPREAD puts its {len(spec.bundles)} bundles on as many nodes, and there is one"
                 " (SPREAD would put them on one if need be)"
             )
-        return describe(amounts, self._total)
+        text = describe(amounts, self._total)
+        if not text and DevicePools(self._total.get(GPU, 0)).too_few(amounts, pools):
+            text = "the GPUs of its bundles do not add up to whole ones: a fraction is of one GPU"
+        return text
 
 
 def _in_bundle(amounts: Amounts, index: int, group_id: bytes) -> Amounts:

@@ -23,7 +23,7 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _own_cgroups(controller: str, root: str, proc: str) -> list[str]:
+def own_cgroups(controller: str, root: str, proc: str) -> list[str]:
     """Return the directories whose limits bind this process, for v2 and for one v1 controller."""
     directories = []
     for line in (_read(proc) or "").splitlines():
@@ -43,7 +43,7 @@ def _own_cgroups(controller: str, root: str, proc: str) -> list[str]:
 def cgroup_cpus(root: str = _CGROUP_ROOT, proc: str = "/proc/self/cgroup") -> float | None:
     """Return the CPU quota of this process's cgroups in CPUs, None without one."""
     quotas = []
-    for directory in _own_cgroups("cpu", root, proc):
+    for directory in own_cgroups("cpu", root, proc):
         words = (_read(f"{directory}/cpu.max") or "").split()
         if not words:
             words = [
@@ -58,7 +58,7 @@ def cgroup_cpus(root: str = _CGROUP_ROOT, proc: str = "/proc/self/cgroup") -> fl
 def cgroup_memory_bytes(root: str = _CGROUP_ROOT, proc: str = "/proc/self/cgroup") -> int | None:
     """Return the memory limit of this process's cgroups, None without one."""
     limits = []
-    for directory in _own_cgroups("memory", root, proc):
+    for directory in own_cgroups("memory", root, proc):
         text = _read(f"{directory}/memory.max") or _read(f"{directory}/memory.limit_in_bytes")
         if text is not None and text.isdigit() and int(text) < _NO_LIMIT:
             limits.append(int(text))
@@ -79,11 +79,20 @@ def memory_limit_bytes() -> int:
     return total if limit is None else min(total, limit)
 
 
+def visible_gpus() -> list[str] | None:
+    """Return the ids that ``CUDA_VISIBLE_DEVICES`` names, None when it is not set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    parts = [part.strip() for part in visible.split(",")]
+    return [part for part in parts if part not in ("", "-1", "NoDevFiles")]
+
+
 def count_gpus() -> int:
     """Return the number of NVIDIA devices, as ``CUDA_VISIBLE_DEVICES`` limits them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = visible_gpus()
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1", "NoDevFiles")])
+        return len(visible)
     if not os.path.exists("/dev/nvidiactl"):
         return 0
     return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
@@ -92,7 +101,7 @@ def count_gpus() -> int:
 def oom_kill_count() -> int:
     """Return how many processes the kernel has killed for memory, in our cgroups and on the machine."""
     count = 0
-    for directory in _own_cgroups("memory", _CGROUP_ROOT, "/proc/self/cgroup"):
+    for directory in own_cgroups("memory", _CGROUP_ROOT, "/proc/self/cgroup"):
         for name in ("memory.events", "memory.oom_control"):
             for line in (_read(f"{directory}/{name}") or "").splitlines():
                 if line.startswith("oom_kill "):

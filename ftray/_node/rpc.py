@@ -62,6 +62,7 @@ class RpcService:
             "workers": self.workers,
             "job": self.job,
             "jobs": lambda client: [job.facts() for job in node.jobs.all()],
+            "assigned_resources": self.assigned_resources,
             "object_store": self.object_store,
             "preload": self.preload,
             "flush_output": lambda client: node.logs.flush(client.job_id),
@@ -193,6 +194,12 @@ class RpcService:
             for worker in self._node.workers.all()
             for stage in [self._node.leases.pool.stage_of(worker.number)]
         ]
+
+    def assigned_resources(self, client: Client) -> dict[str, float]:
+        """Return what the allocation that the calling worker serves holds."""
+        if client.worker is None:
+            raise ValueError("a driver holds no resources")
+        return wildcards(self._node.leases.scheduler.held_by(client.worker.number))
 
     def object_store(self, client: Client) -> dict[str, int]:
         """Return bytes used, capacity and number of segments."""

@@ -6,11 +6,13 @@ Owns: the node's resources, the demands of every client by scheduling class, the
 groups reserve. A group's bundles are pools of resources of their own, from the grant of its reservation
 until it was removed and nothing holds any of them; demands with a `Place` can be served from several.
 Invariants: what is available plus what is held (less what blocked workers lent) is the total, for every
-resource; a grant is made only when it fits. Availability goes below zero in one case: a blocked worker
-lent its CPUs, they were granted to another, and it runs again (as in Ray, it gets them back at once).
+resource; a grant is made only when it fits, devices included. Availability goes below zero in one case: a
+blocked worker lent its CPUs, they were granted to another, and it runs again (as in Ray, it gets them back
+at once).
 No starvation: clients take turns, and within a client its classes take turns; a demand that was passed
 over ``PASS_LIMIT`` times keeps others from what it lacks until it is served.
-Leaves to others: which worker serves an allocation (``pool``), the clients' messages (the daemon).
+Leaves to others: which worker serves an allocation (``pool``), which devices (``devices``), the clients'
+messages (the daemon).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from ftray._node.amounts import CPU, as_floats, describe, lacking
+from ftray._node.amounts import CPU, GPU, as_floats, describe, lacking
+from ftray._node.devices import DevicePools
 from ftray._node.record import Record
 
 TYPE_CHECKING = False
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ftray._node.amounts import Amounts
+    from ftray._node.devices import Share
     from ftray._node.placement import Place
 
     Commands = list["Command"]
@@ -134,9 +138,12 @@ class _Demand:
 
 
 class _Allocation:
-    __slots__ = ("client", "cpu", "group", "held", "is_actor", "key", "lent", "reclaiming", "state", "worker")
+    __slots__ = (
+        *("client", "cpu", "devices", "group", "held", "is_actor", "key", "lent", "reclaiming", "state"),
+        "worker",
+    )
 
-    def __init__(self, demand: _Demand, held: Amounts) -> None:
+    def __init__(self, demand: _Demand, held: Amounts, devices: tuple[str, Share]) -> None:
         self.client = demand.client
         self.key = demand.key
         self.held = held
@@ -148,6 +155,7 @@ class _Allocation:
         self.worker: object = None
         self.lent = False
         self.reclaiming = False
+        self.devices = devices  # and the resource that they are an amount of
 
 
 class Scheduler:
@@ -164,6 +172,7 @@ class Scheduler:
     def __init__(self, total: Amounts, max_allocations: int = 4000) -> None:
         self._total = dict(total)
         self._available = dict(total)
+        self._devices = DevicePools(total.get(GPU, 0))
         self._max_allocations = max_allocations
         self._allocations: dict[int, _Allocation] = {}
         self._by_worker: dict[object, int] = {}
@@ -343,6 +352,23 @@ class Scheduler:
         """Return the allocation that ``worker`` serves."""
         return self._by_worker.get(worker)
 
+    def devices_of(self, alloc_id: int) -> tuple[int, ...]:
+        """Return the numbers of the devices that the allocation has."""
+        return tuple(device for device, _amount in self._allocations[alloc_id].devices[1])
+
+    def held_by(self, worker: object) -> dict[str, float]:
+        """Return what the allocation that ``worker`` serves holds, CPUs that it lent included."""
+        allocation = self._allocation_of(worker)
+        return {} if allocation is None else as_floats(allocation.held)
+
+    def bound(self) -> list[tuple[int, int, object, bool, object]]:
+        """Return (allocation, client, key, is an actor, worker) of what has a worker, the oldest first."""
+        return [
+            (alloc_id, a.client, a.key, a.is_actor, a.worker)
+            for alloc_id, a in self._allocations.items()
+            if a.state is _State.BOUND
+        ]
+
     def waiting(self) -> list[tuple[str, dict[str, float], int]]:
         """Return (name, resources, number wanted) of every demand not served."""
         return [(d.name, as_floats(d.needed), d.wanted) for d in self._demands.values()]
@@ -363,6 +389,7 @@ class Scheduler:
         assert set(held) <= set(self._total) == set(self._available)
         for name, amount in self._total.items():
             assert self._available[name] + held.get(name, 0) == amount, (name, self._available, held)
+        self._devices.check(allocation.devices for allocation in self._allocations.values())
         assert len(self._by_worker) == sum(a.state is _State.BOUND for a in self._allocations.values())
         queued = [d for turns in self._turns.values() for d in turns]
         assert len(queued) == len(self._demands) and all(d.wanted > 0 for d in queued)
@@ -423,12 +450,14 @@ class Scheduler:
     def _release(self, alloc_id: int) -> None:
         allocation = self._allocations.pop(alloc_id)
         self._by_worker.pop(allocation.worker, None)
+        self._devices.give_back(allocation.devices)
         held = allocation.held
         self._change({n: a for n, a in held.items() if n != allocation.cpu or not allocation.lent}, +1)
         self._close_when_empty(allocation.group)
 
     def _open(self, group: bytes, reserved: Amounts, pools: Amounts) -> None:
         self._groups[group] = (reserved, pools)
+        self._devices.open(pools)
         self._total |= pools
         self._available |= pools
 
@@ -438,6 +467,7 @@ class Scheduler:
             return
         del self._closing[group]
         reserved, pools = self._groups.pop(group)
+        self._devices.close(pools)
         for name in pools:
             del self._total[name], self._available[name]
         self._change(reserved, +1)
@@ -487,9 +517,13 @@ class Scheduler:
     def _fitting(self, demand: _Demand) -> Amounts | None:
         """Return what the demand would hold where it can be served now, None when it cannot."""
         for needed, held in demand.choices:
-            if not lacking(needed, self._available) and not self._kept_from(demand, needed):
+            if not self._short(demand, needed) and not self._kept_from(demand, needed):
                 return held
         return None
+
+    def _short(self, demand: _Demand, needed: Amounts) -> list[str]:
+        """Return the resources that are too few; devices may be although their sum is not."""
+        return lacking(needed, self._available) + self._devices.too_few(needed, demand.pools)
 
     def _kept_from(self, demand: _Demand, needed: Amounts) -> bool:
         """Whether an urgent demand keeps something of ``needed`` for itself."""
@@ -502,13 +536,13 @@ class Scheduler:
 
     def _lacking(self, demand: _Demand) -> list[str]:
         """Return what the demand lacks, in any of the places where it could be served."""
-        return [name for needed, _held in demand.choices for name in lacking(needed, self._available)]
+        return [name for needed, _held in demand.choices for name in self._short(demand, needed)]
 
     def _grant(self, demand: _Demand, held: Amounts) -> Command:
         alloc_id = self._next_id
         if demand.pools is None:
             self._next_id += 1
-            self._allocations[alloc_id] = _Allocation(demand, held)
+            self._allocations[alloc_id] = _Allocation(demand, held, self._devices.take(held))
         else:
             self._open(demand.group, held, demand.pools)
         self._change(held, -1)

@@ -189,6 +189,11 @@ def _remove_tree(path: str) -> None:
         if not isinstance(info[1], FileNotFoundError):  # somebody else removes the same tree
             raise info[1]
 
+    for directory, _directories, _files in os.walk(os.path.join(path, "envs")):
+        try:
+            os.chmod(directory, 0o700)  # snapshots are read-only
+        except FileNotFoundError:
+            continue
     shutil.rmtree(path, onerror=ignore_missing)
 
 

@@ -1,11 +1,16 @@
 """Settings from the environment that every process of a session reads for itself.
 
-``FTRAY_<name>``, or Ray's ``RAY_<name>`` where Ray documents one.
+``FTRAY_<name>``, or Ray's ``RAY_<name>`` where Ray documents one. Errors name the variable, what it says and
+what is allowed.
 """
 
 from __future__ import annotations
 
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_MAX_TASK_EVENTS = 100_000
 # A driver's ring has room for all that is remembered; a worker's, whose own tasks are fewer, for these.
@@ -14,9 +19,9 @@ MAX_UNITS = 1 << 20
 _LEAST_UNITS = 64
 
 
-def _find(name: str) -> tuple[str, str | None]:
+def _find(name: str, environ: Mapping[str, str] | None = None) -> tuple[str, str | None]:
     for prefix in ("FTRAY_", "RAY_"):
-        text = os.environ.get(prefix + name)
+        text = (os.environ if environ is None else environ).get(prefix + name)
         if text is not None:
             return prefix + name, text
     return "", None
@@ -77,3 +82,35 @@ def creation_sites() -> bool:
     if text != "1":
         raise ValueError(f"{variable}={text!r} in the environment; allowed are 0 and 1")
     return True
+
+
+def _wrong(variable: str, text: str, allowed: str) -> ValueError:
+    return ValueError(f"the environment variable {variable}={text!r} is not valid: it must be {allowed}")
+
+
+def integer(name: str, default: int, lowest: int, environ: Mapping[str, str] | None = None) -> int:
+    """Return a setting that is an integer of at least ``lowest``; ValueError when it is none."""
+    variable, text = _find(name, environ)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise _wrong(variable, text, f"an integer >= {lowest}") from None
+    if value < lowest:
+        raise _wrong(variable, text, f"an integer >= {lowest}")
+    return value
+
+
+def share(name: str, default: float, environ: Mapping[str, str] | None = None) -> float:
+    """Return a setting that is a number in (0, 1]; ValueError when it is none."""
+    variable, text = _find(name, environ)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise _wrong(variable, text, "a number above 0 and at most 1") from None
+    if not 0 < value <= 1:
+        raise _wrong(variable, text, "a number above 0 and at most 1")
+    return value

@@ -8,6 +8,7 @@ Leaves to others: how many workers there are (``pool``), what they do, their out
 
 from __future__ import annotations
 
+import marshal
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ import time
 from _operator import _compare_digest as compare_digest
 
 from ftray._node import stacks
+from ftray._node.environments import EnvironmentSetupError, plan
 from ftray._node.frames import (
     DEATH_EXIT,
     DEATH_HUNG,
@@ -61,6 +63,8 @@ class WorkerProcess:
         self.actor_id: bytes | None = None
         self.job_id = 0
         self.registered_ms = 0
+        self.had_devices = False  # it has to be told of every change from then on
+        self.assigned = b""  # what it is to be told with its actor
         self.asked_to_exit = False
         self.verdict: tuple[int, str] | None = (
             None  # kind and reason of a death that we caused or were told of
@@ -92,18 +96,32 @@ class Workers:
 
     # Starting -------------------------------------------------------------------------------------
 
-    def start(self, number: int) -> None:
-        """Have the zygote make a worker."""
+    def start(self, number: int, env: str) -> None:
+        """Have the zygote make a worker, in a runtime environment unless it is ""."""
         worker = WorkerProcess(number, os.urandom(32))
         try:
-            pipes = self._node.logs.open_pipes(worker)
-        except OSError as error:
-            text = str(error)
-            self._node.pool_event(lambda pool, now_s: pool.start_failed(number, text, now_s))
+            fds = [self._plan(env)] if env else []
+            try:
+                fds = [*self._node.logs.open_pipes(worker), *fds]
+            except OSError:
+                for fd in fds:
+                    os.close(fd)
+                raise
+        except (OSError, EnvironmentSetupError) as error:
+            text, final = str(error), isinstance(error, EnvironmentSetupError)
+            self._node.pool_event(lambda pool, now_s: pool.start_failed(number, text, now_s, final=final))
             return
         self._by_number[number] = worker
         assert worker.token is not None
-        self._node.zygote.fork(number, worker.token, self._node.session.path, pipes)
+        self._node.zygote.fork(number, worker.token, self._node.session.path, fds)
+
+    def _plan(self, env: str) -> int:
+        """Return a descriptor from which the new worker reads what its environment is."""
+        found = plan(env, self._node.session.path)
+        fd = os.memfd_create("ftray-plan", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.write(marshal.dumps({name: getattr(found, name) for name in found._fields}))
+        return fd
 
     def on_forked(self, number: int, pid: int) -> None:
         """The zygote made the process."""

@@ -7,7 +7,8 @@ Leaves to others: deciding when to fork (``pool``), watching workers: they are c
 (``CLONE_PARENT``), so that nothing depends on the zygote once a worker runs.
 
 Messages are marshalled tuples over a SOCK_SEQPACKET pair (both ends run the same interpreter). Requests:
-``("fork", number, token, session_dir)`` with the write ends of two pipes, ``("preload", modules)``. Answers:
+``("fork", number, token, session_dir)`` with the write ends of two pipes and, for a worker in a runtime
+environment, a memfd that holds its plan (see ``environments``), ``("preload", modules)``. Answers:
 ``("forked", number, pid)`` or ``("failed", number, text)``, and ``("preloaded", modules, error)``.
 """
 
@@ -22,7 +23,7 @@ import socket
 import sys
 
 from ftray._core import procs
-from ftray._node import threads
+from ftray._node import environments, threads
 from ftray._node.fdpass import recv_with_fds
 
 TYPE_CHECKING = False
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     WorkerMain = Callable[[str, bytes], object]
 
 MESSAGE_BYTES = 1 << 16
+_CONFIG_FD = 3
 # What every worker needs to register and to run its first call: imported once here, not once a worker.
 _SHARED_MODULES = (
     "pickle",
@@ -53,6 +55,7 @@ class Zygote:
         self._worker_module = worker_module
         self._main: WorkerMain | None = None
         self._broken = ""
+        self._limited: set[str] = set()  # variables that are not the user's but our default
 
     def prepare(self, complete_package: Callable[[], None]) -> None:
         """Tie this process to ``ftrayd`` and import what workers need."""
@@ -61,7 +64,9 @@ class Zygote:
             os._exit(0)
         procs.set_name("ftray-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = set(os.environ)
         threads.limit(os.environ)
+        self._limited = set(os.environ) - before
         try:
             complete_package()
             for module in _SHARED_MODULES:
@@ -81,7 +86,7 @@ class Zygote:
             Runs the worker; called by the outermost frame, so that the child's stack holds nothing of ours.
         """
         while True:
-            data, fds, _truncated = recv_with_fds(self._sock, MESSAGE_BYTES, 2)
+            data, fds, _truncated = recv_with_fds(self._sock, MESSAGE_BYTES, 3)
             if not data:
                 return lambda: None
             request = marshal.loads(data)
@@ -95,7 +100,7 @@ class Zygote:
     def _send(self, *message: Any) -> None:
         self._sock.send(marshal.dumps(message))
 
-    def _fork(self, request: tuple[Any, ...], pipes: list[int]) -> Callable[[], None] | None:
+    def _fork(self, request: tuple[Any, ...], fds: list[int]) -> Callable[[], None] | None:
         _kind, number, token, session_dir = request
         main = self._main
         try:
@@ -106,13 +111,34 @@ class Zygote:
             self._send("failed", number, str(error))
         else:
             if pid == 0:
-                _become_worker(self._ftrayd_pid, pipes)
+                plan = _read_plan(fds[2]) if len(fds) > 2 else None
+                _become_worker(self._ftrayd_pid, fds[:2])
                 self._sock.detach()  # closed with all the others
+                if plan is not None:
+                    return lambda: self._run_in(plan, main, session_dir, token)
                 return lambda: _run_worker(main, session_dir, token)
             self._send("forked", number, pid)
-        for fd in pipes:
+        for fd in fds:
             os.close(fd)
         return None
+
+    def _run_in(self, plan: dict[str, Any], main: WorkerMain, session_dir: str, token: bytes) -> None:
+        """Be a worker in a runtime environment; one that needs its own interpreter is started by ``boot``."""
+        variables = environments.expanded(plan["variables"], os.environ)
+        if plan["fresh"]:
+            config = {
+                "plan": plan,
+                "sys_path": sys.path,
+                "worker_module": self._worker_module,
+                "session_dir": session_dir,
+                "token": token,
+            }
+            base = dict(os.environ)
+            if "OMP_NUM_THREADS" in variables:  # it stands for all that we have limited
+                base = {name: text for name, text in base.items() if name not in self._limited}
+            _exec_worker(config, {**base, **variables})
+        os.environ.update(variables)
+        run_in_plan(plan, main, session_dir, token)
 
     def _preload(self, modules: list[str]) -> None:
         errors = []
@@ -166,6 +192,55 @@ def _become_worker(ftrayd_pid: int, pipes: list[int]) -> None:
     if numpy_random is not None:
         numpy_random.seed()  # random reseeds itself after a fork
     gc.enable()
+
+
+def _read_plan(fd: int) -> dict[str, Any]:
+    plan: dict[str, Any] = marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    return plan
+
+
+def _exec_worker(config: dict[str, Any], variables: dict[str, str]) -> None:
+    """Replace this process by a fresh interpreter; its parent, group and parent-death signal stay."""
+    memory = os.memfd_create("ftray-worker")
+    with os.fdopen(os.dup(memory), "wb") as file:
+        file.write(marshal.dumps(config))
+    os.lseek(memory, 0, os.SEEK_SET)
+    if memory != _CONFIG_FD:
+        os.dup2(memory, _CONFIG_FD)
+        os.close(memory)
+    os.set_inheritable(_CONFIG_FD, True)
+    script = len(sys.orig_argv) - len(sys.argv)  # behind the interpreter and its flags
+    flags = sys.orig_argv[1 : script + 1]
+    os.execve(sys.executable, [sys.executable, *flags, "worker", str(_CONFIG_FD)], variables)
+
+
+def run_in_plan(plan: dict[str, Any], main: WorkerMain, session_dir: str, token: bytes) -> None:
+    """Run a worker in an environment whose variables are set."""
+    environments.enter(plan)
+    from ftray import _lifecycle
+
+    _lifecycle.inherit(plan["text"])
+    _run_worker(main, session_dir, token)
+
+
+def fresh_worker(config: dict[str, Any]) -> Callable[[], None]:
+    """Be a worker in an interpreter of its own.
+
+    Parameters
+    ----------
+    config
+        What the zygote's child left.
+
+    Returns
+    -------
+    callable
+        Runs the worker.
+    """
+    procs.set_name("ftray-worker")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    main = importlib.import_module(config["worker_module"]).main
+    return lambda: run_in_plan(config["plan"], main, config["session_dir"], config["token"])
 
 
 def _run_worker(main: WorkerMain, session_dir: str, token: bytes) -> None:

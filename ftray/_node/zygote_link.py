@@ -69,10 +69,10 @@ class ZygoteLink:
         self._sock.setblocking(False)
         self._loop.register(self._sock.fileno(), self._readable)
 
-    def fork(self, number: int, token: bytes, session_dir: str, pipes: Sequence[int]) -> None:
-        """Ask for a worker; ``pipes`` become its stdout and stderr and are closed here."""
+    def fork(self, number: int, token: bytes, session_dir: str, fds: Sequence[int]) -> None:
+        """Ask for a worker; ``fds`` are its stdout and stderr and perhaps its plan, and are closed here."""
         self._pending[number] = None
-        self._send(("fork", number, token, session_dir), tuple(pipes))
+        self._send(("fork", number, token, session_dir), tuple(fds))
 
     def preload(self, modules: list[str]) -> None:
         """Have further workers share ``modules``."""

@@ -258,6 +258,51 @@ def test_drivers_attached_to_another_drivers_node_have_theirs_too(start_driver, 
     owner.check_nothing_left()
 
 
+def test_an_environment_goes_before_the_drivers_modules_and_directory(head, start_driver, tmp_path):
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "beside.py").write_text("WORD = 'of the environment'\n")
+    place = tmp_path / "driver0"
+    place.mkdir()
+    (place / "beside.py").write_text("WORD = 'of the driver'\n")
+    (place / "only.py").write_text("WORD = 'only of the driver'\n")
+    driver = start_driver(
+        """
+        import os
+        import sys
+        import ftray as ray
+
+        shipped = sys.argv[1]
+        ray.init(runtime_env={"py_modules": [shipped + "/beside.py"], "env_vars": {"A": "of the job"}})
+
+        @ray.remote
+        def look():
+            import beside
+            import only
+            here = os.getcwd()
+            return beside.WORD, only.WORD, here, os.path.exists("beside.py"), os.environ["A"]
+
+        @ray.remote
+        class Actor:
+            def look(self):
+                return ray.get(look.remote())
+
+        tell("modules", ray.get(look.remote()))
+        tell("inherited", ray.get(Actor.remote().look.remote()))
+        in_directory = look.options(runtime_env={"working_dir": shipped, "py_modules": []})
+        tell("directory", ray.get(in_directory.remote()))
+        """,
+        env=head.env,
+        args=[str(shipped)],
+    )
+    expected = ["of the environment", "only of the driver"]
+    assert driver.expect("modules") == [*expected, str(driver.workdir), True, "of the job"]
+    assert driver.expect("inherited") == [*expected, str(driver.workdir), True, "of the job"]
+    *words, here, there, variable = driver.expect("directory")
+    assert words == expected and here != str(driver.workdir) and there and variable == "of the job"
+    driver.finish()
+
+
 def test_a_driver_whose_directory_is_gone_can_attach(head, start_driver):
     driver = start_driver(
         """

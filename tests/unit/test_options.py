@@ -277,16 +277,12 @@ def test_strategies_keep_what_they_were_given():
 # --- not supported yet ---
 
 EXAMPLES = {
-    "max_calls": [1],
-    "runtime_env": [{"env_vars": {"A": "1"}}],
     "label_selector": [{"zone": "a"}],
     "object_store_memory": [1000],
     "lifetime": ["detached"],
     "max_pending_calls": [5],
 }
 HARMLESS = {
-    "max_calls": 0,
-    "runtime_env": {},
     "label_selector": {},
     "object_store_memory": 0,
     "lifetime": "non_detached",
@@ -315,8 +311,6 @@ def test_the_table_names_existing_options():
 
 
 def test_deleting_a_line_is_all_it_takes(everything_supported):
-    assert task_options(check("task", {"max_calls": 5})).max_calls == 5
-    assert task_options(check("task", {"runtime_env": {"a": 1}})).runtime_env == {"a": 1}
     actor = actor_options(check("actor", {"lifetime": "detached", "concurrency_groups": {"io": 2}}))
     assert (actor.lifetime, actor.concurrency_groups) == ("detached", {"io": 2})
     method = method_options(check("method", {"retry_exceptions": [ValueError], "concurrency_group": "io"}))
@@ -371,6 +365,22 @@ def test_the_number_of_returns_has_a_limit():
 
 
 # --- merging and the environment ---
+
+
+def test_max_calls_is_one_for_tasks_with_gpus_and_unbounded_otherwise():
+    assert task_options(check("task", {"max_calls": 5})).max_calls == 5
+    assert task_options(check("task", {"num_gpus": 0.5})).max_calls == 1
+    assert task_options(check("task", {"num_gpus": 1, "max_calls": 0})).max_calls == 0
+    assert task_options(check("task", {"num_gpus": 0})).max_calls == 0
+
+
+def test_runtime_environments_are_checked_where_they_are_given():
+    env = {"env_vars": {"A": "1"}}
+    for kind, complete in [("task", task_options), ("actor", actor_options)]:
+        assert complete(check(kind, {"runtime_env": env})).runtime_env == env
+        assert complete(check(kind, {"runtime_env": {}})).runtime_env is None
+        with pytest.raises(NotSupportedError, match="pip"):
+            check(kind, {"runtime_env": {"pip": ["numpy"]}})
 
 
 def test_options_override_and_none_puts_the_default_back():

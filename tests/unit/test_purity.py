@@ -19,7 +19,18 @@ NODE = Path(ROOT, "ftray", "_node")
 
 # --- ftray/_node: Python
 
-NODE_DECISIONS = ("scheduler", "actors", "pool", "segments", "deaths", "logs", "amounts", "jobs")
+NODE_DECISIONS = (
+    "scheduler",
+    "actors",
+    "pool",
+    "segments",
+    "deaths",
+    "logs",
+    "amounts",
+    "jobs",
+    "devices",
+    "memory_policy",
+)
 DATA = ("record", "frames", "protocol")  # values, frame numbers and layouts
 STANDARD = {"__future__", "collections", "dataclasses", "enum", "math", "typing"}
 BUILTINS = {"open", "print", "input", "exec", "eval", "__import__", "id", "hash"}

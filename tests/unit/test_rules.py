@@ -264,3 +264,57 @@ class Queue(RuleBasedStateMachine):
 
 TestQueue = Queue.TestCase
 TestQueue.settings = settings(max_examples=100, stateful_step_count=50)
+
+
+# --- ends by the memory monitor, and workers that leave
+
+
+@given(st.integers(-1, 3), st.integers(-1, 3), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=8))
+def test_an_end_for_memory_uses_up_no_retry(retries: int, limit: int, ends: list[tuple[bool, bool]]) -> None:
+    rules = TaskRules(retries)
+    kills = 0
+    for started, final in ends:
+        verdict = rules.ended_for_memory(started, final, limit)
+        if not started:
+            assert verdict == "run_again"
+        elif final or retries == 0 or 0 <= limit <= kills:
+            assert verdict == "crashed"
+            break
+        else:
+            kills += 1
+            assert verdict == "run_later"
+        assert (rules.retries_left, rules.attempt) == (retries, kills)
+
+
+def test_a_cancelled_call_is_not_run_again_after_an_end_for_memory() -> None:
+    rules = TaskRules(3)
+    rules.cancel()
+    assert rules.ended_for_memory(True) == "cancelled"
+    assert TaskRules(3).ended_for_memory(True, final=True) == "crashed"
+
+
+def test_the_pause_after_an_end_for_memory_doubles_up_to_a_minute() -> None:
+    rules = TaskRules(-1)
+    pauses = []
+    for _ in range(80):
+        rules.ended_for_memory(True)
+        pauses.append(rules.memory_pause_ns(1_000_000_000) / 1e9)
+    assert pauses[:8] == [1, 2, 4, 8, 16, 32, 60, 60] and pauses[-1] == 60
+
+
+def test_a_worker_that_leaves_gets_nothing_more() -> None:
+    rules = LeaseRules([0, 5])
+    rules.set(0, spent=True)
+    assert rules.pick() == 1
+    rules.set(1, spent=True)
+    assert rules.pick() is None
+
+
+@given(st.lists(st.integers(0, 6), max_size=5), st.integers(1, 6))
+def test_the_window_bounds_the_calls_in_flight(loads: list[int], window: int) -> None:
+    rules = LeaseRules(loads, window=window)
+    best = rules.pick()
+    if min(loads, default=window) >= window:
+        assert best is None
+    else:
+        assert best is not None and loads[best] == min(loads)

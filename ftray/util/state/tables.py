@@ -34,6 +34,8 @@ _EXITS = {
     4: "SYSTEM_ERROR",
     5: "INTENDED_SYSTEM_EXIT",
     6: "INTENDED_USER_EXIT",
+    7: "NODE_OUT_OF_MEMORY",
+    8: "NODE_OUT_OF_MEMORY",
 }
 
 

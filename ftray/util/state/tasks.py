@@ -29,6 +29,8 @@ ERRORS = {
     7: "NODE_DIED",
     8: "TASK_UNSCHEDULABLE_ERROR",
     9: "WORKER_DIED",
+    10: "RUNTIME_ENV_SETUP_FAILED",
+    11: "TASK_PLACEMENT_GROUP_REMOVED",
     20: "TASK_EXECUTION_EXCEPTION",
     21: "DEPENDENCY_RESOLUTION_FAILED",
     22: "OUT_OF_MEMORY",
@@ -225,7 +227,8 @@ def creation_row(actor: dict[str, Any], node_id: str) -> dict[str, Any]:
 
 
 def _creation_error(cause: dict[str, Any]) -> str:
-    return "TASK_EXECUTION_EXCEPTION" if cause.get("kind") == "constructor" else "ACTOR_DIED"
+    names = {"constructor": "TASK_EXECUTION_EXCEPTION", "runtime_env": "RUNTIME_ENV_SETUP_FAILED"}
+    return names.get(cause.get("kind", ""), "ACTOR_DIED")
 
 
 def host_name() -> str:

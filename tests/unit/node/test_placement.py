@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ftray._node import placement, strategies
-from ftray._node.amounts import UNIT, fixed_point
+from ftray._node.amounts import UNIT, as_floats, fixed_point
 from ftray._node.placement import (
     GroupError,
     GroupRemovedError,
@@ -32,7 +32,7 @@ from ftray._node.scheduler import (
     Withdrawn,
 )
 
-TOTAL = fixed_point([("CPU", 4), ("chip", 1)])
+TOTAL = fixed_point([("CPU", 4), ("chip", 1), ("GPU", 2)])
 
 
 def gid(number: int) -> bytes:
@@ -226,6 +226,8 @@ def test_what_can_never_be_placed_waits_and_says_why() -> None:
         assert both.lease(1, number, 1, number) == []
         assert both.remove(number) == [Withdrawn(1, number, False, gid(number))]
     assert both.make(spec(3, cpus(1), strategy="STRICT_SPREAD")) == [Reserved(gid(3))]
+    (warning,) = Both(GPU=2).groups.created(spec(4, *[{"GPU": UNIT * 6 // 10}] * 3), 0.0)
+    assert isinstance(warning, Warn) and "a fraction is of one GPU" in warning.text
 
 
 @pytest.mark.parametrize("strategy", placement.STRATEGIES)
@@ -279,6 +281,7 @@ def test_groups_that_wait_end_before_those_that_would_make_room_for_them() -> No
         (spec(1, {}), "at least one bundle"),
         (GroupSpec(b"short", (cpus(1),), "PACK", "", "", False, 1, b""), "no id"),
         (spec(1, {"bundle": UNIT}), "ftray's own"),
+        (spec(1, {"GPU": UNIT + UNIT // 2}), "1.5 GPUs: above 1 it must be whole"),
         (spec(1, {pool_name("CPU", 0, gid(2)): UNIT}), "ftray's own"),
     ],
 )
@@ -380,6 +383,7 @@ class TestStrategies:
 
 AMOUNTS = st.sampled_from(
     [cpus(1), cpus(2), fixed_point([("chip", 1)]), fixed_point([("CPU", 1), ("chip", 1)])]
+    + [fixed_point([("GPU", 1)]), fixed_point([("CPU", 1), ("GPU", 0.6)]), fixed_point([("GPU", 0.4)])]
 )
 
 
@@ -595,7 +599,7 @@ class Walk(RuleBasedStateMachine):
                 break
             self.die(min(self.bound))
         assert not self.pending and not self.bound and not self.scheduler.waiting()
-        assert self.scheduler.available() == self.scheduler.total() == {"CPU": 4.0, "chip": 1.0}
+        assert self.scheduler.available() == self.scheduler.total() == as_floats(TOTAL)
 
 
 TestWalk = Walk.TestCase

@@ -175,6 +175,86 @@ def test_missed_requests_raise_the_number_of_spares_and_quiet_lowers_it() -> Non
     assert now_s < 60
 
 
+def test_a_worker_of_one_environment_never_serves_another() -> None:
+    pool = make(prestart=1)
+    (plain,) = warm(pool)
+    commands = pool.requested(1, 1, False, 0.0, "a")
+    assert Bind(1, plain) not in commands
+    (forked,) = [c for c in commands if isinstance(c, Fork)]
+    assert forked.env == "a"
+    assert Bind(1, forked.number) in pool.started(forked.number, 0.0)
+    pool.released(forked.number, True, 1.0)
+    assert pool.requested(2, 1, False, 1.0)[0] == Bind(2, plain)
+    assert pool.requested(3, 1, False, 1.0, "a")[0] == Bind(3, forked.number)
+    assert [c.env for c in pool.requested(4, 1, False, 1.0, "b") if isinstance(c, Fork)] == ["b"]
+
+
+def test_idle_workers_of_environments_are_not_kept() -> None:
+    pool = make(prestart=0, spare_min=0, idle_timeout_s=5.0)
+    (number,) = forks(pool.requested(1, 1, False, 0.0, "a"))
+    pool.started(number, 0.0)
+    pool.released(number, True, 1.0)
+    assert pool.next_tick_s() == 6.0
+    assert pool.ticked(6.0) == [Retire(number, may_decline=True)]
+
+
+def test_an_environment_that_cannot_be_set_up_fails_its_requests_only_and_at_once() -> None:
+    pool = make(prestart=0, spare_min=0, spare_max=0, max_starting=8)
+    (first,) = forks(pool.requested(1, 1, False, 0.0, "a"))
+    pool.requested(2, 1, False, 0.0)
+    pool.requested(3, 1, True, 0.0, "a")
+    commands = pool.start_failed(first, "no such snapshot", 0.0, final=True)
+    assert [c for c in commands if isinstance(c, Fail)] == [
+        Fail(1, "no such snapshot", True),
+        Fail(3, "no such snapshot", True),
+    ]
+    assert pool.trouble == ""
+    # Who asks again gets another try; one is still starting from before.
+    again = [pool.requested(alloc_id, 1, False, 0.0, "a") for alloc_id in (4, 5)]
+    assert [len(forks(commands)) for commands in again] == [0, 1]
+
+
+def test_workers_that_die_in_an_environment_fail_it_after_a_few_tries() -> None:
+    pool = make(prestart=0, spare_min=0, spare_max=0, max_env_failures=2, backoff_s=1.0)
+    (number,) = forks(pool.requested(1, 1, False, 0.0, "a"))
+    assert pool.start_failed(number, "exited with code 1", 0.0) == []
+    assert pool.next_tick_s() == 1.0
+    (number,) = forks(pool.ticked(1.0))
+    (failed,) = pool.start_failed(number, "exited with code 1", 1.0)
+    assert isinstance(failed, Fail) and failed.env and "2 tries" in failed.text
+
+
+def test_a_spent_worker_leaves_and_serves_nobody_while_it_declines() -> None:
+    pool = make(prestart=0, spare_min=0, idle_timeout_s=5.0)
+    (number,) = forks(pool.requested(1, 1, False, 0.0))[:1]
+    pool.started(number, 0.0)
+    pool.cancelled(1)
+    assert pool.released(number, True, 0.0, spent=True)[0] == Retire(number, may_decline=True)
+    assert pool.declined(number, 1.0) == [] and pool.stage_of(number) is Stage.SPENT
+    assert Bind(2, number) not in pool.requested(2, 1, False, 1.0)
+    now_s, pauses = 1.0, []
+    while len(pauses) < 12:
+        declined_s, commands = now_s, list[Command]()
+        while Retire(number, may_decline=True) not in commands:  # other things are due in between
+            due_s = pool.next_tick_s()
+            assert due_s is not None
+            now_s = max(now_s, due_s)
+            commands = pool.ticked(now_s)
+        pauses.append(round(now_s - declined_s, 3))
+        pool.declined(number, now_s)
+    assert pauses[:3] == [0.02, 0.04, 0.08] and pauses[-1] == 5.0  # asked soon, then less and less often
+    assert Retire(number, may_decline=False) in pool.job_ended(1, now_s)
+
+
+def test_short_memory_has_used_idle_workers_leave() -> None:
+    pool = make(prestart=2)
+    first, second = warm(pool)
+    pool.requested(1, 1, False, 0.0)
+    pool.released(first, True, 0.0)
+    assert [c for c in pool.trimmed(1.0) if isinstance(c, Retire)] == [Retire(first, may_decline=True)]
+    assert pool.stage_of(second) is Stage.IDLE
+
+
 class Walk(RuleBasedStateMachine):
     """Random starts, failures, requests, returns and deaths."""
 
@@ -193,17 +273,23 @@ class Walk(RuleBasedStateMachine):
         self.job_of_alloc: dict[int, int] = {}
         self.job_of_worker: dict[int, int] = {}
         self.fresh_allocs: set[int] = set()
+        self.env_of_alloc: dict[int, str] = {}
+        self.env_of_worker: dict[int, str] = {}
+        self.spent: set[int] = set()
+        self.parked: set[int] = set()
         self.apply(self.pool.opened(0.0))
 
     def apply(self, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, Fork):
                 self.starting.add(command.number)
+                self.env_of_worker[command.number] = command.env
             elif isinstance(command, Bind):
                 self.bound(command)
             elif isinstance(command, Retire):
-                assert command.number in self.idle or command.number in self.busy
+                assert command.number in self.idle | self.parked or command.number in self.busy
                 self.idle.discard(command.number)
+                self.parked.discard(command.number)
                 self.busy.pop(command.number, None)
                 self.leaving.add(command.number)
             elif isinstance(command, Fail):
@@ -216,19 +302,22 @@ class Walk(RuleBasedStateMachine):
         self.idle.remove(command.number)
         self.busy[command.number] = command.alloc_id
         job = self.job_of_alloc[command.alloc_id]
+        assert self.env_of_worker[command.number] == self.env_of_alloc[command.alloc_id]
+        assert command.number not in self.spent
         if command.alloc_id in self.fresh_allocs:
             assert command.number not in self.job_of_worker, "an actor got a used worker"
         assert self.job_of_worker.setdefault(command.number, job) == job, "a worker served two jobs"
 
-    @rule(job=st.integers(1, 2), fresh=st.booleans())
-    def request(self, job: int, fresh: bool) -> None:
+    @rule(job=st.integers(1, 2), fresh=st.booleans(), env=st.sampled_from(["", "", "a", "b"]))
+    def request(self, job: int, fresh: bool, env: str) -> None:
         self.next_alloc += 1
         alloc_id = self.next_alloc
         self.waiting.add(alloc_id)
         self.job_of_alloc[alloc_id] = job
         if fresh:
             self.fresh_allocs.add(alloc_id)
-        self.apply(self.pool.requested(alloc_id, job, fresh, self.now_s))
+        self.env_of_alloc[alloc_id] = env
+        self.apply(self.pool.requested(alloc_id, job, fresh, self.now_s, env))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -238,30 +327,34 @@ class Walk(RuleBasedStateMachine):
         self.pool.cancelled(alloc_id)
 
     @precondition(lambda self: self.starting)
-    @rule(data=st.data(), ok=st.booleans())
-    def start(self, data: st.DataObject, ok: bool) -> None:
+    @rule(data=st.data(), ok=st.booleans(), final=st.booleans())
+    def start(self, data: st.DataObject, ok: bool, final: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.starting)))
         self.starting.remove(number)
         if ok:
             self.idle.add(number)
             self.apply(self.pool.started(number, self.now_s))
         else:
-            self.apply(self.pool.start_failed(number, "test", self.now_s))
+            final = final and bool(self.env_of_worker[number])
+            self.apply(self.pool.start_failed(number, "test", self.now_s, final=final))
 
     @precondition(lambda self: self.busy)
-    @rule(data=st.data(), reusable=st.booleans())
-    def release(self, data: st.DataObject, reusable: bool) -> None:
+    @rule(data=st.data(), reusable=st.booleans(), spent=st.booleans())
+    def release(self, data: st.DataObject, reusable: bool, spent: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.busy)))
-        if reusable:
+        if reusable and spent:
+            self.spent.add(number)
+        elif reusable:
             del self.busy[number]
             self.idle.add(number)
-        self.apply(self.pool.released(number, reusable, self.now_s))
+        self.apply(self.pool.released(number, reusable, self.now_s, spent))
 
-    @precondition(lambda self: self.idle or self.busy or self.leaving)
+    @precondition(lambda self: self.idle or self.busy or self.leaving or self.parked)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.idle | set(self.busy) | self.leaving)))
+        number = data.draw(st.sampled_from(sorted(self.idle | set(self.busy) | self.leaving | self.parked)))
         self.idle.discard(number)
+        self.parked.discard(number)
         self.busy.pop(number, None)
         self.leaving.discard(number)
         self.apply(self.pool.gone(number, self.now_s))
@@ -271,8 +364,12 @@ class Walk(RuleBasedStateMachine):
     def decline(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.leaving)))
         self.leaving.remove(number)
-        self.idle.add(number)
+        (self.parked if number in self.spent else self.idle).add(number)
         self.apply(self.pool.declined(number, self.now_s))
+
+    @rule()
+    def trim(self) -> None:
+        self.apply(self.pool.trimmed(self.now_s))
 
     @rule()
     def preload(self) -> None:
@@ -288,6 +385,7 @@ class Walk(RuleBasedStateMachine):
         self.pool.check()
         counts = self.pool.counts()
         assert counts["starting"] == len(self.starting) and counts["idle"] == len(self.idle)
+        assert counts["spent"] == len(self.parked)
         assert counts["busy"] == len(self.busy) and counts["leaving"] == len(self.leaving)
 
     def teardown(self) -> None:

@@ -55,8 +55,8 @@ def test_every_frame_of_the_table_has_its_number() -> None:
 
 
 def test_layout_of_a_lease_request_byte_by_byte() -> None:
-    frame = f.LeaseRequest(7, 3, (("CPU", 1.5),), "", "f")
-    payload = struct.pack("<QHH H3sd HH1s", 7, 3, 1, 3, b"CPU", 1.5, 0, 1, b"f")
+    frame = f.LeaseRequest(7, 3, (("CPU", 1.5),), "", "f", 1, b"{}")
+    payload = struct.pack("<QHH H3sd HH1s BI2s", 7, 3, 1, 3, b"CPU", 1.5, 0, 1, b"f", 1, 2, b"{}")
     assert encode(frame, req=9) == struct.pack("<IHHQ", len(payload), 10, 0, 9) + payload
 
 
