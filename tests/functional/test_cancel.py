@@ -128,12 +128,14 @@ def test_the_worker_survives_a_cancel(mailbox):
 def test_force_ends_the_process_of_a_task_that_does_not_listen(mailbox):
     @ray.remote
     def stubborn(box):
-        box.post(os.getpid())
+        news = [os.getpid()]
         while True:
             try:
+                while news:
+                    box.post(news.pop())  # inside: as soon as it is read, the interrupt may come
                 doze()
             except KeyboardInterrupt:
-                box.post("ignored")
+                news.append("ignored")
 
     ref = stubborn.remote(mailbox)
     pid = mailbox.take()
