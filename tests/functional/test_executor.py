@@ -122,7 +122,7 @@ def test_bad_input():
         ({"num_returns": 2}, ValueError),
         ({"num_cpu": 1}, ValueError),
         ({"num_cpus": "1"}, TypeError),
-        ({"enable_task_events": False}, NotSupportedError),
+        ({"label_selector": {"a": "b"}}, NotSupportedError),
     ]:
         with pytest.raises(kind):
             Executor(1, **options)
