@@ -21,8 +21,8 @@ from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ASSIGN, EXEC_TERMINATE, exe
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport Call
 from ftray._core.pools cimport Pools
-from ftray._core.runtime cimport core, core_enter, core_leave, core_try, wait_python
-from ftray._core.types cimport CancelAsk, Core
+from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, wait_python
+from ftray._core.types cimport CancelAsk, Core, load64
 
 
 cdef bint work_here(Core *c, void *arg) noexcept nogil:
@@ -44,6 +44,8 @@ cdef class Executor(Execution):
         cdef Call call = Call.__new__(Call)
         while True:
             if core_try(c):
+                if load64(&c.me.summary) != 0:
+                    core_poll(c)    # a cancellation that was sent before the last call ended counts before the next begins
                 if exec_runnable(c):
                     call.key = exec_begin(c, &call.t)
                     core_leave(c)
