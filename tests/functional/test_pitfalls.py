@@ -592,3 +592,28 @@ def test_a_borrow_is_known_to_the_owner_before_its_relay_lets_go(tmp_path, mailb
         os.kill(pid, signal.SIGCONT)
     assert ray.get(lender.ping.remote()) == "pong"
     assert ray.get(keeper.use.remote()) == "lent"
+
+
+def test_the_children_of_a_driver_are_left_to_it(start_driver):
+    """Only ftrayd reaps what it has not started; a driver's own children keep their exit status for it."""
+    driver = start_driver(
+        """
+        import os, subprocess, sys
+        import ftray as ray
+        own = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+        os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not reaped
+        ray.init(num_cpus=1)
+        @ray.remote(max_retries=0)
+        def end():
+            os._exit(1)
+        try:
+            ray.get(end.remote())
+        except ray.exceptions.WorkerCrashedError:
+            tell("crashed")
+        ray.shutdown()
+        tell("status", own.wait())
+        """
+    )
+    driver.expect("crashed")
+    assert driver.expect("status") == 7
+    driver.finish()
