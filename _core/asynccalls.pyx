@@ -11,11 +11,9 @@ Leaves to others: the queue (execqueue.pyx), outcomes and answers (execution.pyx
 import collections
 
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
 from ftray._core.awaits cimport LoopWatch, watch_actor_loop
-from ftray._core.cancels cimport cancel_children
 from ftray._core.context cimport CallContext, context, context_fill, context_variable
 from ftray._core.execqueue cimport EXEC_ACTION, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
@@ -257,10 +255,8 @@ cdef class AsyncCalls:
         return 0
 
     cdef int cancel(self, uint64_t key, bint recursive) except -1:
-        cdef Core *c = core()
         cdef Call call = self.open.get(key)
         cdef Lane lane
-        cdef uint64_t unique
         if call is None:
             return 0
         if call.stage == WAITING:               # not one step was made: its coroutine, if there is one, ends at once
@@ -272,10 +268,6 @@ cdef class AsyncCalls:
             self.execution.answer_cancelled(call)
             return 0
         if recursive:
-            memcpy(&unique, call.t.frame.data, 8)
-            with nogil:
-                core_enter(c)
-                cancel_children(c, unique, False)
-                core_leave(c)
+            self.execution.cancel_submitted(call)
         call.task.cancel()
         return 0

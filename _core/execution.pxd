@@ -29,6 +29,7 @@ cdef class Execution:
     cdef int count(self, list left) except -1
     cdef uint8_t error_status(self, Call call, object error)
     cdef int flush_soon(self) except -1
+    cdef int cancel_submitted(self, Call call) except -1
     cdef int tell_error(self, Call call, object error) except -1
     cdef int enter_group(self, Call call) except -1
     cdef object after(self, Call call, object error)

@@ -11,12 +11,13 @@ Leaves to others: which call is next and where it runs (worker.pyx, pools.pyx, a
 import collections
 
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
 from ftray._core.answers cimport Yielded, encode_failure, encode_results, send_reply
 from ftray._core.awaits cimport loops_take_back_cpus
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
+from ftray._core.cancels cimport cancel_children
 from ftray._core.context cimport Context, context_begin, context_end
 from ftray._core.events cimport event_end, event_text
 from ftray._core.execqueue cimport exec_give_back_all, exec_post
@@ -89,6 +90,17 @@ cdef class Execution:
             self.send(call, REPLY_CANCELLED, &b, [])
         finally:
             buf_free(&b)
+        return 0
+
+    cdef int cancel_submitted(self, Call call) except -1:
+        """Cancel the tasks and actor calls that a call of this process has submitted."""
+        cdef Core *c = core()
+        cdef uint64_t unique
+        memcpy(&unique, call.t.frame.data, 8)
+        with nogil:
+            core_enter(c)
+            cancel_children(c, unique, False)
+            core_leave(c)
         return 0
 
     cdef int tell_error(self, Call call, object error) except -1:

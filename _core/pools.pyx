@@ -12,14 +12,10 @@ import queue
 import threading
 
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
 
-from ftray._core.cancels cimport cancel_children
 from ftray._core.context cimport context
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call
-from ftray._core.runtime cimport core, core_enter, core_leave
-from ftray._core.types cimport Core
 from ftray._core.wire cimport TaskHead
 
 
@@ -64,9 +60,7 @@ cdef class Pools:
 
     cdef int cancel(self, uint64_t key, bint recursive) except -1:
         """A caller wants a call cancelled: it is dropped, or told when it runs already."""
-        cdef Core *c = core()
         cdef Call call = self.open.get(key)
-        cdef uint64_t unique
         if call is None:
             return 0
         if call.stage == WAITING:
@@ -76,11 +70,7 @@ cdef class Pools:
         elif call.stage == RUNNING:
             call.cancelled = True
             if recursive:
-                memcpy(&unique, call.t.frame.data, 8)
-                with nogil:
-                    core_enter(c)
-                    cancel_children(c, unique, False)
-                    core_leave(c)
+                self.execution.cancel_submitted(call)
         return 0
 
     cdef Call current(self):
