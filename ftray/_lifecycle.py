@@ -53,9 +53,7 @@ class Session:
 
     def ask_job(self) -> dict[str, Any] | None:
         """Return what ftrayd knows of the job that this worker serves, None when it is over and forgotten."""
-        from ftray._api import node_rpc
-
-        job: dict[str, Any] | None = node_rpc("job", job_id=_core.current_context()["job_id"])
+        job: dict[str, Any] | None = ask("job", {"job_id": _core.current_context()["job_id"]})
         return job
 
     def learn_job(self, job: dict[str, Any] | None) -> None:
