@@ -32,6 +32,7 @@ from ftray._core.session import (
     detach,
     inbox_close,
     inbox_next,
+    lineage_configure,
     set_memory_retries,
 )
 from ftray._core.waits import wait
@@ -58,6 +59,7 @@ __all__ = [
     "get",
     "inbox_close",
     "inbox_next",
+    "lineage_configure",
     "method_definition",
     "new_actor_ref",
     "next_actor_id",

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport chan_connect, chan_no_descriptors
+from ftray._core.depends cimport depends_wait
 from ftray._core.events cimport event_failed, event_renewed
 from ftray._core.nodelink cimport N_ACTOR_SUBSCRIBE, node_put
 from ftray._core.outcomes cimport task_fail, tasks_fail_dep
@@ -141,7 +142,7 @@ cdef void settle_limbo(Core *c, ActorClient *a, bint dead) noexcept nogil:
             if t.attempt != attempt:
                 event_failed(c, t, attempt, ERR_ACTOR_UNAVAILABLE, NULL)
                 event_renewed(c, t)
-            t.state = TASK_QUEUED
+            t.state = TASK_WAITS_DEPS if t.ndeps and depends_wait(c, t) else TASK_QUEUED      # a value may be lost
             list_insert(&a.queue, t)
         elif v == FAIL_CANCELLED:
             task_fail(c, t, ERR_CANCELLED, NULL, 0)

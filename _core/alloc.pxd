@@ -86,6 +86,8 @@ cdef class Allocator:
     cdef int alloc(self, uint64_t size, uint64_t now_ms, Block* out) noexcept nogil
     cdef int add_segment(self, uint64_t seg_id, uint64_t size, bint dedicated, uint64_t now_ms) noexcept nogil
     cdef int free_block(self, uint64_t seg_id, uint64_t offset, uint64_t now_ms) noexcept nogil
+    # A segment is gone with all that is in it.
+    cdef void lose_segment(self, uint64_t seg_id) noexcept nogil
     # Appends the ids to drop; returns how many, or ALLOC_NO_MEMORY (nothing dropped).
     cdef int trim(self, uint64_t now_ms, vector[uint64_t]* out) noexcept nogil
     cdef int trim_all(self, vector[uint64_t]* out) noexcept nogil

@@ -457,6 +457,20 @@ cdef class Allocator:
         segment.idle_next = self.spare_segment
         self.spare_segment = slot
 
+    cdef void lose_segment(self, uint64_t seg_id) noexcept nogil:
+        """Free every block, then take the empty segment out."""
+        cdef uint32_t slot = table_get(self.slot_of, seg_id), run, at = 0
+        if slot == NONE:
+            return
+        while self.segments[slot].blocks:
+            run = table_get(self.run_at, run_key(slot, at))
+            if not self.runs[run].free:
+                self.free_block(seg_id, <uint64_t> at << GRANULE_SHIFT, 0)
+                at = 0                      # it may be one with its neighbours now
+            else:
+                at += self.runs[run].length
+        self.forget(slot)
+
     cdef int64_t next_trim_ms(self) noexcept nogil:
         if self.idle_head == NONE:
             return -1

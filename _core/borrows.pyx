@@ -15,12 +15,23 @@ from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BO
                                   FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_no_descriptors)
 from ftray._core.intake cimport intake_dropped
 from ftray._core.nodelink cimport node_actor_kill
-from ftray._core.refs cimport refs_borrower, refs_check, refs_find, refs_register
+from ftray._core.refs cimport refs_borrower, refs_check, refs_drop_value, refs_find, refs_register, refs_unhold
 from ftray._core.segments cimport segment_block_free, segment_producer
-from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, Blob, Channel,
-                                Command, Core, Gated, Id16, Id28, ObjEntry, Stream, same_id)
+from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED,
+                                OBJ_SHM, OBJ_UNKNOWN, Blob, Channel, Command, Core, Gated, Id16, Id28, ObjEntry, Stream, same_id)
 from ftray._core.values cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
 from ftray._core.wire cimport ERR_LOST, ERR_NO_DESCRIPTORS, ERR_OWNER_DIED
+
+
+cdef entry_fn value_lost = NULL
+cdef entry_fn recover = NULL
+
+
+cdef void borrows_set_recovery(entry_fn on_loss, entry_fn on_need) noexcept nogil:
+    """Who makes values again (recovery.pyx, which builds on this module)."""
+    global value_lost, recover
+    value_lost = on_loss
+    recover = on_need
 
 
 cdef void fail_ownerless(Core *c, ObjEntry *e) noexcept nogil:
@@ -34,7 +45,23 @@ cdef void fail_ownerless(Core *c, ObjEntry *e) noexcept nogil:
 
 
 cdef void borrow_fetch(Core *c, ObjEntry *e) noexcept nogil:
-    """Ask the owner for the value of a borrowed object."""
+    """Ask the owner for the value of a borrowed object. Our own is made again."""
+    if e.flags & OBJ_OWNED:
+        recover(c, e)
+    else:
+        ask_owner(c, e, NULL, 0)
+
+
+cdef void borrow_lost(Core *c, ObjEntry *e) noexcept nogil:
+    """The value of a borrowed object cannot be read where it was: its owner is told, and asked for another."""
+    cdef uint64_t place[2]
+    place[0] = e.seg
+    place[1] = e.off
+    refs_drop_value(c, e)
+    ask_owner(c, e, place, 16)
+
+
+cdef void ask_owner(Core *c, ObjEntry *e, const void *place, uint64_t size) noexcept nogil:
     cdef Channel *ch
     cdef char *p
     if e.lost == 1:
@@ -53,14 +80,25 @@ cdef void borrow_fetch(Core *c, ObjEntry *e) noexcept nogil:
         elif chan_no_descriptors(c):
             entry_set_error(c, e, ERR_NO_DESCRIPTORS, NULL, 0)
         return                              # otherwise its death report is on the way
-    p = chan_begin(c, ch, FRAME_HEADER + 28, F_GET_OBJ, 0, 0, 0)
+    p = chan_begin(c, ch, FRAME_HEADER + 28 + size, F_GET_OBJ, 0, 0, 0)
     memcpy(p, e.id.b, 28)
-    chan_commit(c, ch, FRAME_HEADER + 28)
+    if size:
+        memcpy(p + 28, place, size)
+    chan_commit(c, ch, FRAME_HEADER + 28 + size)
 
 
-cdef void on_get(Core *c, Channel *ch, char *body) noexcept nogil:
+cdef void on_get(Core *c, Channel *ch, char *body, uint64_t n) noexcept nogil:
     cdef ObjEntry *e = refs_find(c, <Id28 *>body)
+    cdef uint64_t place[2]
     cdef char *p
+    if e != NULL and e.flags & OBJ_OWNED:
+        e.holds += 1
+        if n >= 44:                         # where the reader has failed: no news if the value is elsewhere by now
+            memcpy(place, body + 28, 16)
+            if e.state == OBJ_SHM and e.seg == place[0] and e.off == place[1]:
+                value_lost(c, e)
+        if e.state == OBJ_UNKNOWN:          # given up, and wanted again by a task that has it in its arguments
+            recover(c, e)
     if e == NULL:
         p = chan_begin(c, ch, FRAME_HEADER + 29, F_OBJ_VALUE, 1, 0, 0)
         memcpy(p, body, 28)
@@ -70,6 +108,8 @@ cdef void on_get(Core *c, Channel *ch, char *body) noexcept nogil:
         borrow_answer(c, e, ch, ch.uid)
     else:
         entry_add_waiter(e, 1, NULL, ch, ch.uid)
+    if e != NULL and e.flags & OBJ_OWNED:
+        refs_unhold(c, e)
 
 
 cdef bint still_open(Core *c, Channel *ch, uint64_t uid) noexcept nogil:
@@ -208,7 +248,7 @@ cdef bint borrow_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_
     """Handle a frame of this module; False when it is none or too short."""
     cdef ObjEntry *e
     if h.kind == F_GET_OBJ and n >= 28:
-        on_get(c, ch, body)
+        on_get(c, ch, body, n)
     elif h.kind == F_OBJ_VALUE and n >= 29:
         on_value(c, ch, body, n)
     elif h.kind == F_BORROW_ADD and n >= 56:

@@ -17,23 +17,13 @@ from ftray._core.nodelink cimport N_WORKER_KILL, node_put
 from ftray._core.outcomes cimport task_fail
 from ftray._core.refs cimport refs_find
 from ftray._core.rules cimport list_remove
-from ftray._core.tasks cimport task_forget_waits
+from ftray._core.depends cimport depends_forget
 from ftray._core.types cimport (CH_OPEN, TASK_CANCELLED, TASK_HELD, TASK_PUSHED, TASK_QUEUED, TASK_WAITS_DEPS, Channel, Core,
                                 DueKill, Id28, ObjEntry, TaskList, TaskRec, mono_ns)
 from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE, ERR_CANCELLED
 
 cdef enum:
     KILL_AFTER_NS = 200000000   # how long a worker may take to end itself
-
-
-cdef void forget_ready(Core *c, TaskRec *t) noexcept nogil:
-    """Its last dependency may have come just now."""
-    cdef size_t i
-    for i in range(c.ready.size()):
-        if c.ready[i] == t:
-            c.ready[i] = c.ready.back()
-            c.ready.pop_back()
-            return
 
 
 cdef TaskList *list_of(Core *c, TaskRec *t) noexcept nogil:
@@ -51,8 +41,7 @@ cdef void task_cancel(Core *c, TaskRec *t, bint force, bint recursive) noexcept 
     t.flags |= TASK_CANCELLED
     if t.state == TASK_WAITS_DEPS or t.state == TASK_QUEUED:
         list_remove(list_of(c, t), t)
-        task_forget_waits(t)
-        forget_ready(c, t)
+        depends_forget(c, t)
         task_fail(c, t, ERR_CANCELLED, NULL, 0)
     elif t.state == TASK_PUSHED and t.ch.state == CH_OPEN:
         force = force and t.actor == NULL

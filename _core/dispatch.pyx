@@ -25,6 +25,7 @@ from ftray._core.nodelink cimport (N_ACTOR_STATE, N_INSPECT, N_LEASE_GRANT, N_LE
                                    N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_WORKER_DIED, NodeHeader, node_lost,
                                    node_set_handlers)
 from ftray._core.productions cimport production_channel_died, production_on_ack, production_on_cancel
+from ftray._core.recovery cimport recovery_install
 from ftray._core.refs cimport refs_process_died
 from ftray._core.segments cimport segment_gone, segment_map, segments_process_died, segments_trim
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
@@ -38,6 +39,7 @@ cdef void dispatch_install() noexcept nogil:
     chan_set_handlers(on_channel_frame, on_channel_break)
     node_set_handlers(on_node_frame, on_node_end)
     values_set_answer(borrow_answer)
+    recovery_install()
 
 
 # --- from peers -----------------------------------------------------------------------------------------------------

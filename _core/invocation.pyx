@@ -15,7 +15,7 @@ from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_of
 from ftray._core.refs cimport refs_borrowed
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.serial cimport decode_value
-from ftray._core.types cimport OBJ_INLINE, TASK_STREAM, Blob, Channel, Core, Id28, ObjEntry, blob_drop
+from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_STREAM, Blob, Channel, Core, Id28, ObjEntry, blob_drop
 from ftray._core.values cimport entry_set_shm
 from ftray._core.wire cimport VALUE_INLINE, DepHead, StreamStart, TaskHead
 
@@ -146,7 +146,7 @@ cdef object dep_value(DepHead *d, char *inline_bytes, list keep):
         core_enter(c)
         e = refs_borrowed(c, <Id28 *>d.id, <Id28 *>d.owner)
         fill_ref(c, r, e)
-        if e.state < OBJ_INLINE:
+        if e.state < OBJ_INLINE and not e.flags & OBJ_OWNED:     # ours: it is made again, and is not there any more
             entry_set_shm(c, e, d.seg, d.off, d.size)
         core_leave(c)
     keep.append(r)

@@ -2,7 +2,7 @@
 
 Owns: the Python object of a reference, waiting for an entry (with what a worker does meanwhile: it lends its CPUs and
 gives back the calls behind the one that waits), and `get`. Invariants: fast paths take no lock, since a ref holds its
-entry, and a value, once its state says that it is there, never changes; Python objects are made and destroyed outside
+entry, and an inline value never changes (one in shared memory may be lost: it is pinned under the lock); Python objects are made and destroyed outside
 the core lock only, because that may run any code (garbage collection).
 
 Leaves to others: how long entries live (refs.pyx), borrowed values (borrows.pyx), mapped memory (segments.pyx), `put`
@@ -21,12 +21,13 @@ from ftray._core.nodeask cimport node_ask
 from ftray._core.nodelink cimport N_BLOCKED, N_SEG_OPEN, N_UNBLOCKED, node_put
 from ftray._core.pickler cimport note_ref
 from ftray._core.refs cimport refs_borrowed, refs_drop_local, refs_expose
+from ftray._core.recovery cimport value_lost
 from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.segments cimport segment_known, segment_pin
 from ftray._core.serial cimport TAG_PICKLE_OOB, decode_value
 from ftray._core.session cimport check_usable
-from ftray._core.store cimport Pin, PinnedBuffer
-from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, OBJ_UNKNOWN, Blob, Core, Id28, ObjEntry, blob_drop, blob_hold,
+from ftray._core.store cimport STORE_UNKNOWN, Pin, PinnedBuffer
+from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, OBJ_SHM, OBJ_UNKNOWN, Blob, Core, Id28, ObjEntry, blob_drop, blob_hold,
                                 load8, mono_ns)
 from ftray._core.wire cimport SYSTEM_ERROR
 
@@ -306,21 +307,26 @@ cdef object system_error(const char *p, uint64_t n):
     return _system_errors.build(<uint8_t>p[0] if n else 0, p[1:n] if n > 1 else b"")
 
 
-cdef object shared_value(ObjEntry *e, int64_t deadline_ns):
+cdef object NOWHERE = object()      # what `shared_value` returns when the value is lost, and is being made again
+
+
+cdef object shared_value(ObjEntry *e):
     cdef Core *c = core()
     cdef Pin *pin = NULL
     cdef PinnedBuffer buffer
     cdef int code
-    if not segment_known(e.seg):
-        open_segment(c, e)
+    if not segment_known(e.seg) and not open_segment(c, e):
+        return NOWHERE
     if core_try(c):
-        code = segment_pin(c, e, &pin)
+        code = pin_value(c, e, &pin)
         core_leave(c)
     else:
         with nogil:
             core_enter(c)
-            code = segment_pin(c, e, &pin)
+            code = pin_value(c, e, &pin)
             core_leave(c)
+    if code == STORE_UNKNOWN:
+        return NOWHERE
     if code != 0:
         from ftray.exceptions import ObjectLostError
         raise ObjectLostError(e.id.b[:28].hex(), f"its shared memory cannot be read (code {code})")
@@ -328,37 +334,60 @@ cdef object shared_value(ObjEntry *e, int64_t deadline_ns):
     return decode_value(pin.data, pin.size, buffer)
 
 
-cdef int open_segment(Core *c, ObjEntry *e) except -1:
-    """Have ftrayd hand over the segment of an object that another process made."""
-    cdef uint64_t seg = e.seg
+cdef int pin_value(Core *c, ObjEntry *e, Pin **out) noexcept nogil:
+    """Only under the lock is it certain that a value is (still) where its entry says."""
+    return segment_pin(c, e, out) if e.state == OBJ_SHM else STORE_UNKNOWN
+
+
+cdef bint open_segment(Core *c, ObjEntry *e) except -1:
+    """Have ftrayd hand over the segment of an object that another process made; False when the value is not there."""
+    cdef uint64_t seg
     cdef int code = 0
-    answer = node_ask(c, N_SEG_OPEN, &seg, 8)
-    raw = <bytes>answer
+    cdef bint known
+    with nogil:
+        core_enter(c)
+        seg = e.seg if e.state == OBJ_SHM else 0
+        known = segment_known(seg)
+        core_leave(c)
+    if known or seg == 0:
+        return known
+    raw = <bytes>node_ask(c, N_SEG_OPEN, &seg, 8)
     memcpy(&code, <const char *>raw, 4)
-    if not raw[4] or code != 0:
-        if segment_known(seg):
-            return 0                # another thread was faster
-        if not e.flags & OBJ_OWNED:
-            report = owner_report(e)
-            if report:
-                from ftray import _system_errors
-                raise _system_errors.owner_died(report, e.id.b[:28].hex())
+    if raw[4] and code == 0:
+        return True
+    if segment_known(seg):
+        return True                 # another thread was faster
+    if not e.flags & OBJ_OWNED:
+        report = owner_report(e)
+        if report:
+            from ftray import _system_errors
+            raise _system_errors.owner_died(report, e.id.b[:28].hex())
+    if raw[4]:
         from ftray.exceptions import ObjectLostError
-        raise ObjectLostError("", f"segment {seg:x} is gone" if not raw[4] else f"segment {seg:x} cannot be mapped (code {code})")
-    return 0
+        raise ObjectLostError(e.id.b[:28].hex(), f"segment {seg:x} cannot be mapped (code {code})")
+    with nogil:
+        core_enter(c)
+        if e.state == OBJ_SHM and e.seg == seg:
+            value_lost(c, e)
+        core_leave(c)
+    return False
 
 
 cdef object value_of(ObjectRef r, int64_t deadline_ns):
     cdef ObjEntry *e = usable(r)
-    if load8(&e.state) < OBJ_INLINE:
-        if wait_entry(e, deadline_ns) == 0:
-            from ftray.exceptions import GetTimeoutError
-            raise GetTimeoutError(f"the value of {r!r} was not there in time")
+    cdef object value = NOWHERE
+    while value is NOWHERE:
         if load8(&e.state) < OBJ_INLINE:
-            raise_without_value(e)
-    if e.state == OBJ_INLINE:
-        return inline_value(e)
-    return shared_value(e, deadline_ns)
+            if wait_entry(e, deadline_ns) == 0:
+                from ftray.exceptions import GetTimeoutError
+                raise GetTimeoutError(f"the value of {r!r} was not there in time")
+            if load8(&e.state) < OBJ_INLINE and (e.lost or not core().node_alive):
+                raise_without_value(e)
+            continue
+        if e.state == OBJ_INLINE:
+            return inline_value(e)
+        value = shared_value(e)
+    return value
 
 
 cdef bytes owner_report(ObjEntry *e):
@@ -438,3 +467,17 @@ cdef list values_of(list refs, int64_t deadline_ns):
             prefetch((<ObjectRef>refs[i + FETCH_AHEAD]).e)
         out[i] = value_of(<ObjectRef>refs[i], deadline_ns)
     return out
+
+
+def debug_object(ref):
+    """Where a value is, for tests: state (`ObjState`), segment, offset, size, and whether lineage can make it again."""
+    cdef Core *c = core()
+    cdef ObjEntry *e = usable(<ObjectRef?>ref)
+    cdef ObjEntry found
+    cdef bint kept
+    with nogil:
+        core_enter(c)
+        found = e[0]
+        kept = e.ext != NULL and e.ext.maker != NULL
+        core_leave(c)
+    return {"state": found.state, "segment": found.seg, "offset": found.off, "size": found.size, "kept": kept}

@@ -2,46 +2,67 @@
 
 Owns: the end of a record's life. Invariants: whoever ends a task has taken it out of every list and window before, and
 does not touch it afterwards; every return has a value when the record goes; what the task held (dependencies, nested
-refs, arguments) is let go of exactly once.
+refs, arguments) is let go of exactly once. A record with values in shared memory may be kept as lineage (lineage.pyx).
 
 Leaves to others: whether a task ends at all or runs again (rules.pyx decides, tasks.pyx and actors.pyx carry out).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy
 from libcpp.string cimport string
 
 from ftray._core.events cimport EV_DEPENDENCY, event_death, event_failed
 from ftray._core.intake cimport intake_outcome, intake_over
-from ftray._core.refs cimport refs_check, refs_unhold
-from ftray._core.types cimport OBJ_INLINE, OBJ_IS_ERROR, TASK_DONE, Blob, Core, Id28, ObjEntry, TaskRec, blob_drop, blob_hold
+from ftray._core.lineage cimport lineage_free, task_return
+from ftray._core.refs cimport refs_check, refs_finish_shared, refs_unhold
+from ftray._core.segments cimport segment_owned
+from ftray._core.types cimport (CMD_FREE_BLOCK, OBJ_INLINE, OBJ_IS_ERROR, OBJ_SHM, TASK_DONE, Blob, Command, Core, Id28, ObjEntry,
+                                TaskRec, blob_hold)
 from ftray._core.values cimport entry_set_error, entry_set_inline, read_value
-from ftray._core.wire cimport ERR_CRASHED, ERR_LOST
+from ftray._core.wire cimport ERR_CRASHED, ERR_LOST, VALUE_SHM, RetHead
 
 
 cdef void finish(Core *c, TaskRec *t) noexcept nogil:
     """All returns have their values: let go of everything the task held."""
     cdef uint16_t i
     cdef ObjEntry *e
+    cdef bint shared = False
     t.state = TASK_DONE
     if t.stream != NULL:
         intake_over(c, t)
+    for i in range(t.nret):
+        e = task_return(t, i)
+        if e != NULL and e.state == OBJ_SHM:
+            shared = True
+    if shared:
+        refs_finish_shared(c, t)
+        return
     for i in range(t.ndeps + t.nnested):
         refs_unhold(c, t.deps[i])
     for i in range(t.nret):
-        e = t.ret0 if t.nret == 1 else t.rets[i]
-        e.task = NULL
-        refs_check(c, e)
+        e = task_return(t, i)
+        if e != NULL:
+            if e.ext != NULL:
+                e.ext.maker = NULL
+            e.task = NULL
+            refs_check(c, e)
     if t.actor != NULL:
         t.actor.npending -= 1
-    if t.deps != NULL:
-        free(t.deps)
-    if t.rets != NULL:
-        free(t.rets)
-    blob_drop(t.args)
     c.n_tasks -= 1
-    c.task_slab.drop(t)
+    lineage_free(c, t)
+
+
+cdef void refuse_block(Core *c, char *p, char *end, const Id28 *sender) noexcept nogil:
+    """A value that nobody needs (any more, or again) gives back what it has in shared memory."""
+    cdef RetHead *r = <RetHead *>p
+    cdef Command cmd
+    if p + sizeof(RetHead) > end or r.kind != VALUE_SHM:
+        return
+    segment_owned(c, r.seg, sender)
+    cmd.kind = CMD_FREE_BLOCK
+    cmd.a = r.seg
+    cmd.b = r.off
+    c.commands.push_back(cmd)
 
 
 cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint64_t size) noexcept nogil:
@@ -51,8 +72,8 @@ cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint
     if code != ERR_CRASHED:             # that one is told with its report
         event_failed(c, t, t.attempt, code, NULL)
     for i in range(t.nret):
-        e = t.ret0 if t.nret == 1 else t.rets[i]
-        if e.state < OBJ_INLINE:
+        e = task_return(t, i)
+        if e != NULL and e.state < OBJ_INLINE:
             entry_set_error(c, e, code, payload, size)
     finish(c, t)
 
@@ -84,8 +105,9 @@ cdef bint tasks_fail_dep(Core *c, TaskRec *t) noexcept nogil:
             e.holds += 1
             event_failed(c, t, t.attempt, EV_DEPENDENCY, NULL)
             for j in range(t.nret):
-                r = t.ret0 if t.nret == 1 else t.rets[j]
-                entry_set_inline(c, r, blob_hold(e.blob), True)
+                r = task_return(t, j)
+                if r != NULL and r.state < OBJ_INLINE:
+                    entry_set_inline(c, r, blob_hold(e.blob), True)
             finish(c, t)
             refs_unhold(c, e)
             return True
@@ -102,10 +124,12 @@ cdef void complete(Core *c, TaskRec *t, char *p, char *end, uint16_t nret, const
     for i in range(nret):
         e = NULL
         if i < t.nret:
-            e = t.ret0 if t.nret == 1 else t.rets[i]
+            e = task_return(t, i)
+        if p != NULL and (e == NULL or e.state >= OBJ_INLINE):
+            refuse_block(c, p, end, sender)
         if p != NULL:
             p = read_value(c, e, p, end, sender, True)
-        if p == NULL and e != NULL:
+        if p == NULL and e != NULL and e.state < OBJ_INLINE:
             entry_set_error(c, e, ERR_LOST, b"the reply could not be read", 27)
     if nret < t.nret:
         task_fail(c, t, ERR_LOST, b"the reply lacks a value", 23)

@@ -102,7 +102,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     h.ndeps = t.ndeps
     h.kind = KIND_METHOD if t.actor != NULL else KIND_TASK
     h.flags = (t.flags & ~TASK_HELD) | (HEAD_IN_GROUP if in_group else 0)
-    h.nested = t.nnested - (1 if t.actor != NULL else 0)       # without the handle that the call holds
+    h.nested = t.nnested - (1 if t.actor != NULL and not t.handleless else 0)       # without the handle that the call holds
     h.args_size = t.args.size
     p += sizeof(TaskHead)
     if t.stream != NULL:

@@ -5,7 +5,7 @@ needs the core lock, except `refs_drop_local`, which any thread may call at any 
 """
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from ftray._core.types cimport Core, Id28, ObjEntry, ObjExt
+from ftray._core.types cimport Core, Id28, ObjEntry, ObjExt, TaskRec
 
 cdef ObjEntry *refs_new(Core *c, const Id28 *id, bint owned) noexcept nogil
 cdef ObjEntry *refs_find(Core *c, const Id28 *id) noexcept nogil
@@ -20,4 +20,6 @@ cdef void refs_check(Core *c, ObjEntry *e) noexcept nogil
 cdef void refs_borrower(Core *c, ObjEntry *e, const Id28 *worker, int32_t n) noexcept nogil
 cdef void refs_contain(ObjEntry *outer, ObjEntry *inner) noexcept nogil
 cdef void refs_process_died(Core *c, const Id28 *worker) noexcept nogil
+cdef void refs_drop_value(Core *c, ObjEntry *e) noexcept nogil
+cdef void refs_finish_shared(Core *c, TaskRec *t) noexcept nogil
 cdef void refs_register(Core *c, ObjEntry *e) noexcept nogil

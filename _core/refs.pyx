@@ -9,6 +9,9 @@ An entry stands for an object that this process owns or borrows. It lives while 
 * `holds`: tasks in flight that use it, values that contain it, and each process that borrows it.
 * `task`: the task that makes it has not finished.
 
+An entry that none of these holds, but that a kept task would need to run again (`ext.lineage`), gives up what it has in
+shared memory and stays as a record of how it was made (lineage.pyx).
+
 Borrowing. A process that unpickles a ref of another owner has a *borrowed* entry. Before anything that protects the
 object on its behalf is released, the borrower is registered with the owner: with the reply of the task that brought
 the ref, or by BORROW_ADD. Registrations are counted per process (a value that contains the ref registers its receiver
@@ -18,13 +21,16 @@ acknowledged registrations in place of merged borrower trees.)
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, malloc
 from libc.string cimport memcpy
 from libcpp.set cimport set as cppset
 from libcpp.vector cimport vector
 
+from ftray._core.lineage cimport (lineage_evict, lineage_forget, lineage_free, lineage_keep, lineage_loosen, lineage_plan,
+                                  task_return)
 from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_ACTOR, OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED,
                                 OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_STREAM, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28,
-                                ObjEntry, ObjExt, Stream, add32, blob_drop, cas_ptr, same_id, store8, swap32, take_ptr)
+                                ObjEntry, ObjExt, Stream, TaskRec, add32, blob_drop, blob_new, cas_ptr, same_id, store8, swap32, take_ptr)
 
 
 cdef extern from *:
@@ -147,23 +153,109 @@ cdef inline bint alive(ObjEntry *e) noexcept nogil:
 cdef void refs_check(Core *c, ObjEntry *e) noexcept nogil:
     """Free the object if nothing holds it, and then what only it held (a list, not recursion: chains can be long)."""
     cdef vector[ObjEntry *] work
-    cdef size_t i
     if alive(e):
         return
-    if e.ext == NULL or e.ext.contained.empty():
+    if e.ext == NULL:
         forget(c, e)
         return
-    work.push_back(e)
+    lineage_loosen(&work, e)
+    settle_loose(c, &work)
+
+
+cdef void settle_loose(Core *c, vector[ObjEntry *] *work) noexcept nogil:
+    cdef ObjEntry *e
     while not work.empty():
         e = work.back()
         work.pop_back()
-        if e.ext != NULL:
-            for i in range(e.ext.contained.size()):
-                e.ext.contained[i].holds -= 1
-                if not alive(e.ext.contained[i]):
-                    work.push_back(e.ext.contained[i])
-            e.ext.contained.clear()
-        forget(c, e)
+        e.listed = 0
+        if alive(e):
+            continue
+        if e.ext == NULL:
+            forget(c, e)
+        elif e.ext.lineage > 0:
+            retire(c, e, work)
+        else:
+            let_go_inside(e, work)
+            lineage_forget(c, e, work)
+            forget(c, e)
+
+
+cdef void let_go_inside(ObjEntry *e, vector[ObjEntry *] *work) noexcept nogil:
+    """The value goes: it contains nothing any more."""
+    cdef size_t i
+    for i in range(e.ext.contained.size()):
+        e.ext.contained[i].holds -= 1
+        lineage_loosen(work, e.ext.contained[i])
+    e.ext.contained.clear()
+
+
+cdef void retire(Core *c, ObjEntry *e, vector[ObjEntry *] *work) noexcept nogil:
+    """Only lineage needs it: what is in shared memory can be made again, and an actor needs no handle to have been called."""
+    if e.state == OBJ_SHM:
+        command(c, CMD_FREE_BLOCK, e, e.seg, e.off)
+        store8(&e.state, OBJ_UNKNOWN)
+        let_go_inside(e, work)
+    if e.flags & OBJ_ACTOR:
+        command(c, CMD_ACTOR_RELEASED, e, 0, 0)
+        e.flags &= ~OBJ_ACTOR
+
+
+cdef void refs_drop_value(Core *c, ObjEntry *e) noexcept nogil:
+    """The value is lost. The entry must be held by somebody."""
+    cdef vector[ObjEntry *] work
+    if e.flags & OBJ_OWNED and e.state == OBJ_SHM:
+        command(c, CMD_FREE_BLOCK, e, e.seg, e.off)
+    store8(&e.state, OBJ_UNKNOWN)
+    if e.ext != NULL:
+        let_go_inside(e, &work)
+        settle_loose(c, &work)
+
+
+cdef bint keep(Core *c, TaskRec *t) noexcept nogil:
+    """The returns of a finished task have values in shared memory: keep it as lineage if it may serve.
+
+    True: the record has a new owner, and its arguments have given their holds back (or go on being borrowed).
+    """
+    cdef vector[ObjEntry *] work
+    cdef int i
+    cdef ObjEntry *e
+    if not lineage_keep(c, t):
+        return False
+    for i in range(t.ndeps + t.nnested):
+        e = t.deps[i]
+        if e.flags & OBJ_OWNED:
+            e.holds -= 1
+            lineage_loosen(&work, e)
+    lineage_evict(c, &work)
+    settle_loose(c, &work)
+    return True
+
+
+cdef void refs_finish_shared(Core *c, TaskRec *t) noexcept nogil:
+    """Values in shared memory can be lost: the record is kept if it may serve to make them again."""
+    cdef vector[ObjEntry *] returns
+    cdef size_t i
+    cdef ObjEntry *e
+    cdef int k
+    for k in range(t.nret):
+        e = task_return(t, k)
+        if e != NULL:
+            e.task = t                      # none goes before it is looked at
+            returns.push_back(e)
+    c.n_tasks -= 1
+    if t.actor != NULL:
+        t.actor.npending -= 1
+        if not t.handleless:
+            t.handleless = 1                # to be lost does not keep an actor alive
+            t.nnested -= 1
+            refs_unhold(c, t.deps[t.ndeps + t.nnested])
+    if not keep(c, t):                 # else it is no more ours, and may be gone already
+        for k in range(t.ndeps + t.nnested):
+            refs_unhold(c, t.deps[k])
+        lineage_free(c, t)
+    for i in range(returns.size()):
+        returns[i].task = NULL
+        refs_check(c, returns[i])
 
 
 cdef void command(Core *c, uint8_t kind, ObjEntry *e, uint64_t a, uint64_t b) noexcept nogil:
@@ -261,10 +353,10 @@ cdef class RefTable:
     """A reference counter without a runtime around it, for tests: ids are small integers, commands come out as tuples."""
 
     cdef Core core
-    cdef dict entries
+    cdef dict tasks
 
     def __init__(self):
-        self.entries = {}
+        self.tasks = {}
 
     cdef Id28 make_id(self, n):
         cdef Id28 i
@@ -350,6 +442,102 @@ cdef class RefTable:
     def unregistered(self):
         cdef size_t i
         return {int.from_bytes(self.core.unregistered[i].id.b[:28], "big") for i in range(self.core.unregistered.size())}
+
+    # --- tasks, and lineage
+
+    cdef TaskRec *record(self, number) except NULL:
+        cdef TaskRec *t = <TaskRec *><size_t>self.tasks[number]
+        return t
+
+    def task(self, number, list deps, list nested, list returns, int retries):
+        """A task with arguments, and refs inside of them; its returns are pending, and referenced once each."""
+        cdef TaskRec *t = self.core.task_slab.make()
+        cdef Id28 id
+        cdef int i
+        cdef list needs = deps + nested
+        t.number = number
+        t.args = blob_new(8)
+        t.retries_left = retries
+        t.ndeps, t.nnested, t.nret = len(deps), len(nested), len(returns)
+        t.deps = <ObjEntry **>malloc((len(needs) + 1) * sizeof(ObjEntry *))
+        for i in range(len(needs)):
+            t.deps[i] = self.entry(needs[i])
+            t.deps[i].holds += 1
+        if t.nret > 1:
+            t.rets = <ObjEntry **>calloc(t.nret, sizeof(ObjEntry *))
+        for i in range(t.nret):
+            id = self.make_id(returns[i])
+            if t.nret > 1:
+                t.rets[i] = refs_new(&self.core, &id, True)
+            else:
+                t.ret0 = refs_new(&self.core, &id, True)
+            task_return(t, i).task = t
+            task_return(t, i).local = 1
+            refs_expose(&self.core, task_return(t, i))
+        self.core.n_tasks += 1
+        self.tasks[number] = <size_t>t
+
+    def finish(self, number, list values):
+        """The task is done; `values`: for each return its block (segment, offset), or None for an inline value.
+
+        True for each return that took its value, in their order.
+        """
+        cdef TaskRec *t = self.record(number)
+        cdef ObjEntry *e
+        cdef int i
+        took = []
+        for i in range(t.nret):
+            e = task_return(t, i)
+            took.append(e != NULL and e.state < OBJ_INLINE)
+            if not took[i]:
+                continue
+            if values[i] is None:
+                e.blob = blob_new(4)
+                e.state = OBJ_INLINE
+            else:
+                e.seg, e.off = values[i]
+                e.state = OBJ_SHM
+        refs_finish_shared(&self.core, t)
+        return took
+
+    def lose(self, n):
+        """The object's value is lost: numbers of the tasks that have to run, and objects that cannot be had again."""
+        cdef vector[TaskRec *] run
+        cdef vector[ObjEntry *] hopeless
+        cdef size_t i
+        cdef ObjEntry *e = self.entry(n)
+        refs_hold(e)
+        refs_drop_value(&self.core, e)
+        lineage_plan(&self.core, e, &run, &hopeless)
+        numbers = [run[i].number for i in range(run.size())]
+        given_up = [int.from_bytes(hopeless[i].id.b[:28], "big") for i in range(hopeless.size())]
+        for i in range(hopeless.size()):
+            if hopeless[i].state < OBJ_INLINE:
+                hopeless[i].blob = blob_new(4)
+                hopeless[i].state = OBJ_INLINE
+        self.core.n_tasks += run.size()
+        refs_unhold(&self.core, e)
+        return numbers, given_up
+
+    def kept(self):
+        """Numbers and bytes of the tasks that are kept, oldest first."""
+        cdef TaskRec *t = self.core.kept.head
+        out = []
+        while t != NULL:
+            out.append((t.number, t.kept_bytes))
+            t = t.next
+        assert self.core.lineage_bytes == sum([size for _, size in out]) and self.core.kept.n == len(out)
+        return out
+
+    def limit(self, uint64_t size_bytes):
+        """From now on no more than this is kept."""
+        cdef vector[ObjEntry *] loose
+        self.core.max_lineage_bytes = size_bytes
+        lineage_evict(&self.core, &loose)
+        settle_loose(&self.core, &loose)
+
+    def has_value(self, n):
+        return self.entry(n).state >= OBJ_INLINE
 
     def __len__(self):
         return self.core.n_entries

@@ -174,9 +174,12 @@ cdef void segment_block_free(Core *c, uint64_t seg, uint64_t off) noexcept nogil
 
 
 cdef void segment_gone(Core *c, uint64_t seg) noexcept nogil:
-    """ftrayd dropped a segment that we opened."""
+    """ftrayd dropped (or lost) a segment that we opened or made."""
     store.drop_segment(seg)
     foreign.erase(seg)
+    if own_sizes.count(seg):                # ours, and lost to all others: no block of it may be used again
+        own_sizes.erase(seg)
+        allocator.lose_segment(seg)
 
 
 cdef void segments_trim(Core *c, uint64_t at_ms, bint everything) noexcept nogil:

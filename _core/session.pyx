@@ -19,6 +19,7 @@ from ftray._core.channel cimport chan_free
 from ftray._core.context cimport Context, context, context_root
 from ftray._core.dispatch cimport dispatch_install, wake_inbox
 from ftray._core.events cimport events_close, events_open
+from ftray._core.lineage cimport lineage_clear
 from ftray._core.nodelink cimport node_pending
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_fork, runtime_open, runtime_start, runtime_stop
 from ftray._core.segments cimport segments_close, segments_open
@@ -138,6 +139,7 @@ def detach():
         runtime_stop(c)
     c.session += 1
     segments_close()
+    lineage_clear(c)
     end_connection(c.node_fd)               # a forked child of ours may hold a copy of the descriptor
     for i in range(c.channels.size()):
         if c.channels[i] != NULL:
@@ -207,6 +209,16 @@ cdef bint inbox_open(Core *c, uint64_t session) noexcept nogil:
     return c.running and not c.stopping and c.session == session and c.node_alive and inbox_closed_in != session
 
 
+def lineage_configure(bint enabled, uint64_t max_bytes):
+    """Whether finished tasks are kept to make lost values again, and how many bytes of them."""
+    cdef Core *c = core()
+    with nogil:
+        core_enter(c)
+        c.lineage_off = not enabled
+        c.max_lineage_bytes = max_bytes
+        core_leave(c)
+
+
 def inbox_close():
     """`inbox_next` gives out what is there already and then ends."""
     global inbox_closed_in
@@ -235,7 +247,8 @@ def debug_counters():
                 open_channels += 1
                 inflight += c.channels[i].ninflight
         core_leave(c)
-    return {"entries": c.n_entries, "pending_tasks": c.n_tasks, "exposed": c.objects.size(), "unregistered": c.unregistered.size(),
+    return {"entries": c.n_entries, "pending_tasks": c.n_tasks, "kept_tasks": c.kept.n,
+            "lineage_bytes": c.lineage_bytes, "recovered": c.n_recovered, "exposed": c.objects.size(), "unregistered": c.unregistered.size(),
             "channels": open_channels, "inflight": inflight, "leases": c.leases.size(), "actors": c.actors.size(),
             "pushed": c.n_pushed, "replies": c.n_replies, "doorbells": c.n_doorbells, "sleeps": c.n_sleeps,
             "spin_hits": c.n_spin_hits, "spin_misses": c.n_spin_misses, "gated": c.gated.size(), "exec_queue": c.exec_queue.size()}

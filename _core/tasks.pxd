@@ -10,4 +10,3 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
 cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t size) noexcept nogil
 cdef void tasks_delayed(Core *c, uint64_t now_ns) noexcept nogil
 cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil
-cdef void task_forget_waits(TaskRec *t) noexcept nogil

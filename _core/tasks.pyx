@@ -2,8 +2,8 @@
 
 Owns: where a task is. A record lives from `task_submit` to the reply that completes it, and on its way is in exactly
 one place: waiting for dependencies (each unready one has a waiter), in the queue of its scheduling class or actor, in
-flight on one channel, in an actor's limbo, or held by its actor (which takes later calls meanwhile). Records of a
-finished task are freed at once: its values are the owner's.
+flight on one channel, in an actor's limbo, or held by its actor (which takes later calls meanwhile). Records of finished
+tasks are freed at once, except what lineage keeps.
 
 Leaves to others: values (values.pyx), frames of calls (pushes.pyx), workers for plain tasks (leases.pyx), actors and
 their limbo (actors.pyx), cancellation (cancels.pyx), and the end of a record (outcomes.pyx).
@@ -14,8 +14,8 @@ from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
 from ftray._core.actors cimport actor_pump, actor_subscribe
-from ftray._core.borrows cimport borrow_fetch
 from ftray._core.channel cimport FrameHeader
+from ftray._core.depends cimport depends_forget, depends_wait
 from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, event_failed, event_renewed,
                                  event_submitted)
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
@@ -23,11 +23,10 @@ from ftray._core.outcomes cimport complete, fail_crashed, task_fail, tasks_fail_
 from ftray._core.refs cimport refs_borrower
 from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_LAST, REPLY_OK, RUN_AGAIN, RUN_LATER, Verdict, after_death,
                                 after_memory_kill, after_reply, list_insert, list_pop, list_push, list_remove, memory_pause_ns)
-from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, TASK_CANCELLED, TASK_HELD, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
+from ftray._core.types cimport (TASK_CANCELLED, TASK_HELD, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec,
-                                Waiter, load64, mono_ns)
-from ftray._core.values cimport entry_add_waiter, entry_set_error
-from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, ERR_OWNER_DIED, REPLY_TIMES, ReplyHead, ReplyTimes
+                                load64, mono_ns)
+from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, REPLY_TIMES, ReplyHead, ReplyTimes
 
 
 cdef enum:
@@ -39,35 +38,23 @@ cdef enum:
 
 cdef void task_submit(Core *c, TaskRec *t) noexcept nogil:
     """Take charge of a task: dependencies first, then its queue. The record's holds on deps and returns are in place."""
-    cdef uint16_t i
-    cdef ObjEntry *e
+    cdef bint waits
     c.n_tasks += 1
     event_submitted(c, t)
     t.number = c.task_number
     c.task_number += 1
-    t.deps_pending = 1                  # not to be found ready while its dependencies are still being counted
-    for i in range(t.ndeps):
-        e = t.deps[i]
-        if e.state >= OBJ_INLINE:
-            continue
-        t.deps_pending += 1
-        entry_add_waiter(e, 0, t, NULL, 0)
-        if e.lost:
-            entry_set_error(c, e, ERR_OWNER_DIED if e.lost == 1 else ERR_LOST, NULL, 0)
-        elif e.state == OBJ_UNKNOWN and not e.flags & OBJ_FETCHING:
-            borrow_fetch(c, e)
-    t.deps_pending -= 1
+    waits = t.ndeps and depends_wait(c, t)
     if t.actor != NULL:
-        t.state = TASK_QUEUED if t.deps_pending == 0 else TASK_WAITS_DEPS
+        t.state = TASK_WAITS_DEPS if waits else TASK_QUEUED
         t.actor.npending += 1
-        if t.deps_pending and t.actor.out_of_order:
+        if waits and t.actor.out_of_order:
             t.flags |= TASK_HELD
             list_push(&t.actor.held, t)
             actor_subscribe(c, t.actor)
         else:
             list_push(&t.actor.queue, t)    # order per caller: a call that waits for its arguments holds back later ones
             actor_pump(c, t.actor)
-    elif t.deps_pending == 0:
+    elif not waits:
         enqueue(c, t)
     else:
         t.state = TASK_WAITS_DEPS
@@ -99,7 +86,7 @@ cdef void tasks_run_ready(Core *c) noexcept nogil:
                 list_remove(&t.actor.held, t)
                 list_push(&t.actor.queue, t)
             actor_pump(c, t.actor)
-        else:
+        elif t.due_ns == 0:             # else its pause is not over
             list_remove(&c.waiting, t)
             enqueue(c, t)
 
@@ -124,9 +111,12 @@ cdef TaskRec *take_inflight(Channel *ch, uint64_t seq) noexcept nogil:
 
 
 cdef void requeue(Core *c, TaskRec *t) noexcept nogil:
-    t.state = TASK_QUEUED
+    cdef bint waits = t.ndeps and depends_wait(c, t)        # a value may have been lost meanwhile
+    t.state = TASK_WAITS_DEPS if waits else TASK_QUEUED
     if t.actor != NULL:
         list_insert(&t.actor.queue, t)
+    elif waits:
+        list_push(&c.waiting, t)
     else:
         list_insert(&t.cls.queue, t)
 
@@ -302,23 +292,6 @@ cdef void tasks_process_died(Core *c, Channel *ch, const char *report, uint64_t 
         ch.actor = NULL
 
 
-cdef void task_forget_waits(TaskRec *t) noexcept nogil:
-    """Dependencies shall not tell this task any more."""
-    cdef Waiter **at
-    cdef Waiter *w
-    cdef uint16_t i
-    for i in range(t.ndeps):
-        at = &t.deps[i].waiters
-        while at[0] != NULL:
-            w = at[0]
-            if w.kind == 0 and w.task == t:
-                at[0] = w.next
-                del w
-            else:
-                at = &w.next
-    t.deps_pending = 0
-
-
 cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
     """ftrayd is gone: nothing will be answered any more."""
     cdef vector[TaskRec *] open_tasks
@@ -337,7 +310,7 @@ cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
         ch.ninflight = 0
     while c.waiting.head != NULL:
         t = list_pop(&c.waiting)
-        task_forget_waits(t)
+        depends_forget(c, t)
         open_tasks.push_back(t)
     for item in c.classes:
         while item.second.queue.head != NULL:
@@ -345,11 +318,11 @@ cdef void tasks_fail_all(Core *c, uint8_t code) noexcept nogil:
     for entry in c.actors:
         while entry.second.queue.head != NULL:
             t = list_pop(&entry.second.queue)
-            task_forget_waits(t)
+            depends_forget(c, t)
             open_tasks.push_back(t)
         while entry.second.held.head != NULL:
             t = list_pop(&entry.second.held)
-            task_forget_waits(t)
+            depends_forget(c, t)
             open_tasks.push_back(t)
         while entry.second.limbo.head != NULL:
             open_tasks.push_back(list_pop(&entry.second.limbo))

@@ -92,6 +92,9 @@ struct ObjExt {  // the rare half of an object's record
     std::unordered_map<Id28, int32_t, IdHash> borrowers;  // registrations per borrowing process (may be < 0 in flight)
     Id28 owner;                                         // borrowed objects: who owns it
     uint32_t grants = 0;                                // borrowed objects: registrations made in our name
+    TaskRec *maker = nullptr;                           // made it, and can make it again (lineage)
+    uint32_t lineage = 0;                               // kept tasks that need the object when they run again
+    uint8_t unmade = 0;                                 // why nothing can make it again (lineage.pxd), without a maker
 };
 
 struct ObjEntry {
@@ -101,18 +104,19 @@ struct ObjEntry {
     uint8_t flags;
     uint8_t lost;       // why there will never be a value: 0, 1 owner died, 2 value lost
     uint8_t live;       // in use, for who looks through the slab
+    uint8_t listed;     // stands on a list of objects that may go
     int32_t holds;      // tasks in flight that need it, containing values, borrowers
     uint32_t mark;      // last wait() that saw it
     ObjEntry *next_drop;
     Blob *blob;         // OBJ_INLINE
     uint64_t seg, off, size;  // OBJ_SHM
-    TaskRec *task;      // makes it (pending) or can make it again (lineage)
+    TaskRec *task;      // makes it (pending); `ext.maker` can make it again
     Waiter *waiters;
     ObjExt *ext;
     Id28 id;
 };
 
-enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5 };
+enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5, TASK_KEPT = 6 };
 enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16, TASK_STREAM = 32, TASK_DYNAMIC = 64, TASK_HELD = 128 };
 
 struct TaskRec {
@@ -143,6 +147,9 @@ struct TaskRec {
     TaskRec *next, *prev;   // queue links
     uint32_t submitted, pushed;         // for people: ticks >> EVENT_SHIFT (events.hpp)
     uint64_t due_ns;        // > 0: waits until then, because it was ended for its memory before
+    uint32_t kept;          // returns for which it is kept as lineage
+    uint8_t handleless;     // an actor call that was kept: it does not hold the actor's handle any more
+    uint64_t kept_bytes;    // what keeping it costs, while it is kept
 };
 
 static const uint64_t NO_END = ~0ull;
@@ -397,6 +404,9 @@ struct Core {
     std::vector<Blob *> fns;
     uint64_t task_number = 0;
     TaskList waiting;                // plain tasks whose dependencies are not there yet
+    TaskList kept;                   // finished tasks that can make their values again, oldest first
+    uint64_t lineage_bytes = 0, max_lineage_bytes = 1000000000, n_recovered = 0;
+    bool lineage_off = false;
     uint64_t root = 0;               // seeds TaskIDs of this process's own flow
     uint64_t child_index = 0;
     std::vector<TaskRec *> ready;    // dependencies came while something else was being done

@@ -76,7 +76,7 @@ cdef extern from "types.hpp" nogil:
     enum ObjFlag "ObjFlag":
         OBJ_OWNED, OBJ_IN_MAP, OBJ_FETCHING, OBJ_IS_ERROR, OBJ_REGISTERED, OBJ_ACTOR, OBJ_UNREGISTERED_LISTED, OBJ_STREAM
     enum TaskState "TaskState":
-        TASK_NEW, TASK_WAITS_DEPS, TASK_QUEUED, TASK_PUSHED, TASK_DONE, TASK_LIMBO
+        TASK_NEW, TASK_WAITS_DEPS, TASK_QUEUED, TASK_PUSHED, TASK_DONE, TASK_LIMBO, TASK_KEPT
     enum TaskFlag "TaskFlag":
         TASK_CANCELLED, TASK_RETRY_EXC, TASK_CANCEL_FORCE, TASK_TAKEN_BACK, TASK_QUIET, TASK_STREAM, TASK_DYNAMIC, TASK_HELD
     enum ChanState "ChanState":
@@ -104,6 +104,9 @@ cdef extern from "types.hpp" nogil:
         unordered_map[Id28, int32_t, IdHash] borrowers
         Id28 owner
         uint32_t grants
+        TaskRec *maker
+        uint32_t lineage
+        uint8_t unmade
 
     cppclass ObjEntry:
         int32_t local, drops
@@ -111,6 +114,7 @@ cdef extern from "types.hpp" nogil:
         uint8_t flags
         uint8_t lost
         uint8_t live
+        uint8_t listed
         int32_t holds
         uint32_t mark
         ObjEntry *next_drop
@@ -150,6 +154,9 @@ cdef extern from "types.hpp" nogil:
         uint64_t due_ns
         uint32_t memory_kills
         uint8_t retriable
+        uint32_t kept
+        uint8_t handleless
+        uint64_t kept_bytes
 
     const uint64_t NO_END
     cppclass StreamState:
@@ -337,7 +344,9 @@ cdef extern from "types.hpp" nogil:
         unordered_map[uint64_t, LeaseP] leases
         unordered_map[Id16, ActorClientP, IdHash] actors
         vector[Blob *] fns
-        TaskList waiting
+        TaskList waiting, kept
+        uint64_t lineage_bytes, max_lineage_bytes, n_recovered
+        cbool lineage_off
         uint64_t task_number, root, child_index
         vector[TaskRec *] ready
         vector[DueKill] due_kills

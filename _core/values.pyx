@@ -1,8 +1,8 @@
 """The value of an object's entry: how it arrives, who hears of it, and how it stands in a frame. Needs the core lock.
 
 Owns: `state`, `blob`, `seg`, `off`, `size` and `waiters` of an entry, the boxes of those who `await`, and the layout of a value on the wire (RetHead,
-inline bytes, contained refs). Invariants: a value, once its state says that it is there, never changes (readers take no
-lock); a waiter is told exactly once, and a task that waits goes to `Core.ready` and not on from here.
+inline bytes, contained refs). Invariants: an inline value, once its state says that it is there, never changes (readers take no
+lock); one in shared memory may be lost, and the entry is pending again (recovery.pyx); a waiter is told exactly once, and a task that waits goes to `Core.ready` and not on from here.
 
 Leaves to others: how long entries live (refs.pyx), what becomes of tasks (outcomes.pyx, tasks.pyx), and the frame that
 answers a borrower (borrows.pyx, which builds on this module and is therefore called through a hook), and what a loop does

@@ -7,7 +7,8 @@ ReplyTimes when `held` says so.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
 TAKE_BACK: seq = how many unstarted calls are wanted back; each comes as a REPLY with GIVEN_BACK.
 ASSIGN: the devices of the lease that begins, as JSON.
-CANCEL: seq = the call, flags = CANCEL_*. CANCEL_OBJECT: 28s id, to its owner, flags likewise. GET_OBJ: 28s id. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
+CANCEL: seq = the call, flags = CANCEL_*. CANCEL_OBJECT: 28s id, to its owner, flags likewise. GET_OBJ: 28s id, and u64 segment,
+u64 offset where the value was that could not be read. OBJ_VALUE: 28s id, u8 lost, RetHead + bytes + contained.
 BORROW_ADD: seq = token, 28s id, 28s borrower. BORROW_ACK: seq = token. BORROW_REMOVE: seq = registrations, 28s id.
 BLOCK_FREE: u64 segment, u64 offset.
 STREAM_ITEM: seq = the call, StreamItem, then RetHead + bytes + contained of what it yielded.
@@ -44,6 +45,7 @@ cdef enum SystemError:
     ERR_RUNTIME_ENV = 10     # payload: text
     ERR_GROUP_REMOVED = 11   # payload: text
     ERR_REPLAY = 20          # a re-executed generator yielded less than before. payload: u64 items now, u64 before
+    ERR_UNMADE = 14          # lost, and not made again. Payload: u8 why (lineage.pxd), 28s id
 
 cdef packed struct TaskHead:
     uint8_t id[24]

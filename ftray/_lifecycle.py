@@ -371,6 +371,7 @@ def connect(
     from ftray._node.frames import KIND_DRIVER
 
     retries = memory_retries()
+    lineage = settings.lineage()
     worker_id = os.urandom(28)
     name = f"{worker_id.hex()[:16]}.sock"
     listener = session.listen_in(session_dir, name)
@@ -407,6 +408,7 @@ def connect(
         settings.creation_sites(),
     )
     _core.set_memory_retries(*retries)
+    _core.lineage_configure(*lineage)
     return found
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
 LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS, RUNTIME_ENV, GROUP_REMOVED = range(6, 12)
 REPLAY = 20
+UNMADE = 14
 
 _KINDS = {1: "exit", 2: "signal", 3: "out of memory", 4: "hung", 5: "intended", 6: "driver left"}
 _KINDS |= {7: _KINDS[3], 8: _KINDS[3], 9: "placement group removed"}  # 7, 8: by the memory monitor
@@ -39,6 +40,8 @@ def build(code: int, payload: bytes) -> Exception:
         return _actor_error(code, payload)
     if code == OWNER_DIED:
         return owner_died(payload)
+    if code == UNMADE:
+        return unmade(payload)
     if code == NO_DESCRIPTORS:
         return exc.RaySystemError(
             "this process has no file descriptor left to connect to the worker (EMFILE):"
@@ -108,6 +111,41 @@ def owner_died(report: bytes, object_hex: str = "") -> exc.OwnerDiedError:
         f"its owner has died, and the value went with it: {death.describe()}",
         owner=f"process {death.pid}",
     )
+
+
+_LOST = "its value in shared memory was lost"
+_UNMADE: dict[int, tuple[type[exc.ObjectLostError], str]] = {  # by reason, see _core/lineage.pxd
+    0: (exc.ObjectLostError, f"{_LOST}, and nothing is known that could make it again"),
+    1: (
+        exc.ObjectLostError,
+        f"{_LOST}, and it is not made again: lineage is off (FTRAY_lineage_pinning_enabled=0)",
+    ),
+    2: (
+        exc.ObjectReconstructionFailedMaxAttemptsExceededError,
+        f"{_LOST}, and the task that made it may not run again: it has used its max_retries",
+    ),
+    3: (
+        exc.ObjectReconstructionFailedLineageEvictedError,
+        f"{_LOST}, and how it was made is not remembered any more:"
+        " lineage was larger than FTRAY_max_lineage_bytes",
+    ),
+    4: (
+        exc.ObjectLostError,
+        f"{_LOST}; it is the result of an actor's method, which runs again only with max_task_retries",
+    ),
+    6: (
+        exc.ObjectLostError,
+        f"{_LOST}; it was made by put() (large arguments are put, too), which cannot be done again:"
+        " return the value from a task instead",
+    ),
+    7: (exc.ObjectLostError, f"{_LOST}; it is an item of a generator, and those are not made again"),
+}
+
+
+def unmade(payload: bytes) -> exc.ObjectLostError:
+    """Make the error of a value that was lost for good. Payload: u8 reason, 28s id."""
+    error, text = _UNMADE.get(payload[0], _UNMADE[0])
+    return error(payload[1:29].hex(), text)
 
 
 def _actor_error(code: int, payload: bytes) -> Exception:

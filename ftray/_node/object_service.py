@@ -85,7 +85,9 @@ class ObjectService:
         over different sockets): an unknown segment gets ``EARLY_READER_S`` to be registered.
         """
         size_bytes = self.segments.opened(client.number, frame.seg_id)
-        if size_bytes is None:
+        if size_bytes is None and self.segments.is_lost(frame.seg_id):
+            self._node.clients.send(client, SegFd(0, frame.seg_id, 0), req)
+        elif size_bytes is None:
             waiting = self._early.setdefault(frame.seg_id, [])
             waiting.append((client, req))
             if len(waiting) == 1:
@@ -99,8 +101,14 @@ class ObjectService:
             )
 
     def _never_registered(self, seg_id: int) -> None:
+        if self._early.get(seg_id):
+            self.lose(seg_id)
         for client, req in self._early.pop(seg_id, ()):
             self._node.clients.send(client, SegFd(0, seg_id, 0), req)
+
+    def lose(self, seg_id: int) -> None:
+        """Forget a segment, as if this node had lost it; readers that ask hear that it is gone."""
+        self._apply(self.segments.lost(seg_id))
 
     def on_unhold(self, client: Client, frame: SegUnhold) -> None:
         """SEG_UNHOLD."""

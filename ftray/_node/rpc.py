@@ -64,6 +64,7 @@ class RpcService:
             "jobs": lambda client: [job.facts() for job in node.jobs.all()],
             "assigned_resources": self.assigned_resources,
             "object_store": self.object_store,
+            "lose_segment": self.lose_segment,
             "preload": self.preload,
             "flush_output": lambda client: node.logs.flush(client.job_id),
             **node.groups.methods(),
@@ -209,6 +210,12 @@ class RpcService:
             "capacity": segments.capacity_bytes,
             "segments": segments.count(),
         }
+
+    def lose_segment(self, client: Client, segment: int) -> bool:
+        """Forget a segment of shared memory, as if the node had lost it; whether it was there. For tests."""
+        before = self._node.objects.segments.count()
+        self._node.objects.lose(segment)
+        return self._node.objects.segments.count() < before
 
     def preload(self, client: Client, modules: list[str]) -> None:
         """Have workers that are made from now on share these modules."""

@@ -51,9 +51,10 @@ class Drop(Command):
 
 
 class _Segment:
-    __slots__ = ("holders", "orphan", "producer", "readers", "settled", "size_bytes")
+    __slots__ = ("holders", "maker", "orphan", "producer", "readers", "settled", "size_bytes")
 
-    def __init__(self, producer: bytes, size_bytes: int) -> None:
+    def __init__(self, maker: int, producer: bytes, size_bytes: int) -> None:
+        self.maker = maker
         self.producer = producer
         self.size_bytes = size_bytes
         self.readers: dict[int, None] = {}
@@ -79,6 +80,7 @@ class Segments:
         self._reserved: dict[int, int] = {}
         self._segments: dict[int, _Segment] = {}
         self._waiting: list[_Waiting] = []
+        self._lost: set[int] = set()
 
     # Reservations ---------------------------------------------------------------------------------
 
@@ -122,7 +124,24 @@ class Segments:
         if seg_id in self._segments:
             raise SegmentError(f"segment {seg_id} exists already; ids are never used twice in a session")
         self._untake(client, size_bytes)
-        self._segments[seg_id] = _Segment(producer, size_bytes)
+        self._segments[seg_id] = _Segment(client, producer, size_bytes)
+
+    def lost(self, seg_id: int) -> Commands:
+        """A segment cannot be given to readers any more, or was not there when one was told that it is gone.
+
+        It never is again, for anybody: what it held may have been made anew elsewhere meanwhile.
+        """
+        self._lost.add(seg_id)
+        segment = self._segments.get(seg_id)
+        if segment is None:
+            return []
+        dropped = self._drop(seg_id)
+        told = [*dropped.readers, *(() if segment.orphan else (segment.maker,))]
+        return [Drop(seg_id, tuple(dict.fromkeys(told))), *self._serve()]
+
+    def is_lost(self, seg_id: int) -> bool:
+        """Whether a reader was told that this segment is gone."""
+        return seg_id in self._lost
 
     def released(self, producer: bytes, seg_id: int) -> Commands:
         """The producer destroyed its segment.
@@ -133,6 +152,8 @@ class Segments:
             It is not a segment of this producer.
         """
         segment = self._segments.get(seg_id)
+        if segment is None and seg_id in self._lost:
+            return []  # its producer had not heard of the loss
         if segment is None or segment.producer != producer:
             raise SegmentError(f"process {producer.hex()} released segment {seg_id}, which is not its own")
         return [self._drop(seg_id), *self._serve()]
@@ -140,7 +161,7 @@ class Segments:
     def opened(self, client: int, seg_id: int) -> int | None:
         """A reader wants a segment: its size, None when it is gone."""
         segment = self._segments.get(seg_id)
-        if segment is None:
+        if segment is None or seg_id in self._lost:
             return None
         segment.readers[client] = None
         return segment.size_bytes
@@ -223,7 +244,7 @@ class Segments:
             commands.append(Reserved(waiting.client, waiting.req, True))
         return commands
 
-    def _drop(self, seg_id: int) -> Command:
+    def _drop(self, seg_id: int) -> Drop:
         segment = self._segments.pop(seg_id)
         self.used_bytes -= segment.size_bytes
         return Drop(seg_id, tuple(segment.readers))

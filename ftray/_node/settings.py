@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_MAX_TASK_EVENTS = 100_000
+DEFAULT_MAX_LINEAGE_BYTES = 1_000_000_000
+MOST_BYTES = 2**63 - 1
 # A driver's ring has room for all that is remembered; a worker's, whose own tasks are fewer, for these.
 WORKER_UNITS = 16_384
 MAX_UNITS = 1 << 20
@@ -114,3 +116,22 @@ def share(name: str, default: float, environ: Mapping[str, str] | None = None) -
     if not 0 < value <= 1:
         raise _wrong(variable, text, "a number above 0 and at most 1")
     return value
+
+
+def lineage() -> tuple[bool, int]:
+    """Return whether lost values are made again, and how many bytes are remembered for that.
+
+    ``FTRAY_lineage_pinning_enabled`` (0, 1, false or true) and ``FTRAY_max_lineage_bytes``.
+
+    Raises
+    ------
+    ValueError
+        A variable has another value.
+    """
+    variable, text = _find("lineage_pinning_enabled")
+    words = {None: True, "1": True, "true": True, "0": False, "false": False}
+    enabled = words.get(text if text is None else text.lower())
+    if enabled is None:
+        raise ValueError(f"{variable}={text!r} in the environment; allowed are 0, 1, false and true")
+    max_bytes = _natural("max_lineage_bytes", DEFAULT_MAX_LINEAGE_BYTES, "0: nothing is remembered")
+    return enabled, min(max_bytes, MOST_BYTES)

@@ -14,6 +14,8 @@ from tests.helpers import processes
 LIVE = (
     "entries",
     "pending_tasks",
+    "kept_tasks",
+    "lineage_bytes",
     "exposed",
     "unregistered",
     "inflight",

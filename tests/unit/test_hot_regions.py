@@ -38,6 +38,9 @@ MODULES = (
     "execqueue",
     "cancels",
     "nodelink",
+    "lineage",
+    "depends",
+    "recovery",
 )
 COMPILE = """
 import sys

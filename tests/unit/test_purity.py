@@ -78,8 +78,9 @@ def test_data_needs_nothing_that_acts(name: str) -> None:
 
 # --- _core: Cython
 
-CORE_DECISIONS = ("refs", "rules", "alloc", "streams")
+CORE_DECISIONS = ("refs", "rules", "alloc", "streams", "lineage")
 C_LIBRARY = re.compile(r"libc\.(stdint|string|stddef|limits)|libcpp(\.\w+)?")
+MEMORY = {"malloc", "calloc", "free"}  # of libc.stdlib
 TYPES = "ftray._core.types"
 ACTING_TYPES = {"mono_ns", "futex_wait", "futex_wake", "lock_take", "lock_try", "lock_drop", "cpu_relax"}
 HEADERS = {"cstdint", "cstring", "cstddef", "unordered_map", "vector", "set", "new", "algorithm"}
@@ -115,6 +116,8 @@ def violations(name: str, text: str) -> set[str]:
         module, names = match.groups()
         if module == TYPES:
             found |= {f"type {n}" for n in re.findall(r"\w+", names) if n in ACTING_TYPES}
+        elif module == "libc.stdlib":
+            found |= {f"from {module} cimport {n}" for n in re.findall(r"\w+", names) if n not in MEMORY}
         elif not C_LIBRARY.fullmatch(module) and module not in ours:
             found.add(statement)
     code = without_prose(text)

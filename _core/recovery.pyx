@@ -1,0 +1,72 @@
+"""Values that are lost are made again: lineage.pyx decides what has to run, this module has it run.
+
+Owns: what follows when somebody finds that a value in shared memory cannot be read. Invariants: a value is given up only
+under the lock, and only if it is still where it could not be read, so that of many who notice one loss the first makes it
+pending and the others wait with it; only returns without a value take the values of a task that runs again; whatever
+cannot be made again becomes an error that says why. A borrower tells the owner, which does the same.
+
+Leaves to others: the decisions (lineage.pyx), how tasks run (tasks.pyx), what tells borrowers (borrows.pyx).
+"""
+
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+from libcpp.vector cimport vector
+
+from ftray._core.borrows cimport borrow_lost, borrows_set_recovery
+from ftray._core.depends cimport depends_lost
+from ftray._core.events cimport event_renewed
+from ftray._core.lineage cimport UNMADE_CANCELLED, lineage_plan, lineage_reason
+from ftray._core.refs cimport refs_drop_value, refs_hold, refs_unhold
+from ftray._core.tasks cimport task_submit
+from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, Core, ObjEntry, TaskRec
+from ftray._core.values cimport entry_set_error
+from ftray._core.wire cimport ERR_CANCELLED, ERR_UNMADE
+
+
+cdef void recovery_install() noexcept nogil:
+    borrows_set_recovery(value_lost, recover)
+
+
+cdef void value_lost(Core *c, ObjEntry *e) noexcept nogil:
+    if e.state <= OBJ_INLINE:               # noticed before, or it never was anywhere else
+        return
+    refs_hold(e)
+    if e.flags & OBJ_OWNED:
+        refs_drop_value(c, e)
+        depends_lost(c, e)
+        recover(c, e)
+    else:
+        depends_lost(c, e)
+        borrow_lost(c, e)
+    refs_unhold(c, e)
+
+
+cdef void recover(Core *c, ObjEntry *e) noexcept nogil:
+    """An owned entry has no value, and nothing makes one: run what can."""
+    cdef vector[TaskRec *] run
+    cdef vector[ObjEntry *] hopeless
+    cdef size_t i
+    lineage_plan(c, e, &run, &hopeless)
+    for i in range(hopeless.size()):
+        refs_hold(hopeless[i])
+    c.n_recovered += run.size()
+    for i in range(run.size()):
+        event_renewed(c, run[i])
+    for i in range(run.size()):
+        task_submit(c, run[run.size() - 1 - i])
+    for i in range(hopeless.size()):
+        if hopeless[i].state < OBJ_INLINE:
+            give_up(c, hopeless[i])
+        refs_unhold(c, hopeless[i])
+
+
+cdef void give_up(Core *c, ObjEntry *e) noexcept nogil:
+    cdef char payload[29]
+    cdef uint8_t reason = lineage_reason(e)
+    payload[0] = <char>reason
+    memcpy(payload + 1, e.id.b, 28)
+    if reason == UNMADE_CANCELLED:
+        entry_set_error(c, e, ERR_CANCELLED, NULL, 0)
+    else:
+        entry_set_error(c, e, ERR_UNMADE, payload, 29)
+
