@@ -16,6 +16,26 @@ from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
 
+cdef extern from *:
+    """
+    #include <unordered_map>
+    #include <cstdint>
+    template <class M> static inline uint32_t ft_get(const M& m, uint64_t k) noexcept {
+        auto it = m.find(k); return it == m.end() ? UINT32_MAX : it->second;
+    }
+    static inline int ft_highest(uint32_t x) noexcept { return 31 - __builtin_clz(x); }
+    """
+    uint32_t table_get "ft_get"(const unordered_map[uint64_t, uint32_t]&, uint64_t) noexcept nogil
+    int highest_bit "ft_highest"(uint32_t) noexcept nogil
+
+
+cdef enum:
+    NONE = 0xFFFFFFFF
+    GRANULE_SHIFT = 12
+    CLASSES_LOG2 = 5            # 32 classes per doubling: rounding wastes 3 % at most
+    CLASSES = 32
+
+
 cdef enum AllocCode:
     ALLOC_OK = 0
     ALLOC_NEED_SEGMENT = 1      # alloc: nothing fits, see Block.wanted_bytes
@@ -95,7 +115,6 @@ cdef class Allocator:
     cdef int64_t next_trim_ms(self) noexcept nogil
     cdef uint64_t block_size(self, uint64_t seg_id, uint64_t offset) noexcept nogil   # 0 = no live block there
     cdef void stats(self, AllocStats* out) noexcept nogil
-    cdef int validate(self) noexcept nogil      # 0, or the number of the broken invariant (alloc.INVARIANTS)
     # steps of the above
     cdef uint32_t find_run(self, int kind, uint32_t length) noexcept nogil
     cdef void bin_insert(self, uint32_t run) noexcept nogil
@@ -112,5 +131,16 @@ cdef class Allocator:
     cdef void forget(self, uint32_t slot) noexcept nogil
     cdef uint32_t live_run(self, uint64_t seg_id, uint64_t offset, int* code) noexcept nogil
     cdef int wanted(self, uint64_t length, bint dedicated, Block* out) noexcept nogil
-    cdef int validate_segment(self, uint32_t slot, uint64_t* free_runs) noexcept nogil
-    cdef int validate_idle(self) noexcept nogil
+
+
+cdef inline uint64_t run_key(uint32_t slot, uint32_t start) noexcept nogil:
+    return (<uint64_t> slot << 32) | start
+
+
+cdef inline uint32_t bin_of(uint32_t length) noexcept nogil:
+    """The class whose least length is at most `length`: level * CLASSES + sub."""
+    cdef int top
+    if length < CLASSES:
+        return length
+    top = highest_bit(length)
+    return <uint32_t> (top - CLASSES_LOG2 + 1) * CLASSES + ((length >> (top - CLASSES_LOG2)) & (CLASSES - 1))

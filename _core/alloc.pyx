@@ -5,7 +5,7 @@ Owns which granules of which own segment are taken, and which empty segments are
 whose size is rounded to a class so that the next object of about that size finds its pages warm: memory that the
 kernel has to make first is written ten times slower than memory that is there.
 
-Invariants (`validate` walks them all): the runs of a segment cover it without gap or overlap; no two free runs of
+Invariants (alloc_audit.pyx walks them all): the runs of a segment cover it without gap or overlap; no two free runs of
 an arena are neighbours; a free run is in exactly one bin; a segment is on the idle list if and only if it has no
 block. Only `alloc` and `add_segment` need heap, and change nothing when there is none: a free cannot fail.
 
@@ -31,65 +31,24 @@ cdef extern from *:
     template <class M> static inline int ft_put(M& m, uint64_t k, uint32_t v) noexcept {
         try { m[k] = v; return 0; } catch (...) { return -1; }
     }
-    template <class M> static inline uint32_t ft_get(const M& m, uint64_t k) noexcept {
-        auto it = m.find(k); return it == m.end() ? UINT32_MAX : it->second;
-    }
     template <class M> static inline void ft_del(M& m, uint64_t k) noexcept { m.erase(k); }
     static inline int ft_lowest(uint32_t x) noexcept { return __builtin_ctz(x); }
-    static inline int ft_highest(uint32_t x) noexcept { return 31 - __builtin_clz(x); }
     """
     int push "ft_push"(vector[uint64_t]&, uint64_t) noexcept nogil
     int push_run "ft_push"(vector[Run]&, Run&) noexcept nogil
     int push_segment "ft_push"(vector[Segment]&, Segment&) noexcept nogil
     int reserve "ft_reserve"(vector[uint64_t]&, size_t) noexcept nogil
     int table_put "ft_put"(unordered_map[uint64_t, uint32_t]&, uint64_t, uint32_t) noexcept nogil
-    uint32_t table_get "ft_get"(const unordered_map[uint64_t, uint32_t]&, uint64_t) noexcept nogil
     void table_del "ft_del"(unordered_map[uint64_t, uint32_t]&, uint64_t) noexcept nogil
     int lowest_bit "ft_lowest"(uint32_t) noexcept nogil
-    int highest_bit "ft_highest"(uint32_t) noexcept nogil
 
 cdef enum:
-    NONE = 0xFFFFFFFF
-    GRANULE_SHIFT = 12
-    CLASSES_LOG2 = 5            # 32 classes per doubling: rounding wastes 3 % at most
-    CLASSES = 32
     HUGE_GRANULES = 512         # 2 MB
     DEDICATED_LOG2 = 3          # 8 classes per doubling for dedicated segments: 12.5 % at most above 16 MB
     MAX_WASTE = 2               # a warm dedicated segment is used for no less than 1/MAX_WASTE of its size
 
 GRANULE_BYTES = 1 << GRANULE_SHIFT
 MAX_SEGMENT_BYTES = 1 << 42
-
-INVARIANTS = (
-    "",
-    "runs of a segment cover it in order, without gap or overlap",
-    "neighbouring runs are linked both ways",
-    "no two free runs are neighbours",
-    "each run is found by its start",
-    "a dedicated segment has one run",
-    "a segment's block count is the number of its taken runs",
-    "a free run is the member of the bin of its length",
-    "bins hold exactly the free runs",
-    "bin bits say which bins are in use",
-    "totals are the sums over the segments",
-    "the idle list holds exactly the empty segments",
-    "the idle list is in the order of emptying",
-    "the tables hold nothing else",
-)
-
-
-cdef inline uint64_t run_key(uint32_t slot, uint32_t start) noexcept nogil:
-    return (<uint64_t> slot << 32) | start
-
-
-cdef inline uint32_t bin_of(uint32_t length) noexcept nogil:
-    """The class whose least length is at most `length`: level * CLASSES + sub."""
-    cdef int top
-    if length < CLASSES:
-        return length
-    top = highest_bit(length)
-    return <uint32_t> (top - CLASSES_LOG2 + 1) * CLASSES + ((length >> (top - CLASSES_LOG2)) & (CLASSES - 1))
-
 
 cdef inline uint64_t round_up(uint64_t length, uint64_t step) noexcept nogil:
     return (length + step - 1) // step * step
@@ -479,91 +438,6 @@ cdef class Allocator:
     cdef void stats(self, AllocStats* out) noexcept nogil:
         out[0] = self.totals
 
-    # -- validation -----------------------------------------------------------------------------------------
-
-    cdef int validate(self) noexcept nogil:
-        cdef uint64_t free_runs[2]
-        cdef uint64_t segments = 0, size = 0, live = 0, blocks = 0
-        cdef size_t i
-        cdef int code
-        free_runs[0] = free_runs[1] = 0
-        for i in range(self.segments.size()):
-            if not self.segments[i].live:
-                continue
-            code = self.validate_segment(<uint32_t> i, free_runs)
-            if code != 0:
-                return code
-            segments += 1
-            size += <uint64_t> self.segments[i].granules << GRANULE_SHIFT
-            live += self.segments[i].live_granules << GRANULE_SHIFT
-            blocks += self.segments[i].blocks
-        if self.bins[0].runs != free_runs[0] or self.bins[1].runs != free_runs[1]:
-            return 8
-        if segments != self.totals.segments or size != self.totals.segment_bytes or live != self.totals.live_bytes \
-                or blocks != self.totals.blocks:
-            return 10
-        if self.slot_of.size() != segments or self.run_at.size() != free_runs[0] + free_runs[1] + blocks:
-            return 13
-        return self.validate_idle()
-
-    cdef int validate_segment(self, uint32_t slot, uint64_t* free_runs) noexcept nogil:
-        cdef Segment* segment = &self.segments[slot]
-        cdef Bins* bins = &self.bins[segment.dedicated]
-        cdef uint32_t run = segment.first_run, prev = NONE, at = 0, blocks = 0, live = 0, bin, member
-        cdef Run* r
-        while run != NONE:
-            r = &self.runs[run]
-            if r.segment != slot or r.start != at or r.length == 0:
-                return 1
-            if r.prev != prev:
-                return 2
-            if prev != NONE and r.free and self.runs[prev].free:
-                return 3
-            if table_get(self.run_at, run_key(slot, at)) != run:
-                return 4
-            if r.free:
-                free_runs[segment.dedicated] += 1
-                bin = bin_of(r.length)
-                member = bins.heads[bin]
-                while member != NONE and member != run:
-                    member = self.runs[member].bin_next
-                if member == NONE:
-                    return 7
-                if not bins.sub_bits[bin // CLASSES] >> (bin % CLASSES) & 1 or \
-                        not bins.level_bits >> (bin // CLASSES) & 1:
-                    return 9
-            else:
-                blocks += 1
-                live += r.length
-            at += r.length
-            prev = run
-            run = r.next
-        if at != segment.granules:
-            return 1
-        if segment.dedicated and prev != segment.first_run:
-            return 5
-        return 0 if blocks == segment.blocks and live == segment.live_granules else 6
-
-    cdef int validate_idle(self) noexcept nogil:
-        cdef uint32_t slot = self.idle_head, prev = NONE
-        cdef uint64_t count = 0, size = 0, empty = 0, last_ms = 0
-        cdef size_t i
-        while slot != NONE:
-            if not self.segments[slot].live or self.segments[slot].blocks or self.segments[slot].idle_prev != prev:
-                return 11
-            if self.segments[slot].freed_ms < last_ms:
-                return 12
-            last_ms = self.segments[slot].freed_ms
-            count += 1
-            size += <uint64_t> self.segments[slot].granules << GRANULE_SHIFT
-            prev = slot
-            slot = self.segments[slot].idle_next
-        for i in range(self.segments.size()):
-            empty += self.segments[i].live and self.segments[i].blocks == 0
-        if prev != self.idle_tail or count != empty:
-            return 11
-        return 0 if count == self.totals.cached_segments and size == self.totals.cached_bytes else 10
-
     # -- the same for Python (tests, tools) -----------------------------------------------------------------
 
     def py_alloc(self, uint64_t size, uint64_t now_ms=0):
@@ -595,12 +469,6 @@ cdef class Allocator:
         cdef AllocStats out
         self.stats(&out)
         return out
-
-    def py_validate(self):
-        """Raise AssertionError naming the broken invariant."""
-        cdef int broken = self.validate()
-        if broken:
-            raise AssertionError(f"allocator invariant {broken} is broken: {INVARIANTS[broken]}")
 
     def py_corrupt_for_test(self, uint64_t seg_id):
         """Break invariant 1 of a segment, so that a test can see the validator notice."""

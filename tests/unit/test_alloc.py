@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ftray._core.alloc import GRANULE_BYTES, MAX_SEGMENT_BYTES, Allocator
+from ftray._core.alloc_audit import validate
 
 OK, NEED_SEGMENT, TRIM_DUE = 0, 1, 2
 UNKNOWN_SEGMENT, NOT_ALLOCATED, BAD_SIZE, SEGMENT_EXISTS = -2, -3, -4, -5
@@ -34,12 +35,12 @@ class Producer:
             assert added == OK
             code, block = self.allocator.py_alloc(size, now_ms)
         assert code == OK
-        self.allocator.py_validate()
+        validate(self.allocator)
         return block["seg_id"], block["offset"], block["size"]
 
     def free(self, block: tuple[int, int, int], now_ms: int = 0) -> int:
         code = self.allocator.py_free(block[0], block[1], now_ms)
-        self.allocator.py_validate()
+        validate(self.allocator)
         return code
 
 
@@ -128,7 +129,7 @@ def test_over_the_limit_the_oldest_go_and_the_newest_stays() -> None:
     codes = [producer.free(block, now_ms=i) for i, block in enumerate(blocks)]
     assert codes == [OK, OK, TRIM_DUE, TRIM_DUE]
     assert producer.allocator.py_trim(4) == [1, 2]
-    producer.allocator.py_validate()
+    validate(producer.allocator)
     assert producer.allocator.py_stats()["cached_segments"] == 2
     huge = producer.alloc(1000 * MB)
     assert producer.free(huge, now_ms=5) == TRIM_DUE
@@ -161,7 +162,7 @@ def test_shrink_drops_everything_empty_and_nothing_else(producer: Producer) -> N
     kept, gone = producer.alloc(MB), producer.alloc(50 * MB)
     producer.free(gone)
     assert producer.allocator.py_trim(0, everything=True) == [gone[0]]
-    producer.allocator.py_validate()
+    validate(producer.allocator)
     assert producer.allocator.py_block_size(*kept[:2]) == kept[2]
     assert producer.allocator.py_trim(0, everything=True) == []
 
@@ -173,7 +174,7 @@ def test_a_smaller_segment_than_wanted_still_serves() -> None:
         assert code == NEED_SEGMENT and size <= block["minimum_bytes"] <= block["wanted_bytes"]
         assert allocator.py_add_segment(9, block["minimum_bytes"], block["dedicated"]) == OK
         assert allocator.py_alloc(size)[0] == OK
-        allocator.py_validate()
+        validate(allocator)
 
 
 def test_bad_frees_are_codes_and_counted(producer: Producer) -> None:
@@ -198,14 +199,14 @@ def test_bad_sizes_and_segments_are_refused(producer: Producer) -> None:
     assert allocator.py_add_segment(1, GRANULE_BYTES + 1, False) == BAD_SIZE
     assert allocator.py_add_segment(1, MB, False) == OK
     assert allocator.py_add_segment(1, MB, True) == SEGMENT_EXISTS
-    allocator.py_validate()
+    validate(allocator)
 
 
 def test_the_validator_notices_a_broken_table(producer: Producer) -> None:
     seg_id, _, _ = producer.alloc(MB)
     producer.allocator.py_corrupt_for_test(seg_id)
     with pytest.raises(AssertionError, match="invariant 1 is broken: runs of a segment cover it"):
-        producer.allocator.py_validate()
+        validate(producer.allocator)
 
 
 class AgainstModel(RuleBasedStateMachine):
@@ -266,7 +267,7 @@ class AgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def conserves(self) -> None:
-        self.allocator.py_validate()
+        validate(self.allocator)
         stats = self.allocator.py_stats()
         used = {seg_id for seg_id, _ in self.blocks}
         assert stats["segments"] == len(self.sizes) and stats["segment_bytes"] == sum(self.sizes.values())

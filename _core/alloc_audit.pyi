@@ -1,0 +1,5 @@
+from ftray._core.alloc import Allocator
+
+INVARIANTS: tuple[str, ...]
+
+def validate(allocator: Allocator) -> None: ...
