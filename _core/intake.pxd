@@ -10,4 +10,5 @@ cdef void intake_item(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t
 cdef ObjEntry *intake_next(Core *c, Stream *st) noexcept nogil
 cdef bint intake_outcome(Core *c, TaskRec *t, char *p, char *end) noexcept nogil
 cdef void intake_over(Core *c, TaskRec *t) noexcept nogil
+cdef void intake_stop(Core *c, TaskRec *t) noexcept nogil
 cdef void intake_dropped(Core *c, Stream *st) noexcept nogil

@@ -12,16 +12,18 @@ whatever is not taken is freed with its shared memory and the refs in it; when t
 
 Leaves to others: the numbers (streams.pyx decides), the producer (yields.pyx), retries (rules.pyx).
 
-To make an item again after its task has ended (lineage), re-execute the task with a stream that is `dropped`, except that
-the wanted indices are read into their entries: ids are the same in each attempt, and the other items are freed as they come.
+Items in shared memory are reported to lineage as they come; one that is lost later is made again by another attempt
+(replays.pyx), whose items go through here as well.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ftray._core.channel cimport FRAME_HEADER, F_STREAM_ACK, FrameHeader, chan_begin, chan_commit
-from ftray._core.refs cimport refs_check, refs_expose, refs_new, refs_unhold
-from ftray._core.streams cimport (END_CLEAN, END_ERROR, END_SHORT, ITEM_TAKE, STREAM_STOP, EndVerdict, stream_begin, stream_drop,
+from ftray._core.lineage cimport lineage_item, lineage_missing
+from ftray._core.refs cimport refs_check, refs_expose, refs_find, refs_new, refs_unhold
+from ftray._core.replays cimport replay_done, replay_fail, replay_item, replay_outcome
+from ftray._core.streams cimport (END_CLEAN, END_ERROR, END_SHORT, ITEM_GAP, ITEM_STALE, ITEM_TAKE, STREAM_STOP, EndVerdict, ItemVerdict, stream_begin, stream_drop,
                                   stream_end, stream_item, stream_ready, stream_renew, stream_take, stream_word_due)
 from ftray._core.types cimport (CH_OPEN, NO_END, OBJ_INLINE, OBJ_IS_ERROR, OBJ_PENDING, OBJ_STREAM, TASK_DYNAMIC, TASK_PUSHED, TASK_STREAM,
                                 Channel, Core, Id28, ObjEntry, Stream, TaskRec, blob_hold, blob_value, store8)
@@ -58,15 +60,22 @@ cdef char *intake_begin(Core *c, TaskRec *t, char *p) noexcept nogil:
         free_items(c, st)
     stream_begin(&st.s, t.attempt)
     start.window = st.s.window
-    start.consumed = STREAM_STOP if st.s.stopped else st.s.next
+    start.consumed = STREAM_STOP if replay_done(t) else st.s.next
+    if t.items != NULL:
+        t.items.again = False
     return p + sizeof(StreamStart)
 
 
-cdef ObjEntry *new_item(Core *c, TaskRec *t, uint64_t index) noexcept nogil:
+cdef Id28 item_id(TaskRec *t, uint64_t index) noexcept nogil:
     cdef Id28 id
     cdef uint32_t place = <uint32_t>(index + FIRST_ITEM)
     memcpy(id.b, t.id, 24)
     memcpy(id.b + 24, &place, 4)
+    return id
+
+
+cdef ObjEntry *new_item(Core *c, TaskRec *t, uint64_t index) noexcept nogil:
+    cdef Id28 id = item_id(t, index)
     return refs_new(c, &id, True)
 
 
@@ -124,18 +133,42 @@ cdef void intake_item(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t
     cdef char *p = body + sizeof(StreamItem)
     cdef uint64_t at = h.seq - ch.base_seq
     cdef TaskRec *t = ch.inflight[at] if at < ch.inflight.size() else NULL
+    cdef ItemVerdict v
     cdef ObjEntry *e
     if n < sizeof(StreamItem) + sizeof(RetHead):
         return
-    if t == NULL or t.stream == NULL or stream_item(&t.stream.s, head.index, head.attempt) != ITEM_TAKE:
+    if t == NULL or t.stream == NULL:
         free_value(c, p, body + n, &ch.worker)
+        return
+    v = stream_item(&t.stream.s, head.index, head.attempt)
+    e = lineage_missing(t, head.index) if v != ITEM_STALE and v != ITEM_GAP else NULL
+    if e != NULL:
+        if v == ITEM_TAKE and t.stream.replay:
+            keep(c, t.stream, e)
+        replay_item(c, t, e, p, body + n, &ch.worker)
+        if replay_done(t):
+            tell(c, t, STREAM_STOP)
+    elif v == ITEM_TAKE:
+        take_item(c, t, head.index, p, body + n, &ch.worker)
     else:
-        e = new_item(c, t, head.index)
-        if read_value(c, e, p, body + n, &ch.worker, True) == NULL:
+        free_value(c, p, body + n, &ch.worker)
+    tell_if_due(c, t.stream)
+
+
+cdef void take_item(Core *c, TaskRec *t, uint64_t index, char *p, char *end, const Id28 *sender) noexcept nogil:
+    cdef Id28 id
+    cdef ObjEntry *e = NULL
+    if t.stream.replay:
+        id = item_id(t, index)
+        e = refs_find(c, &id)
+    if e != NULL:
+        free_value(c, p, end, sender)       # it was not lost
+    else:
+        e = new_item(c, t, index)
+        if read_value(c, e, p, end, sender, True) == NULL:
             entry_set_error(c, e, ERR_LOST, b"the item could not be read", 26)
-        keep(c, t.stream, e)
-    if t != NULL and t.stream != NULL:
-        tell_if_due(c, t.stream)
+        lineage_item(t, e)
+    keep(c, t.stream, e)
 
 
 cdef ObjEntry *intake_next(Core *c, Stream *st) noexcept nogil:
@@ -169,7 +202,8 @@ cdef bint intake_outcome(Core *c, TaskRec *t, char *p, char *end) noexcept nogil
     cdef EndVerdict v
     cdef bint failed
     cdef ObjEntry *e
-    if st.dynamic or p + sizeof(RetHead) > end:
+    replay_outcome(c, t, p, end)
+    if st.dynamic or st.replay or p + sizeof(RetHead) > end:
         return False
     failed = (<RetHead *>p).is_error
     v = stream_end(&st.s, failed)
@@ -197,8 +231,9 @@ cdef void short_of(Core *c, TaskRec *t) noexcept nogil:
 cdef void intake_over(Core *c, TaskRec *t) noexcept nogil:
     """The task has ended and its completion is settled: so is the stream. The record goes."""
     cdef Stream *st = t.stream
-    cdef bint failed = t.ret0.flags & OBJ_IS_ERROR
-    if st.dynamic:
+    cdef bint failed = t.ret0 != NULL and t.ret0.flags & OBJ_IS_ERROR
+    replay_fail(c, t, ERR_LOST, b"the generator has ended", 23)        # who ended the task has said more, as a rule
+    if st.dynamic or st.replay:
         free_items(c, st)                   # what the completion's value names, that holds
     elif st.s.end == NO_END:            # no reply said so: a death, a cancellation, a dependency's error
         if stream_end(&st.s, failed) != END_CLEAN:
@@ -215,6 +250,11 @@ cdef bint watched(ObjEntry *done) noexcept nogil:
     return done.local > done.drops or done.holds > 1
 
 
+cdef void intake_stop(Core *c, TaskRec *t) noexcept nogil:
+    """The attempt that runs is of no use any more."""
+    tell(c, t, STREAM_STOP)
+
+
 cdef void intake_dropped(Core *c, Stream *st) noexcept nogil:
     """The last generator object is gone: free what was not taken; the producer stops at its next yield, unless somebody
     has the completion."""
@@ -226,7 +266,7 @@ cdef void intake_dropped(Core *c, Stream *st) noexcept nogil:
     if t == NULL:
         del st
     elif st.s.stopped:
-        t.retries_left = 0                  # nobody would look at what another attempt yields
-        tell(c, t, STREAM_STOP)
+        if replay_done(t):
+            tell(c, t, STREAM_STOP)
     else:
         tell_if_due(c, st)

@@ -1,6 +1,6 @@
 """Lineage: which finished tasks are kept to make their values again, and what a lost value needs. Decisions only."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 from libcpp.vector cimport vector
 from ftray._core.types cimport Core, ObjEntry, TaskRec
 
@@ -12,12 +12,14 @@ cdef enum Unmade:            # why a value cannot be made again; `ObjExt.unmade`
     UNMADE_METHOD = 4
     UNMADE_CANCELLED = 5
     UNMADE_PUT = 6
-    UNMADE_ITEM = 7          # of a generator
 
 cdef bint lineage_keep(Core *c, TaskRec *t) noexcept nogil
 cdef void lineage_evict(Core *c, vector[ObjEntry *] *loose) noexcept nogil
 cdef void lineage_forget(Core *c, ObjEntry *e, vector[ObjEntry *] *loose) noexcept nogil
 cdef void lineage_plan(Core *c, ObjEntry *e, vector[TaskRec *] *run, vector[ObjEntry *] *hopeless) noexcept nogil
+cdef void lineage_item(TaskRec *t, ObjEntry *e) noexcept nogil
+cdef ObjEntry *lineage_missing(TaskRec *t, uint64_t number) noexcept nogil
+cdef void lineage_made(TaskRec *t, ObjEntry *e) noexcept nogil
 cdef uint8_t lineage_reason(ObjEntry *e) noexcept nogil
 cdef void lineage_loosen(vector[ObjEntry *] *loose, ObjEntry *e) noexcept nogil
 cdef void lineage_free(Core *c, TaskRec *t) noexcept nogil

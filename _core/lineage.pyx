@@ -2,37 +2,41 @@
 
 Decides: which finished tasks are kept, for how long, and which of them have to run when a value is lost.
 
-A finished task is *kept* while a return of it, whose value is in shared memory, is referenced: locally, by borrowers, or
+A finished task is *kept* while a return or item of it, whose value is in shared memory, is referenced: locally, by borrowers, or
 as an argument of another kept task. Inline values are in the owner's own memory and cannot be lost, so a task with none
 but inline returns is not kept. A kept task does not hold the values of its arguments: an owned argument that only
 lineage needs (`ObjExt.lineage` > 0) keeps its entry and its maker, and gives up its block (an inline value stays, it
 is what the task needs to run again). A borrowed argument stays borrowed, since its owner knows nothing of our lineage.
 
-Invariants: `ext.maker` of an entry is a task that is kept or runs again, and has the entry among its returns;
-`TaskRec.kept` counts these; a kept task is in `Core.kept` and its bytes in `lineage_bytes`, which exceeds
+Generators. Items have a maker from the moment that they come, for one can be lost while the generator still runs: if the
+attempt that runs is past it, that attempt is stopped at its next yield and followed by another one, since to wait for its
+end might take for ever. A task that runs again fills the entries that are *missing*, and its other items are freed.
+
+Invariants: `ext.maker` of an entry is a task that is kept or runs, and has the entry among its returns or its
+`Items.made`; `TaskRec.kept` counts these in a kept task; `Items.missing` counts the items that are pending; a kept task is in `Core.kept` and its bytes in `lineage_bytes`, which exceeds
 `max_lineage_bytes` never longer than one call; an entry that has no value, no task that makes it and lineage can be made
 again by its maker, or never.
 
 Leaves to others: what an entry without holders gives up (refs.pyx), and running tasks (recovery.pyx, tasks.pyx).
 """
 
+from cython.operator cimport dereference as deref, preincrement as following
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
 from ftray._core.rules cimport list_push, list_remove
-from ftray._core.types cimport (OBJ_INLINE, OBJ_OWNED, OBJ_PENDING, OBJ_SHM, TASK_CANCELLED, TASK_DYNAMIC, TASK_KEPT, TASK_NEW, TASK_STREAM,
-                                Core, ObjEntry, ObjExt, TaskRec, blob_drop)
+from ftray._core.types cimport (OBJ_INLINE, OBJ_OWNED, OBJ_PENDING, OBJ_SHM, TASK_CANCELLED, TASK_KEPT, TASK_NEW, TASK_PUSHED, Core, Items,
+                                ObjEntry, ObjExt, TaskRec, blob_drop)
 
 cdef enum:
     PUT_INDEXES = 0x80000000        # of ObjectIDs, from here on (context.pyx)
+    ITEM_INDEXES = 2                # of those of a generator task (wire.pxd)
 
 
 cdef uint8_t refusal(Core *c, TaskRec *t) noexcept nogil:
     """Why a finished task is not kept; 0 when it is."""
-    if t.flags & (TASK_STREAM | TASK_DYNAMIC):                # it yields, and its items are not kept with it
-        return UNMADE_ITEM
     if c.lineage_off:
         return UNMADE_OFF
     if t.flags & TASK_CANCELLED:
@@ -40,6 +44,12 @@ cdef uint8_t refusal(Core *c, TaskRec *t) noexcept nogil:
     if t.retries_left == 0:
         return UNMADE_METHOD if t.actor != NULL and t.attempt == 0 else UNMADE_RETRIES
     return 0
+
+
+cdef inline uint32_t index_of(ObjEntry *e) noexcept nogil:
+    cdef uint32_t index
+    memcpy(&index, &e.id.b[24], 4)
+    return index
 
 
 cdef inline ObjExt *ext_of(ObjEntry *e) noexcept nogil:
@@ -56,6 +66,8 @@ cdef uint64_t cost(TaskRec *t) noexcept nogil:
     """Bytes that keeping the record costs: itself, its arguments, and the values that it keeps from being freed."""
     cdef uint64_t n = sizeof(TaskRec) + t.args.size + 8 * (t.ndeps + t.nnested)
     n += t.nret * (8 + sizeof(ObjEntry) + sizeof(ObjExt))
+    if t.items != NULL:
+        n += sizeof(Items) + t.items.made.size() * (64 + sizeof(ObjEntry) + sizeof(ObjExt))
     cdef uint16_t i
     cdef ObjEntry *d
     for i in range(t.ndeps + t.nnested):
@@ -65,6 +77,28 @@ cdef uint64_t cost(TaskRec *t) noexcept nogil:
         elif d.state == OBJ_SHM and not d.flags & OBJ_OWNED:
             n += d.size
     return n
+
+
+cdef inline void forget_return(TaskRec *t, int i) noexcept nogil:
+    if t.nret == 1:
+        t.ret0 = NULL
+    else:
+        t.rets[i] = NULL
+
+
+cdef uint32_t keep_items(TaskRec *t, uint8_t reason) noexcept nogil:
+    """The items that a finished task can make again, and forget the others."""
+    cdef ObjEntry *e
+    at = t.items.made.begin()
+    while at != t.items.made.end():
+        e = deref(at).second
+        e.ext.unmade = reason
+        if reason == 0 and (e.state == OBJ_SHM or (e.state < OBJ_INLINE and e.ext.lineage > 0)):
+            following(at)
+        else:
+            e.ext.maker = NULL
+            at = t.items.made.erase(at)
+    return <uint32_t>t.items.made.size()
 
 
 cdef bint lineage_keep(Core *c, TaskRec *t) noexcept nogil:
@@ -88,8 +122,9 @@ cdef bint lineage_keep(Core *c, TaskRec *t) noexcept nogil:
                 e.ext.maker = t
                 n += 1
                 continue
-        if t.nret > 1:
-            t.rets[i] = NULL
+        forget_return(t, i)
+    if t.items != NULL:
+        n += keep_items(t, reason)
     if n == 0:
         return False
     t.kept = n
@@ -135,6 +170,7 @@ cdef void lineage_free(Core *c, TaskRec *t) noexcept nogil:
         free(t.deps)
     if t.rets != NULL:
         free(t.rets)
+    del t.items
     blob_drop(t.args)
     c.task_slab.drop(t)
 
@@ -151,21 +187,22 @@ cdef void lineage_evict(Core *c, vector[ObjEntry *] *loose) noexcept nogil:
             if e != NULL:
                 e.ext.maker = NULL
                 e.ext.unmade = UNMADE_EVICTED
+        if t.items != NULL:
+            for item in t.items.made:
+                item.second.ext.maker = NULL
+                item.second.ext.unmade = UNMADE_EVICTED
         release(c, t, loose)
 
 
 cdef void lineage_forget(Core *c, ObjEntry *e, vector[ObjEntry *] *loose) noexcept nogil:
     """An entry goes for good; so does the task that was kept for nothing else."""
     cdef TaskRec *t = e.ext.maker
-    cdef uint32_t index
+    cdef uint64_t index = index_of(e)
     if t == NULL:
         return
     e.ext.maker = NULL
-    if t.nret == 1:
-        t.ret0 = NULL
-    else:
-        memcpy(&index, &e.id.b[24], 4)
-        t.rets[index - 1] = NULL
+    if t.items == NULL or t.items.made.erase(index) == 0:
+        forget_return(t, <int>(index - 1))
     t.kept -= 1
     if t.kept == 0 and t.state == TASK_KEPT:
         release(c, t, loose)
@@ -188,15 +225,73 @@ cdef void take(Core *c, TaskRec *t) noexcept nogil:
     for i in range(t.nret):
         e = task_return(t, i)
         if e != NULL and e.state < OBJ_INLINE:
-            e.state = OBJ_PENDING
-            e.task = t
+            join(t, e)
+    if t.items != NULL:
+        t.items.again = False
+        for item in t.items.made:
+            if item.second.state < OBJ_INLINE:
+                join(t, item.second)
+
+
+cdef void join(TaskRec *t, ObjEntry *e) noexcept nogil:
+    """The task, which runs, or is about to, gives the entry its value."""
+    e.state = OBJ_PENDING
+    e.task = t
+    if t.items != NULL and index_of(e) >= ITEM_INDEXES:
+        t.items.missing += 1
+
+
+cdef bint passed(TaskRec *t, ObjEntry *e) noexcept nogil:
+    """Is it an item that the attempt that runs now has yielded already?"""
+    return t.state == TASK_PUSHED and t.items != NULL and not t.items.again and \
+        index_of(e) >= ITEM_INDEXES and index_of(e) - ITEM_INDEXES < t.stream.s.seen
+
+
+cdef uint8_t may_not_run_again(TaskRec *t) noexcept nogil:
+    """Why a task cannot be asked for another attempt; 0 when it can."""
+    if t.flags & TASK_CANCELLED:
+        return UNMADE_CANCELLED
+    return UNMADE_RETRIES if t.retries_left == 0 else UNMADE_UNKNOWN
+
+
+cdef void lineage_item(TaskRec *t, ObjEntry *e) noexcept nogil:
+    """An item of a task that runs has come: from now on the task can make it again, if it is in shared memory."""
+    cdef uint64_t index = index_of(e)
+    if e.state != OBJ_SHM:
+        return
+    if t.items == NULL:
+        t.items = new Items()
+    t.items.made[index] = e
+    ext_of(e).maker = t
+
+
+cdef ObjEntry *lineage_missing(TaskRec *t, uint64_t number) noexcept nogil:
+    """The item of this number, if the task shall make it again; NULL otherwise."""
+    cdef uint64_t index = number + ITEM_INDEXES
+    if t.items == NULL or t.items.missing == 0:
+        return NULL
+    at = t.items.made.find(index)
+    if at == t.items.made.end() or deref(at).second.task != t:
+        return NULL
+    return deref(at).second
+
+
+cdef void lineage_made(TaskRec *t, ObjEntry *e) noexcept nogil:
+    """An item that was missing has its value, or an error. The caller looks whether anything holds it."""
+    cdef uint64_t index = index_of(e)
+    e.task = NULL
+    t.items.missing -= 1
+    if e.state != OBJ_SHM:
+        e.ext.maker = NULL
+        t.items.made.erase(index)
 
 
 cdef void lineage_plan(Core *c, ObjEntry *e, vector[TaskRec *] *run, vector[ObjEntry *] *hopeless) noexcept nogil:
     """What has to be done for an owned entry that lost its value (or gave it up): append the kept tasks that have to
     run (in any order, they wait for each other's values), and the entries that can never have a value again.
 
-    Tasks that run already are joined. Afterwards every entry in question has its value, is pending, or is hopeless.
+    Tasks that run already are joined. A generator whose running attempt is past the item is appended as well, and is still
+    TASK_PUSHED: that attempt has to be stopped. Afterwards every entry in question has its value, is pending, or is hopeless.
     """
     cdef vector[ObjEntry *] work
     cdef TaskRec *t
@@ -210,12 +305,17 @@ cdef void lineage_plan(Core *c, ObjEntry *e, vector[TaskRec *] *run, vector[ObjE
         t = e.ext.maker if e.ext != NULL else NULL
         if t == NULL:
             hopeless.push_back(e)
-        elif t.state != TASK_KEPT:
-            e.state = OBJ_PENDING
-            e.task = t
-        elif t.retries_left == 0:
-            e.ext.unmade = UNMADE_RETRIES
+        elif t.state != TASK_KEPT and not passed(t, e):
+            join(t, e)
+        elif may_not_run_again(t):
+            e.ext.unmade = may_not_run_again(t)
             hopeless.push_back(e)
+        elif t.state != TASK_KEPT:
+            if t.retries_left > 0:
+                t.retries_left -= 1
+            t.items.again = True
+            join(t, e)
+            run.push_back(t)
         else:
             take(c, t)
             run.push_back(t)
@@ -225,11 +325,9 @@ cdef void lineage_plan(Core *c, ObjEntry *e, vector[TaskRec *] *run, vector[ObjE
 
 cdef uint8_t lineage_reason(ObjEntry *e) noexcept nogil:
     """Why an entry is hopeless."""
-    cdef uint32_t index
     if e.ext != NULL and e.ext.unmade:
         return e.ext.unmade
-    memcpy(&index, &e.id.b[24], 4)
-    return UNMADE_PUT if index >= PUT_INDEXES else UNMADE_ITEM      # returns had their reason set when they came
+    return UNMADE_PUT if index_of(e) >= PUT_INDEXES else UNMADE_UNKNOWN     # others had their reason set when they came
 
 
 cdef void lineage_clear(Core *c) noexcept nogil:

@@ -15,6 +15,7 @@ from ftray._core.events cimport EV_DEPENDENCY, event_death, event_failed
 from ftray._core.intake cimport intake_outcome, intake_over
 from ftray._core.lineage cimport lineage_free, task_return
 from ftray._core.refs cimport refs_check, refs_finish_shared, refs_unhold
+from ftray._core.replays cimport replay_fail, replay_fail_like
 from ftray._core.segments cimport segment_owned
 from ftray._core.types cimport (CMD_FREE_BLOCK, OBJ_INLINE, OBJ_IS_ERROR, OBJ_SHM, TASK_DONE, Blob, Command, Core, Id28, ObjEntry,
                                 TaskRec, blob_hold)
@@ -34,6 +35,8 @@ cdef void finish(Core *c, TaskRec *t) noexcept nogil:
         e = task_return(t, i)
         if e != NULL and e.state == OBJ_SHM:
             shared = True
+    if t.items != NULL and not t.items.made.empty():
+        shared = True
     if shared:
         refs_finish_shared(c, t)
         return
@@ -65,6 +68,15 @@ cdef void refuse_block(Core *c, char *p, char *end, const Id28 *sender) noexcept
     c.commands.push_back(cmd)
 
 
+cdef void refuse_values(Core *c, char *p, char *end, uint16_t nret, const Id28 *sender) noexcept nogil:
+    """The values of a reply that counts for nothing."""
+    cdef uint16_t i
+    for i in range(nret):
+        if p != NULL:
+            refuse_block(c, p, end, sender)
+            p = read_value(c, NULL, p, end, sender, True)
+
+
 cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint64_t size) noexcept nogil:
     """Every return becomes the same error. The task must be in no list."""
     cdef uint16_t i
@@ -75,6 +87,8 @@ cdef void task_fail(Core *c, TaskRec *t, uint8_t code, const char *payload, uint
         e = task_return(t, i)
         if e != NULL and e.state < OBJ_INLINE:
             entry_set_error(c, e, code, payload, size)
+    if t.items != NULL:
+        replay_fail(c, t, code, payload, size)
     finish(c, t)
 
 
@@ -108,6 +122,8 @@ cdef bint tasks_fail_dep(Core *c, TaskRec *t) noexcept nogil:
                 r = task_return(t, j)
                 if r != NULL and r.state < OBJ_INLINE:
                     entry_set_inline(c, r, blob_hold(e.blob), True)
+            if t.items != NULL:
+                replay_fail_like(c, t, e.blob)
             finish(c, t)
             refs_unhold(c, e)
             return True

@@ -16,11 +16,13 @@ from ftray._core.borrows cimport borrow_lost, borrows_set_recovery
 from ftray._core.depends cimport depends_lost
 from ftray._core.events cimport event_renewed
 from ftray._core.lineage cimport UNMADE_CANCELLED, lineage_plan, lineage_reason
+from ftray._core.intake cimport intake_stop
 from ftray._core.refs cimport refs_drop_value, refs_hold, refs_unhold
+from ftray._core.replays cimport replay_open
 from ftray._core.tasks cimport task_submit
-from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, Core, ObjEntry, TaskRec
+from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_NEW, TASK_STREAM, Core, ObjEntry, TaskRec
 from ftray._core.values cimport entry_set_error
-from ftray._core.wire cimport ERR_CANCELLED, ERR_UNMADE
+from ftray._core.wire cimport ERR_CANCELLED, ERR_HEAD_DIED, ERR_UNMADE
 
 
 cdef void recovery_install() noexcept nogil:
@@ -45,15 +47,26 @@ cdef void recover(Core *c, ObjEntry *e) noexcept nogil:
     """An owned entry has no value, and nothing makes one: run what can."""
     cdef vector[TaskRec *] run
     cdef vector[ObjEntry *] hopeless
+    cdef TaskRec *t
     cdef size_t i
+    if not c.node_alive:
+        entry_set_error(c, e, ERR_HEAD_DIED, NULL, 0)
+        return
     lineage_plan(c, e, &run, &hopeless)
     for i in range(hopeless.size()):
         refs_hold(hopeless[i])
     c.n_recovered += run.size()
     for i in range(run.size()):
-        event_renewed(c, run[i])
+        if run[i].state == TASK_NEW:
+            event_renewed(c, run[i])
+            if run[i].flags & TASK_STREAM:
+                replay_open(run[i])
     for i in range(run.size()):
-        task_submit(c, run[run.size() - 1 - i])
+        t = run[run.size() - 1 - i]
+        if t.state == TASK_NEW:
+            task_submit(c, t)
+        else:
+            intake_stop(c, t)
     for i in range(hopeless.size()):
         if hopeless[i].state < OBJ_INLINE:
             give_up(c, hopeless[i])

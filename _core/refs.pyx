@@ -26,7 +26,7 @@ from libc.string cimport memcpy
 from libcpp.set cimport set as cppset
 from libcpp.vector cimport vector
 
-from ftray._core.lineage cimport (lineage_evict, lineage_forget, lineage_free, lineage_keep, lineage_loosen, lineage_plan,
+from ftray._core.lineage cimport (lineage_evict, lineage_forget, lineage_free, lineage_item, lineage_keep, lineage_loosen, lineage_made, lineage_plan,
                                   task_return)
 from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_ACTOR, OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED,
                                 OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_STREAM, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28,
@@ -499,6 +499,32 @@ cdef class RefTable:
                 e.state = OBJ_SHM
         refs_finish_shared(&self.core, t)
         return took
+
+    def item(self, number, n, seg, off):
+        """A generator that runs has yielded a value that is in shared memory; it is referenced once."""
+        cdef Id28 id = self.make_id(n)
+        cdef ObjEntry *e = refs_new(&self.core, &id, True)
+        e.local = 1
+        e.state = OBJ_SHM
+        e.seg, e.off = seg, off
+        refs_expose(&self.core, e)
+        lineage_item(self.record(number), e)
+
+    def fill_item(self, number, n, place):
+        """A generator that runs again has yielded an item that is missing; how many still are."""
+        cdef TaskRec *t = self.record(number)
+        cdef ObjEntry *e = self.entry(n)
+        cdef uint32_t missing
+        if place is None:
+            e.blob = blob_new(4)
+            e.state = OBJ_INLINE
+        else:
+            e.seg, e.off = place
+            e.state = OBJ_SHM
+        lineage_made(t, e)
+        missing = t.items.missing
+        refs_check(&self.core, e)
+        return missing
 
     def lose(self, n):
         """The object's value is lost: numbers of the tasks that have to run, and objects that cannot be had again."""

@@ -10,9 +10,17 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from ftray._core.types cimport (ActorClientPtr, CH_BROKEN, CH_OPEN, TASK_CANCELLED, Channel, Lease, SchedClass, TaskList, TaskRec)
 
 
+cdef bint nobody_waits(TaskRec *t) noexcept nogil:
+    """Would nobody look at what another attempt of a generator yields?"""
+    return t.stream != NULL and t.stream.s.stopped and (t.items == NULL or t.items.missing == 0)
+
+
 cdef bint use_retry(TaskRec *t) noexcept nogil:
     """Consume one retry; False when none is left."""
-    if t.retries_left == 0:
+    if t.items != NULL and t.items.again:
+        t.attempt += 1                  # that there is another attempt has been decided, and paid for
+        return True
+    if t.retries_left == 0 or nobody_waits(t):
         return False
     if t.retries_left > 0:
         t.retries_left -= 1
@@ -60,6 +68,8 @@ cdef Verdict after_reply(TaskRec *t, int status) noexcept nogil:
         return FAIL_CANCELLED
     if status == REPLY_GIVEN_BACK:
         return FAIL_CANCELLED if t.flags & TASK_CANCELLED else RUN_AGAIN
+    if t.items != NULL and t.items.again:
+        return FAIL_CANCELLED if t.flags & TASK_CANCELLED or not use_retry(t) else RUN_AGAIN
     if status == REPLY_RETRY and not t.flags & TASK_CANCELLED and use_retry(t):
         return RUN_AGAIN
     return COMPLETE

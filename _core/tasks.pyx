@@ -19,7 +19,7 @@ from ftray._core.depends cimport depends_forget, depends_wait
 from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, event_failed, event_renewed,
                                  event_submitted)
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
-from ftray._core.outcomes cimport complete, fail_crashed, task_fail, tasks_fail_dep
+from ftray._core.outcomes cimport complete, fail_crashed, refuse_values, task_fail, tasks_fail_dep
 from ftray._core.refs cimport refs_borrower
 from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_LAST, REPLY_OK, RUN_AGAIN, RUN_LATER, Verdict, after_death,
                                 after_memory_kill, after_reply, list_insert, list_pop, list_push, list_remove, memory_pause_ns)
@@ -170,7 +170,13 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     v = after_reply(t, r.status)
     if v == RUN_AGAIN:
         if t.attempt != attempt:
-            event_failed(c, t, attempt, EV_EXCEPTION, ch.worker.b)
+            if t.items != NULL and t.items.again:       # a generator that was stopped to be run anew
+                t.attempt = attempt
+                event_answered(c, t, 0, times.started, times.ended, ch)
+                t.attempt = attempt + 1
+                refuse_values(c, p, body + n, r.nret, &ch.worker)
+            else:
+                event_failed(c, t, attempt, EV_EXCEPTION, ch.worker.b)
             event_renewed(c, t)
         requeue(c, t)
     elif v == FAIL_CANCELLED:
@@ -228,6 +234,7 @@ cdef void tasks_delayed(Core *c, uint64_t now_ns) noexcept nogil:
         t = due[i]
         t.due_ns = 0
         list_remove(&c.waiting, t)
+        depends_forget(c, t)            # a value that was lost meanwhile; requeue waits for it again
         requeue(c, t)
         classes.push_back(t.cls)
     for i in range(classes.size()):

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <new>
 #include <string>
 #include <unordered_map>
@@ -119,6 +120,12 @@ struct ObjEntry {
 enum TaskState : uint8_t { TASK_NEW = 0, TASK_WAITS_DEPS = 1, TASK_QUEUED = 2, TASK_PUSHED = 3, TASK_DONE = 4, TASK_LIMBO = 5, TASK_KEPT = 6 };
 enum TaskFlag : uint8_t { TASK_CANCELLED = 1, TASK_RETRY_EXC = 2, TASK_CANCEL_FORCE = 4, TASK_TAKEN_BACK = 8, TASK_QUIET = 16, TASK_STREAM = 32, TASK_DYNAMIC = 64, TASK_HELD = 128 };
 
+struct Items {  // of a generator task: what lineage knows of the items that are in shared memory
+    std::map<uint64_t, ObjEntry *> made;    // by index: those that the task can make again
+    uint32_t missing = 0;                   // of these, how many it is making now
+    bool again = false;                     // the attempt that runs now is past one of them: another follows it
+};
+
 struct TaskRec {
     uint8_t state, flags;
     uint16_t nret;
@@ -140,6 +147,7 @@ struct TaskRec {
     ObjEntry *ret0;         // nret == 1
     ObjEntry **rets;        // nret > 1
     Stream *stream;         // of what it yields, with TASK_STREAM (nret is 1 then: its completion)
+    Items *items;           // of a generator, once one is in shared memory
     SchedClass *cls;        // plain tasks
     ActorClient *actor;     // actor calls
     uint64_t parent;        // unique part of the submitting task's id
@@ -170,6 +178,7 @@ struct Stream {       // what a generator task yields, at its owner. Lives as lo
     ObjEntry *gate = nullptr;  // "ready" when the consumer need not wait; it counts the generator objects; NULL: no consumer
     ObjEntry *done = nullptr;  // the completion
     bool dynamic = false;      // the items are for the value of the completion
+    bool replay = false;       // the task had ended, and runs again for values that were lost: no consumer
     bool leaving = false;      // the gate is gone, and CMD_STREAM_DROPPED is on its way
     std::deque<ObjEntry *> items;  // received and not handed out; each is held
 };

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.deque cimport deque
+from libcpp.map cimport map as cppmap
 from libcpp.string cimport string
 from libcpp.unordered_map cimport unordered_map
 from libcpp.utility cimport pair
@@ -125,6 +126,11 @@ cdef extern from "types.hpp" nogil:
         ObjExt *ext
         Id28 id
 
+    cppclass Items:
+        cppmap[uint64_t, ObjEntry *] made
+        uint32_t missing
+        cbool again
+
     cppclass TaskRec:
         uint8_t state, flags
         uint16_t nret
@@ -144,6 +150,7 @@ cdef extern from "types.hpp" nogil:
         ObjEntry *ret0
         ObjEntry **rets
         Stream *stream
+        Items *items
         SchedClass *cls
         ActorClient *actor
         uint64_t parent
@@ -168,7 +175,7 @@ cdef extern from "types.hpp" nogil:
         TaskRec *task
         ObjEntry *gate
         ObjEntry *done
-        cbool dynamic, leaving
+        cbool dynamic, leaving, replay
         deque[ObjEntry *] items
     cppclass Production:
         Channel *ch

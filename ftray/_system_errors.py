@@ -138,7 +138,6 @@ _UNMADE: dict[int, tuple[type[exc.ObjectLostError], str]] = {  # by reason, see 
         f"{_LOST}; it was made by put() (large arguments are put, too), which cannot be done again:"
         " return the value from a task instead",
     ),
-    7: (exc.ObjectLostError, f"{_LOST}; it is an item of a generator, and those are not made again"),
 }
 
 

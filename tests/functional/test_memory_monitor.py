@@ -7,7 +7,9 @@ import os
 import pytest
 
 import ftray as ray
+from ftray import _core
 from ftray._node.memory_meter import TEST_HOOK
+from tests.helpers.losing import check, lose, make
 from tests.helpers.sync import eventually
 
 pytestmark = pytest.mark.runtime(num_cpus=4, log_to_driver=False)
@@ -47,6 +49,14 @@ def hold(box, door, name):
     return name, attempt
 
 
+@ray.remote
+def hold_part(part, box, door):
+    attempt = ray.get_runtime_context().attempt_number
+    box.post(["part", attempt, os.getpid()])
+    door.wait()
+    return int(part[0]), attempt
+
+
 def begun(box, count):
     return {name: (attempt, pid) for name, attempt, pid in (box.take() for _ in range(count))}
 
@@ -62,6 +72,26 @@ def test_the_newest_task_ends_and_runs_again_later_although_it_has_one_retry_onl
         assert again[0] == "c" and again[1][0] == attempt
     gate.open()
     assert ray.get(refs) == [("a", 0), ("b", 0), ("c", 3)]
+
+
+def test_an_argument_is_lost_during_the_pause(meter, mailbox, gate, tally):
+    part = make.remote(tally)
+    refs = [hold.remote(mailbox, gate, "other")]
+    begun(mailbox, 1)
+    refs.append(hold_part.options(num_cpus=0.5).remote(part, mailbox, gate))
+    begun(mailbox, 1)
+    _core.set_memory_retries(-1, 1000)
+    try:
+        meter()
+        eventually(lambda: _core.debug_counters()["inflight"] == 1, "the newest task was ended, and waits")
+    finally:
+        _core.set_memory_retries(-1, 20)
+    lose(part)
+    check(part, 1)  # it is there again before the pause is over
+    gate.open()
+    assert ray.get(refs) == [("other", 0), (1, 1)]
+    assert begun(mailbox, 1)["part"][0] == 1
+    assert tally.count == 2
 
 
 def test_the_last_task_of_its_owner_is_not_retried_and_the_error_says_all(meter, mailbox, gate):

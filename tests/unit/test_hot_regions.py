@@ -41,6 +41,7 @@ MODULES = (
     "lineage",
     "depends",
     "recovery",
+    "replays",
 )
 COMPILE = """
 import sys

@@ -8,6 +8,8 @@ of such a task), the blocks of shared memory in use, and what has to run when a 
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ftray import _system_errors
+from ftray import exceptions as exc
 from ftray._core.refs import RefTable
 from ftray._node import settings as environment
 
@@ -296,3 +300,129 @@ def test_what_is_not_allowed_is_said(clean: pytest.MonkeyPatch, name: str, text:
     clean.setenv(f"FTRAY_{name}", text)
     with pytest.raises(ValueError, match=f"FTRAY_{name}={text!r}.*allowed"):
         environment.lineage()
+
+
+# --- errors
+
+OBJECT = bytes(range(28))
+LOST, EXHAUSTED, EVICTED = (
+    exc.ObjectLostError,
+    exc.ObjectReconstructionFailedMaxAttemptsExceededError,
+    exc.ObjectReconstructionFailedLineageEvictedError,
+)
+
+
+def enumerated(name: str) -> dict[str, int]:
+    """The enum members of a .pxd file."""
+    text = (Path(_system_errors.__file__).parent / "_core" / f"{name}.pxd").read_text()
+    return {key: int(value) for key, value in re.findall(r"^    ([A-Z_]+) = (\d+)\b", text, re.M)}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("UNKNOWN", LOST, "nothing is known that could make it again"),
+        ("OFF", LOST, "FTRAY_lineage_pinning_enabled"),
+        ("RETRIES", EXHAUSTED, "max_retries"),
+        ("EVICTED", EVICTED, "FTRAY_max_lineage_bytes"),
+        ("METHOD", LOST, "max_task_retries"),
+        ("PUT", LOST, r"put\(\)"),
+    ],
+)
+def test_what_is_not_made_again_says_why(name: str, error: type[Exception], text: str) -> None:
+    code, reason = enumerated("wire")["ERR_UNMADE"], enumerated("lineage")[f"UNMADE_{name}"]
+    made = _system_errors.build(code, bytes([reason]) + OBJECT)
+    assert type(made) is error
+    assert re.search(text, str(made)) and OBJECT.hex() in str(made)
+
+
+def test_each_reason_has_a_text() -> None:
+    reasons = {key: value for key, value in enumerated("lineage").items() if key.startswith("UNMADE_")}
+    del reasons["UNMADE_CANCELLED"]  # becomes the error of a cancelled task
+    assert set(reasons.values()) == set(_system_errors._UNMADE)
+
+
+def test_a_reason_that_is_not_known_is_an_error_all_the_same() -> None:
+    assert type(_system_errors.build(enumerated("wire")["ERR_UNMADE"], bytes([250]) + OBJECT)) is LOST
+
+
+# --- generators
+
+STREAM, ITEM, OTHER = 900, 2, 4  # a task, and indices of items
+
+
+def item_key(index: int) -> int:
+    return (STREAM << 32) | int.from_bytes(index.to_bytes(4, "little"), "big")
+
+
+def generator(retries: int, *indices: int) -> RefTable:
+    """A generator that has ended, and of whose items these are in shared memory and referenced."""
+    table = RefTable()
+    table.own(1)
+    table.task(STREAM, [1], [], [key(STREAM, 0)], retries)
+    for index in indices:
+        table.item(STREAM, item_key(index), 70 + index, 0)
+    table.finish(STREAM, [None])
+    table.drop(key(STREAM, 0))
+    table.drain()
+    return table
+
+
+def forget(table: RefTable, *numbers: int) -> None:
+    for n in numbers:
+        table.drop(n)
+    table.drain()
+
+
+def test_a_generator_is_kept_for_its_items() -> None:
+    table = generator(3, ITEM, OTHER)
+    assert [number for number, _ in table.kept()] == [STREAM]
+    forget(table, item_key(ITEM))
+    assert [number for number, _ in table.kept()] == [STREAM]
+    forget(table, 1, item_key(OTHER))
+    assert table.kept() == [] and len(table) == 0
+
+
+def test_a_generator_runs_again_for_the_items_that_are_missing() -> None:
+    table = generator(3, ITEM, OTHER)
+    assert table.lose(item_key(ITEM)) == ([STREAM], [])
+    assert table.lose(item_key(OTHER)) == ([], [])  # it runs already
+    assert table.fill_item(STREAM, item_key(OTHER), None) == 1
+    assert table.fill_item(STREAM, item_key(ITEM), (75, 0)) == 0
+    table.finish(STREAM, [None])
+    assert [number for number, _ in table.kept()] == [STREAM]  # for the one in shared memory
+    forget(table, 1, item_key(ITEM), item_key(OTHER))
+    assert table.kept() == [] and len(table) == 0
+
+
+def test_items_of_a_generator_without_retries() -> None:
+    table = generator(0, ITEM)
+    assert table.kept() == []
+    assert table.lose(item_key(ITEM)) == ([], [item_key(ITEM)])
+    forget(table, 1, item_key(ITEM))
+    assert len(table) == 0
+
+
+def test_items_of_a_generator_that_was_evicted() -> None:
+    table = generator(3, ITEM, OTHER)
+    table.limit(0)
+    assert table.kept() == []
+    assert table.lose(item_key(OTHER)) == ([], [item_key(OTHER)])
+    forget(table, 1, item_key(ITEM), item_key(OTHER))
+    assert len(table) == 0
+
+
+def test_an_item_that_only_lineage_needs_gives_its_block_back() -> None:
+    table = generator(3, ITEM)
+    table.task(901, [item_key(ITEM)], [], [key(901, 0)], 3)
+    table.finish(901, [(99, 0)])
+    forget(table, item_key(ITEM))
+    assert table.commands() == [("free_block", item_key(ITEM), 70 + ITEM, 0)]
+    assert [number for number, _ in table.kept()] == [STREAM, 901]
+    run, hopeless = table.lose(key(901, 0))
+    assert sorted(run) == [STREAM, 901] and hopeless == []
+    table.fill_item(STREAM, item_key(ITEM), (80, 0))
+    table.finish(STREAM, [None])
+    table.finish(901, [(81, 0)])
+    forget(table, 1, key(901, 0))
+    assert table.kept() == [] and len(table) == 0

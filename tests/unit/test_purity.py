@@ -79,7 +79,7 @@ def test_data_needs_nothing_that_acts(name: str) -> None:
 # --- _core: Cython
 
 CORE_DECISIONS = ("refs", "rules", "alloc", "streams", "lineage")
-C_LIBRARY = re.compile(r"libc\.(stdint|string|stddef|limits)|libcpp(\.\w+)?")
+C_LIBRARY = re.compile(r"libc\.(stdint|string|stddef|limits)|libcpp(\.\w+)?|cython\.operator")
 MEMORY = {"malloc", "calloc", "free"}  # of libc.stdlib
 TYPES = "ftray._core.types"
 ACTING_TYPES = {"mono_ns", "futex_wait", "futex_wake", "lock_take", "lock_try", "lock_drop", "cpu_relax"}
