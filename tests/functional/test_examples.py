@@ -135,6 +135,74 @@ def snapshots(state: Path) -> list[Path]:
     return [path for path in state.rglob("*") if path.is_file() and path.stat().st_size > 100]
 
 
+# --- fault tolerance -----------------------------------------------------------------------------------
+
+
+def test_tasks_that_fail(programs: Programs) -> None:
+    assert programs.run("fault_tolerance/tasks.py").splitlines() == [
+        "get: ValueError, also a ValueError: True",
+        "the task that wanted the price failed with the same error, and was not run",
+        "failed: read_price, attempt 0, TASK_EXECUTION_EXCEPTION",
+        "failed: add_tax, attempt 0, DEPENDENCY_RESOLUTION_FAILED",
+        "0 crashes, 1 retry: done at attempt 0",
+        "1 crashes, 1 retry: done at attempt 1",
+        "  attempt 0: FAILED WORKER_DIED",
+        "  attempt 1: FINISHED",
+        "2 crashes, 1 retry: given up",
+        "5 crashes, no bound: done at attempt 5",
+        "not retried by default: failed at attempt 0",
+        "retried: an answer",
+        "retried: an answer",
+        "not among those to retry: failed at attempt 0",
+        "4 crashes, the default of 3 retries: given up",
+        "4 crashes, a default of 4: done at attempt 4",
+        "cancelled: it was interrupted; it wrote: began, interrupted",
+        "cancelled: its process was ended; it wrote: began",
+        "6 calls in 3 processes, no process ran more than 2",
+    ]
+
+
+def test_actors_that_fail(programs: Programs) -> None:
+    assert programs.run("fault_tolerance/actors.py").splitlines() == [
+        "called again, called again, new actor, called again: what it has read",
+        "restarted and retried, counting from 0 again: [1, 2, 1, 2]",
+        "restarted, the call not retried: the caller is told, and decides",
+        "the same handle reaches the next process: 1",
+        "not restarted: ActorDiedError",
+        "three rounds in 4 attempts: [6, 60, 600]",
+    ]
+
+
+def test_objects_whose_processes_die(programs: Programs) -> None:
+    assert programs.run("fault_tolerance/objects.py").splitlines() == [
+        "while its owner lives: the table",
+        "after its death: OwnerDiedError",
+        "the worker is dead, the value is there: 10 rows",
+        "the worker is dead, the value is there: 1000000 rows",
+    ]
+
+
+def test_nodes_that_are_gone(programs: Programs) -> None:
+    output = programs.run("fault_tolerance/nodes.py").splitlines()
+    warnings = [line for line in output if line.startswith("ftray: ")]
+    assert [line for line in output if line not in warnings] == [
+        "wants node:127.0.0.3: waits",
+        "cancelled",
+        "soft, the node is there: ran on it",
+        "soft, the node is gone: ran on another",
+        "not soft, the node is gone: TaskUnschedulableError",
+    ]
+    assert [line for line in warnings if "node:127.0.0.3: 1 asked, 0 in total" in line]
+
+
+def test_ways_to_keep_a_state(programs: Programs) -> None:
+    output = programs.run("fault_tolerance/checkpoints.py")
+    for way in ("file", "kv", "actor"):
+        # Every number was saved before its reply, and a call that had begun is run again by itself.
+        assert re.search(rf"^{way} +2 kills, 0 calls again: the sum is 465$", output, re.M), output
+    assert number(r"checkpointable +2 kills, (\d+) calls again: the sum is 465", output) <= 10
+
+
 # --- training under fire -------------------------------------------------------------------------------
 
 
