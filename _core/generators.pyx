@@ -35,6 +35,11 @@ cdef void hand_out(Core *c, ObjectRefGenerator g, ObjectRef r) noexcept nogil:
         e.holds -= 1
 
 
+cdef object not_supported(str text):
+    from ftray.exceptions import NotSupportedError
+    return NotSupportedError(text)
+
+
 cdef class ObjectRefGenerator:
     """The refs that a generator task yields, one after the other, while it runs.
 
@@ -165,10 +170,10 @@ cdef class ObjectRefGenerator:
         self.let_go()
 
     def send(self, value):
-        raise NotImplementedError("send() is not supported: the task runs in another process and does not wait for its consumer")
+        raise not_supported("send() is not supported: the task runs in another process and does not wait for its consumer")
 
     def throw(self, *error):
-        raise NotImplementedError("throw() is not supported: end the task with close() or ftray.cancel(generator)")
+        raise not_supported("throw() is not supported: end the task with close() or ftray.cancel(generator)")
 
     async def asend(self, value):
         self.send(value)

@@ -276,6 +276,8 @@ def register_serializer(cls, *, serializer, deserializer):
 
 def deregister_serializer(cls):
     """Undo `register_serializer`; nothing happens when ``cls`` has none."""
+    if not isinstance(cls, type):
+        raise TypeError(f"deregister_serializer() needs a class, got {cls!r}")
     _custom.pop(cls, None)
 
 

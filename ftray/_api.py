@@ -88,7 +88,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     Raises
     ------
     ValueError
-        There is no living actor of that name.
+        There is no living actor of that name; the name or the namespace is empty.
+    TypeError
+        The name or the namespace is no string.
     """
     _lifecycle.ensure()
     return find(name, namespace)

@@ -1,23 +1,26 @@
-"""Arguments of Ray's ``init()`` that ftray's has no use for.
+"""What ``init()`` takes.
 
-Owns: which values of them ask for nothing (taken), which for something that is not there
-(`NotSupportedError`), and what is no argument at all (`TypeError`). Looked at only when a program gives one
-of them.
+Owns: the types and ranges of its own arguments; of those of Ray's that ftray has no use for, which values
+ask for nothing (taken) and which for something that is not there (`NotSupportedError`); what is no argument
+at all (`TypeError`). Leaves to others: `address` (``_lifecycle``), `runtime_env` (``_runtime_env``), what
+this machine can offer (``_node.launch``).
 """
 
 from __future__ import annotations
 
+from ftray import _options
 from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 OWN = (
     "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
     " ignore_reinit_error, log_to_driver, runtime_env"
 )
+LEAST_STORE_BYTES = 1 << 20
 _NO_DASHBOARD = "there is no dashboard. Leave it out, or give include_dashboard=False"
 _ONE_MACHINE = "it is for clusters, and ftray runs on one machine. Leave it out"
 _INTERNAL = "it is internal to Ray. Leave it out"
@@ -45,8 +48,55 @@ OF_RAY: dict[str, tuple[tuple[Any, ...], str]] = {
 OF_LOGGING = ("configure_logging", "logging_format", "logging_level")
 
 
+def checked(**given: Any) -> dict[str, Any]:
+    """Return ftray's own arguments in one form; None is "not given".
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the first argument that is wrong, what was given and what is allowed.
+    """
+    return {name: None if value is None else _CHECKS[name](name, value) for name, value in given.items()}
+
+
+def _gpus(name: str, value: Any) -> float:
+    number = _options.amount(name, value)
+    if not number.is_integer():
+        raise ValueError(
+            _options.wrong(name, value, "it must be whole (tasks and actors can ask for a part of one)")
+        )
+    return number
+
+
+def _resources(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
+        raise TypeError(
+            _options.wrong(name, value, "it must be a dict of resource name to amount, e.g. {'disk': 2}")
+        )
+    return {key: _options.amount(f"{name}[{key!r}]", amount) for key, amount in value.items()}
+
+
+def _labels(name: str, value: Any) -> dict[str, str]:
+    words = [word for pair in value.items() for word in pair] if isinstance(value, dict) else [None]
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError(_options.wrong(name, value, "it must be a dict of strings, e.g. {'zone': 'a'}"))
+    return dict(value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "num_cpus": _options.amount,
+    "num_gpus": _gpus,
+    "resources": _resources,
+    "object_store_memory": _options.integer(LEAST_STORE_BYTES, " (bytes)"),
+    "labels": _labels,
+    "namespace": _options.text,
+    "ignore_reinit_error": _options.boolean,
+    "log_to_driver": _options.boolean,
+}
+
+
 def check(given: Mapping[str, Any]) -> None:
-    """Raise for the first argument that ftray cannot honour.
+    """Raise for the first argument, not one of ftray's own, that cannot be honoured.
 
     Raises
     ------

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ftray._node.client import NodeConnection
     from ftray._node.launch import NodeHandle
 
-_DEFAULT_SPIN_US = 40
-_LEAST_STORE_BYTES = 1 << 20
 _LAST_OUTPUT_S = 2.0
 _RPC = 100
 
@@ -157,12 +155,12 @@ def init(
     Raises
     ------
     RuntimeError
-        ftray runs already in this process.
+        ftray runs already in this process; there is no directory for sessions.
     TypeError
         An unknown argument, or one of the wrong type.
     ValueError
         An argument has a value that is not allowed, or is not allowed when attaching; the same for fields of
-        `runtime_env`.
+        `runtime_env`, and for environment variables.
     ConnectionError
         There is no node at the address, or it refuses this process.
     VersionMismatchError
@@ -171,7 +169,19 @@ def init(
         One of Ray's arguments, or a field of `runtime_env`, that asks for something ftray does not have.
     """
     global _session, _owner_pid
-    _reject(unsupported)
+    from ftray import _init_arguments
+
+    _init_arguments.check(unsupported)
+    offer = _init_arguments.checked(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        resources=resources,
+        object_store_memory=object_store_memory,
+        labels=labels,
+    )
+    _init_arguments.checked(
+        namespace=namespace, ignore_reinit_error=ignore_reinit_error, log_to_driver=log_to_driver
+    )
     _owner_pid = os.getpid()
     env = _checked_env(runtime_env)
     if _core.attached() and _session is not None:
@@ -181,20 +191,12 @@ def init(
             "ftray.init() was called before in this process;"
             " call ftray.shutdown() first, or give ignore_reinit_error=True"
         )
-    if namespace is not None and not isinstance(namespace, str):
-        raise TypeError(f"namespace must be a string or None, not {namespace!r}")
+    OwnSettings(is_driver=True)
     address, origin = _choose(address)
     if address == "local":
-        _session = _start(num_cpus, num_gpus, resources, object_store_memory, labels, namespace)
+        _session = _start(namespace, **offer)
     else:
-        given = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "resources": resources,
-            "object_store_memory": object_store_memory,
-            "labels": labels,
-        }
-        wrong = [name for name, value in given.items() if value is not None]
+        wrong = [name for name, value in offer.items() if value is not None]
         if wrong:
             raise ValueError(
                 f"{', '.join(wrong)} cannot be given when attaching to a running session ({origin});"
@@ -269,32 +271,18 @@ def _attach(address: str, origin: str, namespace: str | None) -> Session:
         raise ConnectionError(f"{origin}: {error}") from None
 
 
-def _reject(unsupported: dict[str, Any]) -> None:
-    if unsupported:
-        from ftray._init_arguments import check
-
-        check(unsupported)
-
-
 def _start(
+    namespace: str | None,
+    *,
     num_cpus: float | None,
     num_gpus: float | None,
     resources: dict[str, float] | None,
     object_store_memory: int | None,
     labels: dict[str, str] | None,
-    namespace: str | None,
 ) -> Session:
     from ftray._node import threads
     from ftray._node.launch import NodeOptions, start_node
 
-    if labels is not None and not isinstance(labels, dict):
-        raise TypeError(f"labels must be a dict of strings, e.g. {{'zone': 'a'}}, not {labels!r:.200}")
-    if object_store_memory is not None and not isinstance(object_store_memory, int):
-        raise TypeError(f"object_store_memory must be an int (bytes), not {object_store_memory!r}")
-    if object_store_memory is not None and object_store_memory < _LEAST_STORE_BYTES:
-        raise ValueError(
-            f"object_store_memory={object_store_memory} is too small: at least {_LEAST_STORE_BYTES} bytes"
-        )
     node = start_node(
         NodeOptions(
             num_cpus=num_cpus,
@@ -367,11 +355,10 @@ def connect(
     session_dir: str, token: bytes | None, kind: int, namespace: str | None, job: bytes = b""
 ) -> Session:
     """Register this process with a session and hand the connection to the core."""
-    from ftray._node import client, protocol, session, settings
+    from ftray._node import client, protocol, session
     from ftray._node.frames import KIND_DRIVER
 
-    retries = memory_retries()
-    lineage = settings.lineage()
+    own = OwnSettings(kind == KIND_DRIVER)  # first: what is wrong with them is said before anything is opened
     worker_id = os.urandom(28)
     name = f"{worker_id.hex()[:16]}.sock"
     listener = session.listen_in(session_dir, name)
@@ -400,16 +387,29 @@ def connect(
         connection.job_id,
         kind == KIND_DRIVER,
         len(os.sched_getaffinity(0)),
-        int(os.environ.get("FTRAY_SPIN_US", _DEFAULT_SPIN_US)) * 1000,
+        own.spin_us * 1000,
         int.from_bytes(os.urandom(8), "little"),
         pending,
-        settings.task_event_units(kind == KIND_DRIVER),
+        own.event_units,
         bool(connection.info.get("tsc")),
-        settings.creation_sites(),
+        own.creation_sites,
     )
-    _core.set_memory_retries(*retries)
-    _core.lineage_configure(*lineage)
+    _core.set_memory_retries(*own.memory_retries)
+    _core.lineage_configure(*own.lineage)
     return found
+
+
+class OwnSettings:
+    """What this process reads from its environment; ValueError for a variable that makes no sense."""
+
+    def __init__(self, is_driver: bool) -> None:
+        from ftray._node import settings
+
+        self.spin_us = settings.spin_us()
+        self.event_units = settings.task_event_units(is_driver)
+        self.creation_sites = settings.creation_sites()
+        self.memory_retries = memory_retries()
+        self.lineage = settings.lineage()
 
 
 def memory_retries() -> tuple[int, int]:

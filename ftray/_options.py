@@ -294,6 +294,10 @@ def _label_selector(option: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
+# For arguments of functions, which are checked and worded as options are.
+wrong, integer, boolean, text = _wrong, _integer, _boolean, _text
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 _retries = _integer(-1, " (-1: without end, 0: never)")

@@ -69,6 +69,13 @@ def arity_of(function: Callable[..., Any], name: str, skip: int = 0) -> Arity | 
     )
 
 
+def constructor_arity(cls: Any) -> Arity | None:
+    """Read what ``cls(...)`` takes; None when that cannot be known."""
+    if cls.__init__ is object.__init__ and cls.__new__ is object.__new__ and type(cls) is type:
+        return Arity(cls.__name__, (), 0, 0, (), (), False, False, False)
+    return arity_of(cls.__init__, cls.__name__, 1)
+
+
 def check(arity: Arity | None, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
     """Raise unless the arguments fit.
 

@@ -59,6 +59,10 @@ def _method(function: Callable[..., Any] | None = None, /, **options: Any) -> An
         raise TypeError("method() takes options, for example @ftray.method(num_returns=2)")
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(getattr(function, "__func__", function)):
+            raise TypeError(f"@ftray.method marks methods, not {type(function).__name__}: {function!r:.100}")
+        arity = _signature.arity_of(function, getattr(function, "__qualname__", ""), 1)
+        _options.method_options(checked, is_generator=None if arity is None else arity.is_generator)
         function.__ftray_method__ = checked  # type: ignore[attr-defined]
         return function
 
@@ -200,6 +204,9 @@ class ActorMethod(_core.MethodCaller):
         merged = _options.merge(self._explicit, _options.check("method", options))
         return ActorMethod(self._target, self._meta, self._name, merged, self._arity)
 
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotSupportedError("ActorMethod.bind (lazy task graphs) is not supported")
+
     def __repr__(self) -> str:
         return f"ActorMethod({self._meta.class_name}.{self._name})"
 
@@ -334,8 +341,7 @@ class ActorClass(Instance[T]):
             An actor of that name exists already; a method names a concurrency group that there is not; calls
             of an async or a threaded actor were to run in order.
         """
-        constructor: Callable[..., Any] = self._cls.__init__
-        _signature.check(_signature.arity_of(constructor, self._cls.__name__, 1), args, kwargs)
+        _signature.check(_signature.constructor_arity(self._cls), args, kwargs)
         options = self._options
         meta = _Meta(
             self._cls.__name__,
@@ -531,12 +537,15 @@ def find(name: str, namespace: str | None) -> ActorHandle[Any]:
     Raises
     ------
     ValueError
-        There is no living actor of that name.
+        There is no living actor of that name; the name or the namespace is empty.
+    TypeError
+        The name or the namespace is no string.
     """
     from ftray._api import node_rpc
 
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"the name of an actor must be a non-empty string, not {name!r}")
+    _options.text("name", name)
+    if namespace is not None:
+        _options.text("namespace", namespace)
     info = node_rpc("get_named_actor", name=name, namespace=namespace)
     if info is None or "spec" not in info:
         where = "this namespace" if namespace is None else f"namespace {namespace!r}"
@@ -555,12 +564,19 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
         The actor.
     no_restart : bool, default True
         False: it is restarted if its `max_restarts` allows.
+
+    Raises
+    ------
+    ValueError
+        It is no actor handle (as in Ray).
+    TypeError
+        `no_restart` is no truth value.
     """
     if not isinstance(actor, ActorHandle):
         raise ValueError(
             f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)"
         )
-    actor._target.kill(bool(no_restart))
+    actor._target.kill(_options.boolean("no_restart", no_restart))
 
 
 def exit_actor() -> NoReturn:

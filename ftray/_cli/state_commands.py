@@ -275,7 +275,14 @@ def stack(timeout: float, py_spy: bool, form: str, address: str | None) -> None:
 
 @click.command("logs")
 @click.argument("id", required=False)
-@click.option("--tail", "lines", type=int, default=1000, show_default=True, help="Lines at the end; -1: all.")
+@click.option(
+    "--tail",
+    "lines",
+    type=click.IntRange(min=-1),
+    default=1000,
+    show_default=True,
+    help="Lines at the end; -1: all.",
+)
 @click.option("--follow", is_flag=True, help="Go on with what is written, until the worker ends.")
 @click.option("--err", "only_err", is_flag=True, help="Standard error only.")
 @click.option("--out", "only_out", is_flag=True, help="Standard output only.")

@@ -1,13 +1,14 @@
 """Starting a node from a driver, and ending it.
 
 Owns: the options of a node, spawning ``ftrayd``, the driver's end of the lifeline, finding a running session.
-Invariants: a failed start leaves no process and raises with what ``ftrayd`` said; after ``shutdown`` the
-process is reaped and its session directory is gone.
+Invariants: a failed start leaves no process and no directory, and raises with what ``ftrayd`` said; after
+``shutdown`` the process is reaped and its session directory is gone.
 Leaves to others: registering (``client``), everything that happens in ``ftrayd``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import marshal
@@ -18,7 +19,7 @@ import socket
 import sys
 import time
 
-from ftray._node import session, settings
+from ftray._node import log_files, session, settings
 from ftray._node.record import Record
 from ftray._node.resources import visible_gpus
 
@@ -105,6 +106,11 @@ class NodeOptions(Record):
             )
         values["memory_monitor_refresh_ms"] = settings.integer("memory_monitor_refresh_ms", 250, 0)
         values["memory_usage_threshold"] = settings.share("memory_usage_threshold", 0.95)
+        # What the node and its workers read for themselves: said here, before anything is started.
+        log_files.max_bytes()
+        settings.task_event_units(is_driver=False)
+        settings.creation_sites()
+        settings.spin_us()
         for name in ("num_cpus", "num_gpus", "memory", "object_store_memory", "prestart_workers"):
             _check_amount(name, values[name])
         for name in ("idle_timeout_s", "startup_timeout_s", "hang_timeout_s", "shutdown_grace_s"):
@@ -145,9 +151,12 @@ def _env_seconds(name: str, default: float) -> float:
     if text is None:
         return default
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ValueError(f"{name}={text!r} in the environment; allowed is a number of seconds") from None
+        seconds = -1.0
+    if not seconds >= 0:
+        raise ValueError(f"{name}={text!r} in the environment; allowed is a number of seconds of at least 0")
+    return seconds
 
 
 class NodeHandle:
@@ -361,6 +370,11 @@ def start_node(
             "total": (time.monotonic() - begun_s) * 1000,
         }
         return NodeHandle(pid, ours, ready, spans_ms)
+    except NodeStartError:
+        ours.close()
+        with contextlib.suppress(session.SessionError):  # of which the node has told, too
+            session.sweep_stale(config["base_dir"])  # it may have died before it could remove its directory
+        raise
     except BaseException:
         ours.close()
         raise

@@ -31,7 +31,7 @@ _DOOMED = ".dead-"
 _MAX_SOCKET_PATH_BYTES = 107
 
 
-class SessionError(Exception):
+class SessionError(RuntimeError):
     """The session directory cannot be made, found or trusted."""
 
 

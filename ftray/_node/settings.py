@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TASK_EVENTS = 100_000
 DEFAULT_MAX_LINEAGE_BYTES = 1_000_000_000
 MOST_BYTES = 2**63 - 1
+DEFAULT_SPIN_US = 40
 # A driver's ring has room for all that is remembered; a worker's, whose own tasks are fewer, for these.
 WORKER_UNITS = 16_384
 MAX_UNITS = 1 << 20
@@ -68,6 +69,17 @@ def task_event_units(is_driver: bool) -> int:
         return 0
     wanted = min(wanted if is_driver else min(wanted, WORKER_UNITS), MAX_UNITS)
     return max(_LEAST_UNITS, 1 << (wanted - 1).bit_length())
+
+
+def spin_us() -> int:
+    """Return how long a thread that waits watches shared memory before it sleeps: ``FTRAY_SPIN_US``.
+
+    Raises
+    ------
+    ValueError
+        Not an integer of at least 0.
+    """
+    return _natural("SPIN_US", DEFAULT_SPIN_US, "0: never")
 
 
 def creation_sites() -> bool:

@@ -123,8 +123,8 @@ def _ask(method: str, namespace: str | bytes | None, **arguments: Any) -> Any:
     from ftray._node.storage import MAX_KEY_BYTES, StorageError, StorageFullError
     from ftray.exceptions import InternalKVError, OutOfDiskError
 
-    _lifecycle.ensure()
     table = b"" if namespace is None else _bytes("namespace", namespace, MAX_KEY_BYTES)
+    _lifecycle.ensure()
     try:
         return node_rpc(method, namespace=table, **arguments)
     except StorageFullError as error:

@@ -8,6 +8,7 @@ every submitted item is returned, raised or given up exactly once. Not for sever
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import ftray
@@ -15,7 +16,7 @@ from ftray.exceptions import ActorDiedError, RayTaskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     Call = Callable[[ftray.ActorHandle, Any], Any]
 
@@ -50,6 +51,14 @@ class _Item:
         return ftray.get(self.refs) if self.several else ftray.get(self.refs[0])
 
 
+def _check_callable(fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(
+            "an ActorPool calls a function of an actor and a value, such as"
+            f" `lambda actor, value: actor.method.remote(value)`; {fn!r:.100} cannot be called"
+        )
+
+
 class ActorPool(Generic[_V]):
     """Spread calls over a fixed set of actors, one at a time to each.
 
@@ -70,6 +79,8 @@ class ActorPool(Generic[_V]):
         self._pending: deque[_Item] = deque()
         self._next_index = 0
         self._last_death: BaseException | None = None
+        if not isinstance(actors, Iterable):
+            raise TypeError(f"an ActorPool takes a list of actor handles, not {actors!r:.100}")
         for actor in actors:
             self.push(actor)
 
@@ -84,7 +95,13 @@ class ActorPool(Generic[_V]):
             Returns the ref (or the list of refs) of a call to the actor.
         value : object
             Its second argument.
+
+        Raises
+        ------
+        TypeError
+            `fn` cannot be called, or returned something else.
         """
+        _check_callable(fn)
         item = _Item(self._next_index, fn, value)
         self._next_index += 1
         self._pending.append(item)
@@ -114,6 +131,9 @@ class ActorPool(Generic[_V]):
         return self._results(self.get_next_unordered)
 
     def _submit_all(self, fn: Callable[[Any, _V], Any], values: Iterable[_V]) -> None:
+        _check_callable(fn)
+        if not isinstance(values, Iterable):
+            raise TypeError(f"the values of an ActorPool's map must be iterable, not {values!r:.100}")
         self._pending.clear()
         for index in list(self._started):
             self._release(self._started.pop(index))

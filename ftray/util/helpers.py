@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 import ftray
+from ftray import _options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from ftray.remote_function import RemoteFunction
@@ -42,9 +44,26 @@ def as_completed(
     ------
     TimeoutError
         Nothing came in within `timeout`.
+    TypeError, ValueError
+        At once: an argument that is not allowed.
     """
-    _check_chunk_size(chunk_size)
+    _options.integer(1, "")("chunk_size", chunk_size)
+    _options.boolean("yield_obj_refs", yield_obj_refs)
+    _check_timeout(timeout)
+    if isinstance(refs, ftray.ObjectRef) or not isinstance(refs, Iterable):
+        raise TypeError(f"as_completed() takes a list of ObjectRefs, not {refs!r:.100}")
     waiting = list(refs)
+    for item in waiting:
+        if not isinstance(item, ftray.ObjectRef):
+            raise TypeError(f"as_completed() takes a list of ObjectRefs; {item!r:.100} is none")
+    if len(set(waiting)) < len(waiting):
+        raise ValueError("as_completed() takes a list of distinct ObjectRefs; one stands in it twice")
+    return _completed(waiting, chunk_size, yield_obj_refs, timeout)
+
+
+def _completed(
+    waiting: list[ftray.ObjectRef[Any]], chunk_size: int, yield_obj_refs: bool, timeout: float | None
+) -> Iterator[Any]:
     while waiting:
         ready, waiting = ftray.wait(waiting, num_returns=min(chunk_size, len(waiting)), timeout=timeout)
         if not ready:
@@ -72,13 +91,32 @@ def map_unordered(
         At most so many tasks are under way, 100 by default; None: all at once.
     chunk_size, yield_obj_refs
         As for `as_completed`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At once: an argument that is not allowed.
     """
-    _check_chunk_size(chunk_size)
-    if backpressure_size is not None and backpressure_size < 1:
-        raise ValueError(
-            f"backpressure_size={backpressure_size} is not valid: it must be at least 1, or None"
+    _options.integer(1, "")("chunk_size", chunk_size)
+    _options.boolean("yield_obj_refs", yield_obj_refs)
+    if backpressure_size is not None:
+        _options.integer(1, ", or None")("backpressure_size", backpressure_size)
+    if not callable(getattr(fn, "remote", None)):
+        raise TypeError(
+            f"map_unordered() takes a remote function, not {fn!r:.100}: decorate it with @ftray.remote"
         )
-    source = iter(items)
+    if not isinstance(items, Iterable):
+        raise TypeError(f"map_unordered() takes an iterable of items, not {items!r:.100}")
+    return _mapped(fn, iter(items), backpressure_size, chunk_size, yield_obj_refs)
+
+
+def _mapped(
+    fn: RemoteFunction[..., Any],
+    source: Iterator[Any],
+    backpressure_size: int | None,
+    chunk_size: int,
+    yield_obj_refs: bool,
+) -> Iterator[Any]:
     waiting = [fn.remote(item) for item in islice(source, backpressure_size)]
     while waiting:
         ready, waiting = ftray.wait(waiting, num_returns=min(chunk_size, len(waiting)))
@@ -86,9 +124,12 @@ def map_unordered(
         yield from ready if yield_obj_refs else ftray.get(ready)
 
 
-def _check_chunk_size(chunk_size: int) -> None:
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is not valid: it must be at least 1")
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is None:
+        return
+    kind = TypeError if isinstance(timeout, bool) or not isinstance(timeout, int | float) else ValueError
+    if kind is TypeError or not timeout >= 0:
+        raise kind(_options.wrong("timeout", timeout, "it must be a number of seconds >= 0, or None"))
 
 
 def get_node_ip_address() -> str:

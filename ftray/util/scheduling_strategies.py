@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ftray._ids import NodeID
+from ftray._options import boolean
 from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
@@ -85,6 +86,8 @@ class NodeAffinitySchedulingStrategy:
 
     Raises
     ------
+    TypeError
+        `soft` is no truth value.
     ValueError
         `node_id` is no id of a node.
     NotSupportedError
@@ -98,6 +101,7 @@ class NodeAffinitySchedulingStrategy:
         _spill_on_unavailable: bool = False,
         _fail_on_unavailable: bool = False,
     ) -> None:
+        boolean("soft", soft)
         if _spill_on_unavailable and not soft:
             raise ValueError("_spill_on_unavailable=True needs soft=True")
         if _fail_on_unavailable:
@@ -113,7 +117,7 @@ class NodeAffinitySchedulingStrategy:
                 ' hexadecimal digits, as ftray.nodes() gives it under "NodeID"'
             )
         self.node_id = text.lower()
-        self.soft = bool(soft)
+        self.soft = soft
         self._spill_on_unavailable = bool(_spill_on_unavailable)
         self._fail_on_unavailable = False
 

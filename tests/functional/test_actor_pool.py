@@ -294,7 +294,7 @@ def test_map_unordered_of_an_endless_input():
 
 @pytest.mark.parametrize("options", [{"chunk_size": 0}, {"backpressure_size": 0}])
 def test_bad_sizes(options):
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="must be an integer >= 1"):
         list(map_unordered(square, [1], **options))
 
 

@@ -315,7 +315,7 @@ def test_generators_are_made_by_calls_only():
         ray.ObjectRefGenerator()
     generator = count.remote(1)
     for refused in (lambda: generator.send(None), lambda: generator.throw(ValueError)):
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(ray.exceptions.NotSupportedError, match=r"^(send|throw)\(\) is not supported"):
             refused()
 
 

@@ -154,9 +154,7 @@ def test_labels_that_no_node_has_are_waited_for_with_a_warning(capfd):
     eventually(all_resources_back, "resources back")
 
 
-@pytest.mark.parametrize("labels", [{"": "a"}, {"a": 1}, {1: "a"}, {"ray.io/node-id": "x"}])
+@pytest.mark.parametrize("labels", [{"": "a"}, {"ray.io/node-id": "x"}])
 def test_labels_that_make_no_sense(labels, no_runtime):
     with pytest.raises(ValueError, match="labels"):
         ray.init(labels=labels)
-    with pytest.raises(TypeError, match="labels must be a dict"):
-        ray.init(labels="zone")

@@ -117,3 +117,21 @@ def links(text: str) -> list[str]:
     code = {number for block in blocks(text) for number in range(block.line, block.line + len(block.lines))}
     prose = "\n".join(line for number, line in enumerate(text.splitlines(), 1) if number not in code)
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose))
+
+
+def table(text: str, head: str) -> list[list[str]]:
+    """Return the cells of each row of the table whose first column has this heading."""
+    lines = text.splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]] for line in lines]
+    (begin,) = [number for number, cells in enumerate(rows) if cells and cells[0] == head]
+    found = []
+    for cells in rows[begin + 2 :]:
+        if not cells:
+            break
+        found.append(cells)
+    return found
+
+
+def named(cell: str) -> list[str]:
+    """Return the first word of each code span: the options that a row of a table is about."""
+    return [re.match(r"[\w\-]+", span)[0] for span in re.findall(r"`([^`]+)`", cell)]  # type: ignore[index]

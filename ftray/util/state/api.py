@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, cast
 
+from ftray._options import boolean
 from ftray.util.state import filters as _filters
 from ftray.util.state import records, tables
 from ftray.util.state.exception import RayStateApiException
@@ -65,6 +66,7 @@ def query(
     ServerUnavailable
         There is no session, or its node process does not answer.
     """
+    boolean("raise_on_missing_output", raise_on_missing_output)
     record = records.RESOURCES[resource][0]
     wanted = _filters.checked(record, filters)
     most = _filters.checked_limit(limit)
@@ -112,6 +114,7 @@ def _list(
     detail: bool,
     raise_on_missing_output: bool,
 ) -> Any:
+    boolean("detail", detail)
     listing = query(resource, address, filters, limit, timeout, raise_on_missing_output)
     for note in listing.notes:
         if not note.startswith("call sites"):
@@ -253,7 +256,8 @@ def list_placement_groups(
 def find(resource: str, id: str, address: str | None = None, timeout: float = DEFAULT_TIMEOUT_S) -> list[Any]:
     """Return the records with this id, with details; several for a task of several attempts."""
     if not isinstance(id, str) or not id:
-        raise ValueError(f"the id of one of the {resource} is a hexadecimal text, not {id!r}")
+        kind = ValueError if isinstance(id, str) else TypeError
+        raise kind(f"the id of one of the {resource} is a hexadecimal text, not {id!r:.100}")
     key = records.RESOURCES[resource][1]
     found = query(resource, address, [(key, "=", id)], _filters.MAX_LIMIT, timeout, False)
     return [make(resource, row, True) for row in found.rows]
@@ -416,6 +420,7 @@ def memory_of(address: str | None, timeout: float) -> tuple[Listing, dict[str, i
 def _summary(
     resource: str, address: str | None, timeout: float, raise_on_missing_output: bool
 ) -> dict[str, Any]:
+    boolean("raise_on_missing_output", raise_on_missing_output)
     found = summary_of(resource, address, timeout)
     if found.notes and raise_on_missing_output:
         raise RayStateApiException(f"not all {resource} are known: {'; '.join(found.notes)}")

@@ -26,6 +26,11 @@ def checked(record: type[StateSchema], filters: Iterable[Filter] | None) -> list
     ValueError, TypeError
         Naming what is wrong and what is allowed.
     """
+    if isinstance(filters, str) or not isinstance(filters, Iterable | None):
+        raise TypeError(
+            f"filters={filters!r:.200} must be a list of (key, predicate, value), for example"
+            " [('state', '=', 'RUNNING')]"
+        )
     found = []
     for given in filters or ():
         if isinstance(given, str) or not isinstance(given, list | tuple) or len(given) != 3:
