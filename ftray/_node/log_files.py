@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from collections import deque
 
+from ftray._node import settings
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,20 +22,11 @@ DIRECTORY = "logs"
 SUFFIXES = {1: "out", 2: "err"}
 DEFAULT_MAX_BYTES = 4 << 20
 MAX_ENDED = 100
-_VARIABLE = "ROTATION_MAX_BYTES"
 
 
 def max_bytes() -> int:
     """Return the longest a file may get: ``FTRAY_ROTATION_MAX_BYTES``, or Ray's name for it; 0: no files."""
-    for prefix in ("FTRAY_", "RAY_"):
-        text = os.environ.get(prefix + _VARIABLE)
-        if text is not None:
-            if not text.isdecimal():
-                raise ValueError(
-                    f"{prefix}{_VARIABLE}={text!r} in the environment; allowed is an integer of at least 0"
-                )
-            return int(text)
-    return DEFAULT_MAX_BYTES
+    return settings.integer("ROTATION_MAX_BYTES", DEFAULT_MAX_BYTES, 0, meaning=" (0: no files)")
 
 
 def path_of(session_dir: str, number: int, stream: int) -> str:

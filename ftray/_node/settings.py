@@ -30,17 +30,6 @@ def _find(name: str, environ: Mapping[str, str] | None = None) -> tuple[str, str
     return "", None
 
 
-def _natural(name: str, default: int, meaning: str) -> int:
-    variable, text = _find(name)
-    if text is None:
-        return default
-    if not text.isdecimal():
-        raise ValueError(
-            f"{variable}={text!r} in the environment; allowed is an integer of at least 0 ({meaning})"
-        )
-    return int(text)
-
-
 def max_task_events() -> int:
     """Return how many task attempts are remembered: ``FTRAY_task_events_max_num_task_in_gcs``.
 
@@ -49,7 +38,7 @@ def max_task_events() -> int:
     ValueError
         Not an integer of at least 0.
     """
-    return _natural("task_events_max_num_task_in_gcs", DEFAULT_MAX_TASK_EVENTS, "0: none")
+    return integer("task_events_max_num_task_in_gcs", DEFAULT_MAX_TASK_EVENTS, 0, meaning=" (0: none)")
 
 
 def task_event_units(is_driver: bool) -> int:
@@ -63,7 +52,7 @@ def task_event_units(is_driver: bool) -> int:
     ValueError
         A variable is not an integer of at least 0.
     """
-    interval_ms = _natural("task_events_report_interval_ms", 1000, "0: no task events")
+    interval_ms = integer("task_events_report_interval_ms", 1000, 0, meaning=" (0: no task events)")
     wanted = max_task_events()
     if not interval_ms or not wanted:
         return 0
@@ -79,7 +68,7 @@ def spin_us() -> int:
     ValueError
         Not an integer of at least 0.
     """
-    return _natural("SPIN_US", DEFAULT_SPIN_US, "0: never")
+    return integer("SPIN_US", DEFAULT_SPIN_US, 0, meaning=" (0: never)")
 
 
 def creation_sites() -> bool:
@@ -94,7 +83,7 @@ def creation_sites() -> bool:
     if text in (None, "", "0"):
         return False
     if text != "1":
-        raise ValueError(f"{variable}={text!r} in the environment; allowed are 0 and 1")
+        raise _wrong(variable, text, "0 or 1")
     return True
 
 
@@ -102,17 +91,22 @@ def _wrong(variable: str, text: str, allowed: str) -> ValueError:
     return ValueError(f"the environment variable {variable}={text!r} is not valid: it must be {allowed}")
 
 
-def integer(name: str, default: int, lowest: int, environ: Mapping[str, str] | None = None) -> int:
-    """Return a setting that is an integer of at least ``lowest``; ValueError when it is none."""
+def integer(
+    name: str, default: int, lowest: int, environ: Mapping[str, str] | None = None, *, meaning: str = ""
+) -> int:
+    """Return a setting that is an integer of at least ``lowest``; ValueError when it is none.
+
+    ``meaning`` is put behind what is allowed.
+    """
     variable, text = _find(name, environ)
     if text is None:
         return default
     try:
         value = int(text)
     except ValueError:
-        raise _wrong(variable, text, f"an integer >= {lowest}") from None
+        raise _wrong(variable, text, f"an integer >= {lowest}{meaning}") from None
     if value < lowest:
-        raise _wrong(variable, text, f"an integer >= {lowest}")
+        raise _wrong(variable, text, f"an integer >= {lowest}{meaning}")
     return value
 
 

@@ -38,13 +38,7 @@ def mark() -> Iterator[str]:
     """What marks the processes of a program; none of them may outlive it."""
     mark = processes.new_mark()
     yield mark
-    left = processes.marked(mark)
-    try:
-        processes.wait_ended(left)
-    except TimeoutError:
-        for pid in left:
-            processes.end(pid)
-        raise
+    processes.require_ended(mark)
 
 
 def environment(home: Path, mark: str) -> dict[str, str]:

@@ -58,13 +58,7 @@ class Programs:
 def programs(tmp_path: Path) -> Iterator[Programs]:
     started = Programs(tmp_path)
     yield started
-    left = processes.marked(started.mark)
-    try:
-        processes.wait_ended(left)
-    except TimeoutError:
-        for pid in left:
-            processes.end(pid)
-        raise
+    processes.require_ended(started.mark)
 
 
 @pytest.fixture

@@ -279,13 +279,14 @@ def test_cancel_of_a_paused_generator_of_an_actor(kind, mailbox):
     assert ray.get(actor.ping.remote()) == "pong"
 
 
+@ray.remote
+def occupy(door, box):
+    box.post("in")
+    door.wait()
+
+
 @pytest.mark.runtime(num_cpus=1)
 def test_cancel_of_a_queued_generator(mailbox, gate):
-    @ray.remote
-    def occupy(door, box):
-        box.post("in")
-        door.wait()
-
     running = occupy.remote(gate, mailbox)
     assert mailbox.take() == "in"
     generator = endless.remote(mailbox)
@@ -300,11 +301,6 @@ def test_cancel_of_a_queued_generator(mailbox, gate):
 
 @pytest.mark.runtime(num_cpus=1)
 def test_a_queued_generator_that_nobody_wants_ends_at_a_yield(mailbox, gate):
-    @ray.remote
-    def occupy(door, box):
-        box.post("in")
-        door.wait()
-
     running = occupy.remote(gate, mailbox)
     assert mailbox.take() == "in"
     generator = endless.remote(mailbox)

@@ -26,8 +26,8 @@ class Prompt:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        # IPython has a `__main__` of its own, so that `tell` has to be imported there; and its prompt, like its
-        # output, may stand at the beginning of the line.
+        # IPython has a `__main__` of its own, so that `tell` has to be imported there, and what it tells may
+        # have the prompt before it.
         talk = "tell_here = tell\ndef tell(word, value=None):\n    print()\n    tell_here(word, value)\n"
         (driver.workdir / "talk.py").write_text(drivers.PRELUDE + talk)
         self.cell("from talk import tell; import ftray as ray; ray.init(num_cpus=2); tell('ready')")

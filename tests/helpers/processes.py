@@ -199,6 +199,17 @@ def end(pid: int, timeout_s: float = DEADLINE_S) -> None:
         wait_ended([pid], timeout_s)
 
 
+def require_ended(mark: str) -> None:
+    """Wait until every process with this mark has ended by itself; end those that do not, and fail."""
+    left = marked(mark)
+    try:
+        wait_ended(left)
+    except TimeoutError:
+        for pid in left:
+            end(pid)
+        raise
+
+
 def crash(how: str) -> None:
     """End the calling process the way ``how`` names; see ``WAYS_TO_DIE``."""
     import ctypes

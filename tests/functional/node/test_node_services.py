@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,12 @@ from ftray._node import client
 from ftray._node import frames as f
 from ftray._node.protocol import HEADER, VERSION, FrameDecoder, encode, version_text
 from ftray._node.running import observed
-from tests.helpers.leaks import Footprint
 from tests.helpers.sync import eventually
 from tests.unit.node.fakes import FakeDriver, unconnected
 from tests.unit.node.running import (
     Running,
     kill,
-    nodes,
 )
-
-
-@pytest.fixture
-def start(tmp_path: Path, no_runtime: Footprint) -> Iterator[Callable[..., Running]]:
-    yield from nodes(tmp_path)
-
-
-@pytest.fixture
-def node(start: Callable[..., Running]) -> Running:
-    return start()
-
-
-@pytest.fixture
-def driver(node: Running) -> FakeDriver:
-    return node.driver()
 
 
 class TestSegments:

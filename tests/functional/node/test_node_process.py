@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import pytest
 from ftray._node import frames as f
 from ftray._node import launch, session
 from tests.helpers import processes
-from tests.helpers.leaks import Footprint
 from tests.helpers.sync import eventually
 from tests.unit.node.fakes import FakeDriver, actor_spec, ask
 from tests.unit.node.running import (
@@ -29,26 +28,9 @@ from tests.unit.node.running import (
     Running,
     create,
     kill,
-    nodes,
     state,
     wait_ended,
 )
-
-
-@pytest.fixture
-def start(tmp_path: Path, no_runtime: Footprint) -> Iterator[Callable[..., Running]]:
-    """Without the runtime that other tests share: its core closes descriptors whenever its workers leave."""
-    yield from nodes(tmp_path)
-
-
-@pytest.fixture
-def node(start: Callable[..., Running]) -> Running:
-    return start()
-
-
-@pytest.fixture
-def driver(node: Running) -> FakeDriver:
-    return node.driver()
 
 
 class TestStart:
@@ -104,6 +86,16 @@ class TestStart:
         (tmp_path / f"ftray-{os.getuid()}").chmod(0o755)
         with pytest.raises(launch.NodeStartError, match="mode 0700"):
             launch.start_node(launch.NodeOptions(tmpdir=str(tmp_path)))
+
+    def test_a_node_that_dies_while_it_starts_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        checked = launch.NodeOptions.checked
+        wrong = {"resources": {"disk": "much"}}  # noticed when the session's directory is there
+        monkeypatch.setattr(launch.NodeOptions, "checked", lambda options: {**checked(options), **wrong})
+        with pytest.raises(launch.NodeStartError, match="did not start: it ended with status 1"):
+            launch.start_node(launch.NodeOptions(tmpdir=str(tmp_path)))
+        assert list(tmp_path.rglob("s-*")) == []
 
     @pytest.mark.parametrize(
         ("option", "value"), [("num_cpus", -1), ("hang_timeout_s", "soon"), ("resources", {"CPU": 2})]
