@@ -138,6 +138,7 @@ def lineage() -> tuple[bool, int]:
     words = {None: True, "1": True, "true": True, "0": False, "false": False}
     enabled = words.get(text if text is None else text.lower())
     if enabled is None:
-        raise ValueError(f"{variable}={text!r} in the environment; allowed are 0, 1, false and true")
-    max_bytes = _natural("max_lineage_bytes", DEFAULT_MAX_LINEAGE_BYTES, "0: nothing is remembered")
+        raise _wrong(variable, str(text), "0, 1, false or true")
+    meaning = " (0: nothing is remembered)"
+    max_bytes = integer("max_lineage_bytes", DEFAULT_MAX_LINEAGE_BYTES, 0, meaning=meaning)
     return enabled, min(max_bytes, MOST_BYTES)

@@ -58,6 +58,10 @@ WRONG: dict[str, tuple[list[str], Callable[[], Any]]] = {
     "FTRAY_ROTATION_MAX_BYTES": (NUMBER, init),
     "RAY_ROTATION_MAX_BYTES": (NUMBER, init),
     "FTRAY_SPIN_US": (NUMBER, init),
+    "FTRAY_max_lineage_bytes": (NUMBER, init),
+    "RAY_max_lineage_bytes": (NUMBER, init),
+    "FTRAY_lineage_pinning_enabled": (["", "yes", "2"], init),
+    "RAY_lineage_pinning_enabled": (["", "yes", "2"], init),
     "FTRAY_CHECKPOINT_STORE": (["nonsense://place"], derive),
 }
 SAID_AS = {"FTRAY_CHECKPOINT_STORE": "store"}
