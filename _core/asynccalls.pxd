@@ -1,8 +1,7 @@
 """The event loop of an async actor."""
 
-from libc.stdint cimport uint64_t
 from ftray._core.awaits cimport LoopWatch
-from ftray._core.execution cimport Execution
+from ftray._core.beside cimport Beside
 from ftray._core.invocation cimport Call
 
 
@@ -12,14 +11,12 @@ cdef class Lane:
     cdef object waiting         # deque of Calls whose turn has not come
 
 
-cdef class AsyncCalls:
-    cdef Execution execution
+cdef class AsyncCalls(Beside):
     cdef object loop, stop
     cdef object variable        # says which call the current code belongs to
     cdef LoopWatch watch        # of what the methods await
     cdef dict lanes             # concurrency group -> Lane; "" is the default one
     cdef Lane default
-    cdef dict open              # call_key -> Call, taken and not answered
     cdef public object on_terminate
     cdef bint stalled           # calls stay in the queue until a coroutine of the default lane has ended
 
@@ -27,9 +24,5 @@ cdef class AsyncCalls:
     cdef int take(self, Call call) except -1
     cdef int begin(self, Call call, Lane lane) except -1
     cdef int ended(self, Call call, Lane lane) except -1
-    cdef int cancel_asked(self) except -1
-    cdef int cancel(self, uint64_t key, bint recursive) except -1
     cdef bint next_call(self, Call call) except -1
     cdef bint may_sleep(self) except -1
-    cdef Call current(self)
-    cdef int leave_when_done(self) except -1

@@ -1,12 +1,13 @@
 from collections.abc import Callable
 
+from ftray._core.beside import Beside
 from ftray._core.execution import Execution
 from ftray._core.invocation import Call
 
 class Lane:
     def __init__(self, limit: int) -> None: ...
 
-class AsyncCalls:
+class AsyncCalls(Beside):
     on_terminate: Callable[[int], object] | None
     def __init__(self, execution: Execution) -> None: ...
     def limit(self, max_concurrency: int, groups: dict[str, int]) -> None: ...

@@ -1,26 +1,26 @@
 """The calls of an async actor: an event loop on the main thread, which watches our epoll descriptor itself.
 
-Owns: the calls that were taken off the queue and are not answered, and how many coroutines of each concurrency group run.
+Owns: the event loop, and how many coroutines of each concurrency group run.
 Invariants: a call of a group begins when fewer than its limit run, in the order in which calls came; without groups,
 calls that cannot begin stay in the queue, where their caller can have them back; a call is answered once, also when it
-is cancelled before its first step; after exit_actor() nothing begins, and the process leaves when what runs has ended.
+is cancelled before its first step; after exit_actor() nothing begins.
 
-Leaves to others: the queue (execqueue.pyx), outcomes and answers (execution.pyx).
+Leaves to others: finding a call and leaving (beside.pyx), the queue (execqueue.pyx), outcomes and answers (execution.pyx).
 """
 
 import collections
 
 from libc.stdint cimport uint64_t
-from libcpp.vector cimport vector
 
 from ftray._core.awaits cimport LoopWatch, watch_actor_loop
-from ftray._core.context cimport CallContext, context, context_fill, context_variable
+from ftray._core.beside cimport Beside
+from ftray._core.context cimport CallContext, context_fill, context_variable
 from ftray._core.execqueue cimport EXEC_ACTION, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call
 from ftray._core.objects cimport ObjectRef
 from ftray._core.runtime cimport core, core_enter, core_leave, poll_now
-from ftray._core.types cimport TASK_STREAM, CancelAsk, Core, full_fence, load64, store32, swap32
+from ftray._core.types cimport TASK_STREAM, Core, full_fence, load64, store32, swap32
 from ftray._core.wire cimport TaskHead
 from ftray._core.yields cimport is_generator, resume_generators, run_generator_async
 
@@ -31,12 +31,11 @@ cdef class Lane:
         self.waiting = collections.deque()
 
 
-cdef class AsyncCalls:
+cdef class AsyncCalls(Beside):
     """Runs the event loop until this process ends."""
 
     def __init__(self, Execution execution):
         self.execution = execution
-        self.open = {}
         self.lanes = {}
 
     def limit(self, int max_concurrency, dict groups):
@@ -224,35 +223,11 @@ cdef class AsyncCalls:
             self.loop.call_soon(self.step)
         return 0
 
-    cdef Call current(self):
-        """The call that the calling code belongs to, None when it belongs to none."""
-        return self.open.get(context().key)
-
-    cdef int leave_when_done(self) except -1:
-        """exit_actor() was called: go when nothing runs any more."""
-        cdef Call call
-        for call in list(self.open.values()):
-            if call.stage == RUNNING:
-                return 0
+    cdef int leave(self) except -1:
         self.execution.on_exit()
         return 0
 
     # --- cancellation
-
-    cdef int cancel_asked(self) except -1:
-        """Cancel the calls whose callers ask for it."""
-        cdef Core *c = core()
-        cdef vector[CancelAsk] wanted
-        cdef size_t i
-        if c.cancels.empty():
-            return 0
-        with nogil:
-            core_enter(c)
-            wanted.swap(c.cancels)
-            core_leave(c)
-        for i in range(wanted.size()):
-            self.cancel(wanted[i].key, wanted[i].recursive)
-        return 0
 
     cdef int cancel(self, uint64_t key, bint recursive) except -1:
         cdef Call call = self.open.get(key)

@@ -1,11 +1,11 @@
 """The threads of an actor with `max_concurrency` > 1 or with concurrency groups: a pool for each group.
 
-Owns: the calls that were taken off the queue and are not answered (`open`), and their stage. Invariants: a call changes
-its stage under the GIL without running Python code in between, so that it either runs or is dropped as cancelled; calls
-of one group begin in the order in which they came; after exit_actor() nothing begins, and the process leaves when what
-runs has ended.
+Owns: the stage of the calls that were taken off the queue. Invariants: a call changes its stage under the GIL without
+running Python code in between, so that it either runs or is dropped as cancelled; calls of one group begin in the order
+in which they came; after exit_actor() nothing begins.
 
-Leaves to others: running a call (execution.pyx), taking calls off the queue (worker.pyx).
+Leaves to others: finding a call and leaving (beside.pyx), running a call (execution.pyx), taking calls off the queue
+(worker.pyx).
 """
 
 import queue
@@ -13,18 +13,17 @@ import threading
 
 from libc.stdint cimport uint64_t
 
-from ftray._core.context cimport context
+from ftray._core.beside cimport Beside
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call
 from ftray._core.wire cimport TaskHead
 
 
-cdef class Pools:
+cdef class Pools(Beside):
     """Threads by concurrency group, for one actor."""
 
     def __init__(self, Execution execution, int max_concurrency, dict groups):
         self.execution = execution
-        self.open = {}
         self.queues = {}
         for group, threads in {"": max_concurrency, **groups}.items():
             self.queues[group] = queue.SimpleQueue()
@@ -73,15 +72,6 @@ cdef class Pools:
                 self.execution.cancel_submitted(call)
         return 0
 
-    cdef Call current(self):
-        """The call that the calling code belongs to, None when it belongs to none."""
-        return self.open.get(context().key)
-
-    cdef int leave_when_done(self) except -1:
-        """exit_actor() was called: go when nothing runs any more."""
-        cdef Call call
-        for call in list(self.open.values()):
-            if call.stage == RUNNING:
-                return 0
+    cdef int leave(self) except -1:
         self.execution.post(self.execution.on_exit)
         return 0

@@ -3,6 +3,11 @@
 from libc.stdint cimport int64_t, uint64_t
 from ftray._core.types cimport Core
 
+cdef enum:                      # what an epoll event says that it is of; other tags are channels (channel.pyx)
+    TAG_LISTEN = 1
+    TAG_NODE = 2
+    TAG_EVENT = 3
+
 ctypedef bint (*condition)(Core *c, void *arg) noexcept nogil
 
 cdef Core *core() noexcept nogil
@@ -17,6 +22,5 @@ cdef bint core_poll(Core *c) noexcept nogil
 cdef void poll_now(Core *c) noexcept nogil
 cdef void arm_bell(Core *c) noexcept nogil
 cdef void wake_waiters(Core *c) noexcept nogil
-cdef int runtime_open(Core *c) except -1
-cdef int runtime_start(Core *c) except -1
-cdef void runtime_stop(Core *c) noexcept nogil
+cdef void adopt_thread(Core *c) noexcept nogil
+cdef void *background(void *arg) noexcept nogil

@@ -10,7 +10,8 @@ lock is dropped while a thread spins or sleeps; nothing under it takes the GIL; 
 lock only by trying, and otherwise drops the GIL first; what follows from what was done under the lock is done in
 `settle`, before it is dropped.
 
-Leaves to others: what frames mean (dispatch.pyx), and how a session begins and ends (session.pyx).
+Leaves to others: what frames mean (dispatch.pyx), starting and stopping (startstop.pyx), and how a session begins and
+ends (session.pyx).
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -35,10 +36,13 @@ from ftray._core.types cimport (CH_CONNECTING, Channel, Core, cas64, cpu_relax, 
 cdef extern from *:
     """
     #include <sys/epoll.h>
-    #include <sys/eventfd.h>
     #include <pthread.h>
-    #include <csignal>
     #include "types.hpp"
+    // Never destroyed: when the process exits, and in a forked child of it, threads (or what they left half done) are
+    // still in there.
+    alignas(Core) static char core_room[sizeof(Core)];
+    static bool core_made = (new (core_room) Core(), true);
+    #define the_core (*reinterpret_cast<Core *>(core_room))
     static int poll_events(int ep, uint64_t *tags, uint32_t *events, int n, int64_t timeout_ns) {
         struct epoll_event e[32];
         if (n > 32) n = 32;
@@ -53,20 +57,6 @@ cdef extern from *:
         for (int i = 0; i < r; i++) { tags[i] = e[i].data.u64; events[i] = e[i].events; }
         return r;
     }
-    static int watch_tag(int ep, int fd, uint64_t tag) {
-        struct epoll_event e = {}; e.events = EPOLLIN | EPOLLRDHUP; e.data.u64 = tag;
-        return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
-    }
-    static int start_thread(unsigned long *t, void *(*f)(void *), void *arg) {
-        sigset_t all, old; sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &old);     // signals belong to Python's threads
-        pthread_attr_t a; pthread_attr_init(&a); pthread_attr_setstacksize(&a, 512 * 1024);
-        pthread_t id; int r = pthread_create(&id, &a, f, arg);
-        pthread_attr_destroy(&a);
-        pthread_sigmask(SIG_SETMASK, &old, nullptr);
-        *t = (unsigned long)id; return r;
-    }
-    static void join_thread(unsigned long t) { pthread_join((pthread_t)t, nullptr); }
     static unsigned long this_thread() { return (unsigned long)pthread_self(); }
     static void kick_fd(int fd) { uint64_t one = 1; ssize_t r = write(fd, &one, 8); (void)r; }
     static void drain_fd(int fd) { uint64_t n; ssize_t r = read(fd, &n, 8); (void)r; }
@@ -76,24 +66,16 @@ cdef extern from *:
     static bool fork_seen() { return forked; }
     static int count_bits_from(uint64_t v) { return __builtin_ctzll(v); }
     """
+    Core the_core
     int poll_events(int, uint64_t *, uint32_t *, int, int64_t) nogil
-    int watch_tag(int, int, uint64_t) nogil
-    int start_thread(unsigned long *, void *(*)(void *) noexcept nogil, void *) nogil
-    void join_thread(unsigned long) nogil
     unsigned long this_thread() nogil
     void kick_fd(int) nogil
     void drain_fd(int) nogil
     int count_bits_from(uint64_t) nogil
     void watch_forks() nogil
     bint fork_seen() nogil
-    int epoll_create1(int) nogil
-    int eventfd(unsigned, int) nogil
-    int EPOLL_CLOEXEC, EFD_CLOEXEC, EFD_NONBLOCK
 
 cdef enum:
-    TAG_LISTEN = 1
-    TAG_NODE = 2
-    TAG_EVENT = 3
     TICK_NS = 1000000
     TICKS_TO_REST = 5
     HEARTBEAT_NS = 1000000000
@@ -101,8 +83,6 @@ cdef enum:
     BG_EPOLL = 0
     BG_PARKED = 1
     BG_ASLEEP = 2
-
-cdef Core the_core
 
 
 cdef Core *core() noexcept nogil:
@@ -117,6 +97,12 @@ cdef bint session_alive(uint64_t session) noexcept nogil:
 cdef bint in_fork() noexcept nogil:
     """Is this a forked child of the process that attached? Nothing of the runtime is its own then."""
     return fork_seen()
+
+
+cdef void adopt_thread(Core *c) noexcept nogil:
+    """The calling thread is the one that Python's signals are for, and whose forks are foreign."""
+    c.main_thread = this_thread()
+    watch_forks()
 
 
 # --- lock sections --------------------------------------------------------------------------------------------------
@@ -548,58 +534,3 @@ cdef void *background(void *arg) noexcept nogil:
     settle(c)
     lock_drop(&c.lock)
     return NULL
-
-
-# --- start and stop -------------------------------------------------------------------------------------------------
-
-cdef int runtime_open(Core *c) except -1:
-    """Make what leaders sleep on; it watches the connection to ftrayd and the listener. The caller is the main thread."""
-    c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-    c.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    if c.epoll_fd < 0 or c.event_fd < 0:
-        raise OSError(errno, "epoll_create1/eventfd")
-    watch_tag(c.epoll_fd, c.listen_fd, TAG_LISTEN)
-    watch_tag(c.epoll_fd, c.node_fd, TAG_NODE)
-    watch_tag(c.epoll_fd, c.event_fd, TAG_EVENT)
-    c.main_thread = this_thread()
-    watch_forks()
-    return 0
-
-
-cdef int runtime_start(Core *c) except -1:
-    """Start the background thread."""
-    cdef unsigned long thread = 0
-    if start_thread(&thread, background, <void *>c) != 0:
-        raise RuntimeError("cannot start the runtime's thread")
-    c.bg = thread
-    c.bg_started = True
-    return 0
-
-
-cdef void runtime_stop(Core *c) noexcept nogil:
-    """Send what is to be sent, end the background thread, and make every thread that waits leave."""
-    core_enter(c)
-    core_poll(c)
-    c.stopping = True
-    c.bg_word += 1
-    futex_wake(&c.bg_word, 1)
-    kick_fd(c.event_fd)
-    core_leave(c)
-    join_thread(c.bg)
-    c.running = False
-    c.node_alive = False
-    let_waiters_go(c)
-
-
-cdef void let_waiters_go(Core *c) noexcept nogil:
-    """Threads that still wait in `core_wait`, and whoever awaits something, see that the runtime stopped, and leave."""
-    lock_take(&c.lock)
-    boxes_end(c)
-    while c.followers or c.leading:
-        c.gen += 1
-        futex_wake(&c.gen, 1 << 30)
-        kick_fd(c.event_fd)
-        lock_drop(&c.lock)
-        futex_wait(&c.bg_word, c.bg_word, 100000)
-        lock_take(&c.lock)
-    lock_drop(&c.lock)

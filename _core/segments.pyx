@@ -21,16 +21,19 @@ cdef extern from *:
     """
     #include "types.hpp"
     struct Foreign { Id28 producer; uint64_t objects = 0; bool dead = false; };
+    // Never destroyed, as the core is not (runtime.pyx).
+    static auto &foreign = *new std::unordered_map<uint64_t, Foreign>();     // segments of others in which objects of ours live
+    static auto &own_sizes = *new std::unordered_map<uint64_t, uint64_t>();
     """
     cppclass Foreign:
         Id28 producer
         uint64_t objects
         bint dead
+    unordered_map[uint64_t, Foreign] foreign
+    unordered_map[uint64_t, uint64_t] own_sizes
 
 cdef Store store = None
 cdef Allocator allocator = None
-cdef unordered_map[uint64_t, Foreign] foreign       # segments of others in which objects of ours live
-cdef unordered_map[uint64_t, uint64_t] own_sizes
 cdef uint64_t seg_base = 0
 cdef uint64_t seg_count = 0
 

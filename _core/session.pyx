@@ -2,10 +2,11 @@
 
 Owns: `attach` and `detach`, the mapping of the board, the check that a call of the API makes first, Python's inbox
 (messages that ftrayd has for people) and the counters. Invariants: `Core.session` changes at each begin and each end,
-which makes refs of other sessions inert; a forked child of an attached process touches nothing of it; after `detach`
-no thread is in the runtime and no descriptor of it is open.
+which makes refs of other sessions inert; a forked child of an attached process touches nothing of it; after `detach`,
+and after an `attach` that failed at any step, no thread is in the runtime and no descriptor of it is open.
 
-Leaves to others: registration with ftrayd (`ftray/_lifecycle.py`, `ftray/_worker.py`), and the runtime (runtime.pyx).
+Leaves to others: registration with ftrayd (`ftray/_lifecycle.py`, `ftray/_worker.py`), and the runtime (runtime.pyx,
+startstop.pyx).
 """
 
 from libc.errno cimport errno
@@ -15,22 +16,15 @@ from libcpp.utility cimport pair
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close, getpid
 
-from ftray._core.channel cimport chan_free
 from ftray._core.context cimport Context, context, context_root
 from ftray._core.dispatch cimport dispatch_install, wake_inbox
 from ftray._core.events cimport events_close, events_open
 from ftray._core.lineage cimport lineage_clear
 from ftray._core.nodelink cimport node_pending
-from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_fork, runtime_open, runtime_start, runtime_stop
+from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_fork
 from ftray._core.segments cimport segments_close, segments_open
+from ftray._core.startstop cimport runtime_close, runtime_open, runtime_start, runtime_stop
 from ftray._core.types cimport BlobP, Core, Slot, blob_drop, futex_wait, lock_drop, lock_take, renew_core
-
-cdef extern from *:
-    """
-    #include <sys/socket.h>
-    static void end_connection(int fd) { if (fd >= 0) shutdown(fd, SHUT_RDWR); }
-    """
-    void end_connection(int) nogil
 
 
 cdef int check_usable() except -1:
@@ -53,11 +47,16 @@ cdef int check_usable() except -1:
 def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id, bytes node_id, uint32_t slot, uint32_t job,
            bint is_driver, int cpus, uint64_t spin_ns, uint64_t root, bytes pending=b"", uint32_t event_units=0, bint tsc=False,
            bint sites=False):
-    """Take over a registered connection to ftrayd and start the runtime (descriptors become the runtime's)."""
-    import os
+    """Take over a registered connection to ftrayd and start the runtime.
+
+    The descriptors are the runtime's from the call on: it closes them at the end of the session, or when this fails.
+    """
     cdef Core *c = core()
     cdef const char *raw
+    cdef int fd
     if c.running:
+        for fd in (node_fd, board_fd, dir_fd, listen_fd):
+            close(fd)
         raise RuntimeError("the runtime is attached already")
     reset_core(c)
     c.session += 1
@@ -70,23 +69,29 @@ def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id
     c.slot = slot
     c.job = job
     c.root = root
-    map_board(c, board_fd)
-    os.close(board_fd)
     c.node_fd, c.dir_fd, c.listen_fd = node_fd, dir_fd, listen_fd
-    runtime_open(c)
     c.max_spinners = min(max(cpus - 1, 0), 8)
     c.spin_ns = spin_ns
-    dispatch_install()
-    context_root(root, job)
-    segments_open(c)
-    c.node_in.assign(<const char *>pending, len(pending))
-    c.node_alive = True
     c.record_sites = sites
-    if event_units:
-        events_open(c, event_units, tsc)
-    c.running = True
-    c.stopping = False
-    runtime_start(c)
+    try:
+        try:
+            map_board(c, board_fd)
+        finally:
+            close(board_fd)
+        runtime_open(c)
+        dispatch_install()
+        context_root(root, job)
+        segments_open(c)
+        c.node_in.assign(<const char *>pending, len(pending))
+        c.node_alive = True
+        if event_units:
+            events_open(c, event_units, tsc)
+        c.running = True
+        runtime_start(c)
+    except BaseException:
+        c.running = c.node_alive = False
+        close_all(c)
+        raise
     if pending:
         with nogil:
             core_enter(c)
@@ -103,17 +108,23 @@ def set_memory_retries(int retries, uint64_t delay_ms):
 
 cdef int map_board(Core *c, int fd) except -1:
     cdef uint32_t header[4]
+    cdef char *at
     import os
     data = os.pread(fd, 16, 0)
+    if len(data) < 16:
+        raise RuntimeError(f"not a board of this version: {data!r}")
     raw = <bytes>data
     memcpy(header, <const char *>raw, 16)
     if header[0] != 0x46545259 or header[1] != 1 or header[3] != 1024 or c.slot >= header[2]:
         raise RuntimeError(f"not a board of this version: {data!r}")
     c.nslots = header[2]
     c.board_len = 4096 + <uint64_t>c.nslots * 1024
-    c.board = <char *>mmap(NULL, c.board_len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-    if c.board == <char *>MAP_FAILED:
+    if <uint64_t>os.fstat(fd).st_size < c.board_len:
+        raise RuntimeError(f"a board of {os.fstat(fd).st_size} bytes cannot have {c.nslots} slots")
+    at = <char *>mmap(NULL, c.board_len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    if at == <char *>MAP_FAILED:
         raise OSError(errno, "mapping the board")
+    c.board = at
     c.me = <Slot *>(c.board + 4096 + <uint64_t>c.slot * 1024)
     c.spinners = <uint64_t *>(c.board + 64)
     return 0
@@ -126,10 +137,25 @@ cdef void reset_core(Core *c):
     c.session = session
 
 
+cdef int close_all(Core *c) except -1:
+    """Give everything of a session back, however far its begin has come."""
+    c.session += 1
+    segments_close()
+    lineage_clear(c)
+    with nogil:
+        runtime_close(c)
+    events_close(c)
+    if c.board != NULL:
+        munmap(c.board, c.board_len)
+        c.board = NULL
+        c.me = NULL
+        c.spinners = NULL
+    return 0
+
+
 def detach():
     """Stop the runtime: no more I/O, descriptors closed, open calls are forgotten. Refs of this session become inert."""
     cdef Core *c = core()
-    cdef size_t i
     if not c.running:
         return
     if in_fork():
@@ -137,24 +163,7 @@ def detach():
         return
     with nogil:
         runtime_stop(c)
-    c.session += 1
-    segments_close()
-    lineage_clear(c)
-    end_connection(c.node_fd)               # a forked child of ours may hold a copy of the descriptor
-    for i in range(c.channels.size()):
-        if c.channels[i] != NULL:
-            end_connection(c.channels[i].fd)
-    for fd in (c.node_fd, c.listen_fd, c.dir_fd, c.epoll_fd, c.event_fd, c.loop_fd):
-        if fd >= 0:
-            close(fd)
-    with nogil:
-        for i in range(c.channels.size()):
-            if c.channels[i] != NULL:
-                chan_free(c, c.channels[i])
-    events_close(c)
-    munmap(c.board, c.board_len)
-    c.board = NULL
-    c.me = NULL
+    close_all(c)
     wake_inbox(c)
     import sys
     if "ftray._core.awaits" in sys.modules:

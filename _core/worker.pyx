@@ -13,16 +13,15 @@ Leaves to others: the queue (execqueue.pyx), what a call's frame says (invocatio
 (execution.pyx).
 """
 
-from libcpp.vector cimport vector
-
 from ftray._core.asynccalls cimport AsyncCalls
+from ftray._core.beside cimport Beside
 from ftray._core.context cimport context
 from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ASSIGN, EXEC_TERMINATE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport Call
 from ftray._core.pools cimport Pools
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try, wait_python
-from ftray._core.types cimport CancelAsk, Core, load64
+from ftray._core.types cimport Core, load64
 
 
 cdef bint work_here(Core *c, void *arg) noexcept nogil:
@@ -37,6 +36,7 @@ cdef class Executor(Execution):
     cdef public object assign               # callback: (JSON bytes) -> None, the devices of the lease that begins
     cdef Pools pools
     cdef AsyncCalls async_calls
+    cdef Beside calls                       # either of them, None when calls run one at a time
 
     cdef Call next_call(self):
         """The next thing to run, waiting for it; None when this process shall end."""
@@ -53,8 +53,8 @@ cdef class Executor(Execution):
                 core_leave(c)
             if c.exit_requested:
                 return None
-            if not c.cancels.empty():
-                self.cancel_asked()
+            if self.pools is not None:
+                self.pools.cancel_asked()
             c.exec_tick = 0
             wait_python(c, work_here, NULL, -1)
 
@@ -85,20 +85,6 @@ cdef class Executor(Execution):
                 self.on_exit()
             call = None
 
-    cdef int cancel_asked(self) except -1:
-        """Calls that were handed to threads shall be cancelled."""
-        cdef Core *c = core()
-        cdef vector[CancelAsk] wanted
-        cdef size_t i
-        with nogil:
-            core_enter(c)
-            wanted.swap(c.cancels)
-            core_leave(c)
-        for i in range(wanted.size()):
-            if self.pools is not None:
-                self.pools.cancel(wanted[i].key, wanted[i].recursive)
-        return 0
-
     # --- actors
 
     def become_actor(self, instance, checkpoints, int max_concurrency, bint is_async, dict groups):
@@ -113,11 +99,11 @@ cdef class Executor(Execution):
             self.async_calls.limit(max_concurrency, groups)
         elif max_concurrency > 1 or groups:
             self.beside = core().beside = True
-            self.pools = Pools(self, max_concurrency, groups)
+            self.calls = self.pools = Pools(self, max_concurrency, groups)
 
     def run_async(self, start):
         self.beside = core().beside = True
-        self.async_calls = AsyncCalls(self)
+        self.calls = self.async_calls = AsyncCalls(self)
         self.async_calls.on_terminate = self.on_terminate
         self.async_calls.run(start)
 
@@ -151,9 +137,7 @@ cdef class Executor(Execution):
 
     cdef Call call_here(self):
         """The call beside others that the calling code belongs to, None when there is none."""
-        if self.pools is not None:
-            return self.pools.current()
-        return None if self.async_calls is None else self.async_calls.current()
+        return None if self.calls is None else self.calls.current()
 
     def exit_actor(self):
         """The actor leaves when the calls that run now have ended; nothing else begins."""
@@ -161,7 +145,7 @@ cdef class Executor(Execution):
         self.exiting = True
         if call is not None:
             call.exits = True
-        if self.pools is not None or self.async_calls is not None:
+        if self.calls is not None:
             self.post(self.leave_when_done)
         elif context().set:
             self.left = True
@@ -169,10 +153,7 @@ cdef class Executor(Execution):
             self.post(self.on_exit)             # a thread of the user's own: after the method that runs now
 
     def leave_when_done(self):
-        if self.pools is not None:
-            self.pools.leave_when_done()
-        else:
-            self.async_calls.leave_when_done()
+        self.calls.leave_when_done()
 
     # --- cancellation
 

@@ -362,38 +362,47 @@ def connect(
     worker_id = os.urandom(28)
     name = f"{worker_id.hex()[:16]}.sock"
     listener = session.listen_in(session_dir, name)
-    listener.setblocking(False)
-    connection = client.connect(
-        session_dir,
-        worker_id=worker_id,
-        token=token,
-        kind=kind,
-        sock_name=name,
-        namespace=namespace or "",
-        job=job,
-    )
-    found = Session(connection, worker_id, namespace)
-    node_fd, messages = connection.detach()
-    pending = b"".join(protocol.encode(m.frame, m.req, m.flags) for m in messages)
-    os.set_blocking(node_fd, False)
-    _core.attach(
-        node_fd,
-        connection.board_fd,
-        os.open(session_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
-        listener.detach(),
-        worker_id,
-        connection.node_id,
-        connection.slot,
-        connection.job_id,
-        kind == KIND_DRIVER,
-        len(os.sched_getaffinity(0)),
-        own.spin_us * 1000,
-        int.from_bytes(os.urandom(8), "little"),
-        pending,
-        own.event_units,
-        bool(connection.info.get("tsc")),
-        own.creation_sites,
-    )
+    connection = None
+    try:
+        listener.setblocking(False)
+        connection = client.connect(
+            session_dir,
+            worker_id=worker_id,
+            token=token,
+            kind=kind,
+            sock_name=name,
+            namespace=namespace or "",
+            job=job,
+        )
+        found = Session(connection, worker_id, namespace)
+        connection.sock.setblocking(False)
+        directory_fd = os.open(session_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        node_fd, messages = connection.detach()
+        board_fd, connection.board_fd = connection.board_fd, -1
+        _core.attach(  # which closes the descriptors when it fails
+            node_fd,
+            board_fd,
+            directory_fd,
+            listener.detach(),
+            worker_id,
+            connection.node_id,
+            connection.slot,
+            connection.job_id,
+            kind == KIND_DRIVER,
+            len(os.sched_getaffinity(0)),
+            own.spin_us * 1000,
+            int.from_bytes(os.urandom(8), "little"),
+            b"".join(protocol.encode(m.frame, m.req, m.flags) for m in messages),
+            own.event_units,
+            bool(connection.info.get("tsc")),
+            own.creation_sites,
+        )
+    except BaseException:
+        listener.close()
+        if connection is not None:
+            connection.close()
+        _remove_socket(session_dir, worker_id)
+        raise
     _core.set_memory_retries(*own.memory_retries)
     _core.lineage_configure(*own.lineage)
     return found
@@ -524,11 +533,11 @@ def shutdown() -> None:
     if session.node is not None:
         session.node.shutdown()
     else:
-        _remove_socket(session)
+        _remove_socket(session.session_dir, session.worker_id)
 
 
-def _remove_socket(session: Session) -> None:
+def _remove_socket(session_dir: str, worker_id: bytes) -> None:
     try:
-        os.unlink(os.path.join(session.session_dir, f"{session.worker_id.hex()[:16]}.sock"))
+        os.unlink(os.path.join(session_dir, f"{worker_id.hex()[:16]}.sock"))
     except FileNotFoundError:
         return  # the session has ended and took it along

@@ -1,7 +1,6 @@
 """What is known to go wrong in such runtimes, as far as no other file has it.
 
-Signals and leadership, hangs and the GIL, user code inside pickling, the order of ``atexit``, spinning, and
-refs that outlive what protected them.
+Signals and leadership, hangs and the GIL, user code inside pickling, and refs that outlive what protected them.
 """
 
 from __future__ import annotations
@@ -288,130 +287,6 @@ def test_a_worker_that_holds_the_gil_for_long_is_alive(impatient, mailbox, what,
     pid = mailbox.take()
     assert driver.expect("pid") == pid
     driver.finish()
-
-
-# --- the end of the interpreter
-
-
-AT_EXIT = """
-import atexit, gc, os, sys, threading
-import ftray as ray
-
-def early():
-    sys.stdout.write(f"early: {ray.is_initialized()}\\n")
-atexit.register(early)          # runs after everything that is registered later
-
-ray.init(num_cpus=2)
-
-@ray.remote
-def big(n):
-    return bytes(n)
-
-@ray.remote
-class Counter:
-    def count(self):
-        return 1
-
-def late():
-    sys.stdout.write(f"late: {ray.get(ray.put(5))}, {ray.get(big.remote(3))!r}\\n")
-atexit.register(late)           # the runtime is still there
-"""
-
-HELD_AT_EXIT = {
-    "refs": "refs = [ray.put(i) for i in range(100)] + [big.remote(10) for _ in range(50)]",
-    "views": "view = memoryview(ray.get(ray.put(bytes(1_000_000)))); array = ray.get(big.remote(500_000))",
-    "handles": "a = Counter.remote(); method = a.count; ref = method.remote()",
-    "cycles": """
-class Node: pass
-node = Node(); node.me = node; node.ref = ray.put(1); node.handle = Counter.remote(); gc.disable()""",
-    "modules": "sys.modules['later'] = type(sys)('later'); sys.modules['later'].ref = big.remote(300_000)",
-    "finaliser": """
-class Last:
-    def __del__(self):
-        del self.ref
-keep = Last(); keep.ref = big.remote(5); sys.keep = keep""",
-    "waiting thread": """
-@ray.remote
-def never(): import signal; signal.pause()
-def wait():
-    try:
-        ray.get(never.remote())
-    except ray.exceptions.RayError as error:    # told, not left waiting, if there is time
-        assert "ftray" in str(error)
-threading.Thread(target=wait, daemon=True).start()""",
-    "thread that submits": """
-def work():
-    try:
-        while True: ray.get(big.remote(10))
-    except ray.exceptions.RayError as error:
-        assert "ftray" in str(error)
-threading.Thread(target=work, daemon=True).start(); ray.get(big.remote(1))""",
-}
-
-
-@pytest.mark.parametrize("what", HELD_AT_EXIT)
-@pytest.mark.parametrize("end", ["", "ray.shutdown()", "sys.exit(3)", "raise SystemExit(3)"])
-def test_whatever_is_held_when_the_interpreter_ends(start_driver, what, end):
-    """No crash, no message, no hang, nothing left; what others registered with atexit runs while it may."""
-    shut = end == "ray.shutdown()"
-    source = AT_EXIT + HELD_AT_EXIT[what] + "\n" + ("atexit.unregister(late)\n" if shut else "") + end + "\n"
-    driver = start_driver(source)
-    out = driver.finish(status=3 if "3" in end else 0)
-    assert out.splitlines() == [*([] if shut else [f"late: 5, {bytes(3)!r}"]), "early: False"]
-    assert driver.err == []
-    driver.check_nothing_left()
-
-
-# --- spinning
-
-
-@pytest.mark.parametrize(
-    ("spin_us", "cpus"),
-    [("0", None), ("40", 1), ("0", 1), ("100000", None)],
-    ids=["off", "one cpu", "both", "long"],
-)
-def test_spinning_is_no_condition_for_progress(start_driver, spin_us, cpus):
-    """Off, on one CPU, and absurdly long: the same results, and no time limit missed."""
-    one_cpu = {min(os.sched_getaffinity(0))}
-    driver = start_driver(
-        """
-        import signal, time
-        import ftray as ray
-        ray.init(num_cpus=2)
-        @ray.remote
-        def triple(x):
-            return 3 * x
-        @ray.remote(max_retries=0)
-        def never():
-            signal.pause()
-        @ray.remote
-        class Counter:
-            def __init__(self):
-                self.n = 0
-            def add(self, k):
-                self.n += k
-                return self.n
-        counter = Counter.remote()
-        assert [ray.get(triple.remote(i)) for i in range(50)] == [3 * i for i in range(50)]
-        assert ray.get([triple.remote(i) for i in range(500)]) == [3 * i for i in range(500)]
-        assert [ray.get(counter.add.remote(1)) for _ in range(50)] == list(range(1, 51))
-        pending = triple.remote(triple.remote(1))
-        assert ray.get(pending) == 9
-        waiting = never.remote()
-        start = time.monotonic()
-        try:
-            ray.get(waiting, timeout=0.05)
-            tell("no time-out")
-        except ray.exceptions.GetTimeoutError:
-            assert 0.05 <= time.monotonic() - start < 1
-        ray.cancel(waiting, force=True)
-        ray.shutdown()
-        """,
-        env={"FTRAY_SPIN_US": spin_us},
-        preexec=(lambda: os.sched_setaffinity(0, one_cpu)) if cpus else None,
-    )
-    driver.finish()
-    driver.check_nothing_left()
 
 
 # --- refs whose protection went away
