@@ -12,7 +12,7 @@ from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BORROW_REMOVE, F_GET_OBJ, F_OBJ_VALUE, FRAME_HEADER,
-                                  FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_no_descriptors)
+                                  FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_is_dead, chan_no_descriptors)
 from ftray._core.intake cimport intake_dropped
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.refs cimport refs_borrower, refs_check, refs_drop_value, refs_find, refs_register, refs_unhold
@@ -200,7 +200,7 @@ cdef void borrow_register_all(Core *c, const Id28 *piggyback_owner) noexcept nog
 
 cdef void on_add(Core *c, Channel *ch, FrameHeader *h, char *body) noexcept nogil:
     cdef ObjEntry *e = refs_find(c, <Id28 *>body)
-    if e != NULL and c.dead.count((<Id28 *>(body + 28))[0]) == 0:
+    if e != NULL and not chan_is_dead(c, <Id28 *>(body + 28)):
         refs_borrower(c, e, <Id28 *>(body + 28), 1)
     chan_begin(c, ch, FRAME_HEADER, F_BORROW_ACK, 0, 0, h.seq)
     chan_commit(c, ch, FRAME_HEADER)

@@ -55,6 +55,7 @@ cdef void chan_drain(Core *c, Channel *ch) noexcept nogil
 cdef void chan_ring_dirty(Core *c) noexcept nogil
 cdef void chan_break(Core *c, Channel *ch) noexcept nogil
 cdef void chan_free(Core *c, Channel *ch) noexcept nogil
+cdef bint chan_is_dead(Core *c, Id28 *worker) noexcept nogil
 cdef int unix_address(Core *c, Id28 *worker, void *address) noexcept nogil
 
 cdef inline bint chan_no_descriptors(Core *c) noexcept nogil:

@@ -23,6 +23,7 @@ cdef extern from *:
     #include <sys/socket.h>
     #include <sys/un.h>
     #include <sys/epoll.h>
+    #include <unistd.h>
     #include <cstdio>
     #include <cstdint>
     #include "types.hpp"
@@ -70,6 +71,10 @@ cdef extern from *:
         for (int i = 0; i < 8; i++) snprintf(hex + 2 * i, 3, "%02x", id[i]);
         return snprintf(a->sun_path, sizeof a->sun_path, "/proc/self/fd/%d/%s.sock", dir_fd, hex);
     }
+    static bool has_socket(int dir_fd, const uint8_t *id) {
+        struct sockaddr_un a; fill_address(dir_fd, id, &a);
+        return access(a.sun_path, F_OK) == 0;
+    }
     static int open_and_connect(int dir_fd, const uint8_t *id) {
         struct sockaddr_un a; fill_address(dir_fd, id, &a);
         int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -86,6 +91,7 @@ cdef extern from *:
     int recv_with_fd(int, void *, size_t, int *) nogil
     int peer_uid(int, unsigned *) nogil
     int fill_address(int, const uint8_t *, void *) nogil
+    bint has_socket(int, const uint8_t *) nogil
     int open_and_connect(int, const uint8_t *) nogil
     int watch(int, int, uint32_t, uint64_t, int) nogil
     int accept4(int, void *, void *, int) nogil
@@ -175,6 +181,13 @@ cdef Channel *chan_find(Core *c, Id28 *worker) noexcept nogil:
     if ch.state == CH_BROKEN or ch.dead:
         return NULL
     return ch
+
+
+cdef bint chan_is_dead(Core *c, Id28 *worker) noexcept nogil:
+    """Is a process known to be dead? ftrayd has removed the socket of one whose death was long ago and is forgotten."""
+    if c.dead.count(worker[0]):
+        return True
+    return c.dead_forgotten and c.peers.count(worker[0]) == 0 and not has_socket(c.dir_fd, worker.b)
 
 
 cdef Channel *chan_connect(Core *c, Id28 *worker) noexcept nogil:

@@ -1,14 +1,16 @@
 """Where frames go: what peers and ftrayd send is taken apart here and handed to whom it concerns. Needs the core lock.
 
 Owns: the order in which a death is settled (drain what the dead process wrote, its calls, its borrows, its segments),
-open answers of ftrayd (`Core.rpc_replies`), and the filling of Python's inbox (`Core.py_inbox`). Invariants: a frame
-that is too short for its layout changes nothing; a process dies once, whatever arrives again or late.
+the reports of deaths (`Core.dead`), open answers of ftrayd (`Core.rpc_replies`), and the filling of Python's inbox
+(`Core.py_inbox`). Invariants: a frame that is too short for its layout changes nothing; a process dies once, whatever
+arrives again or late; a report is kept as long as an object of the dead process is known here or a channel to it is.
 
 Leaves to others: reading sockets and rings (runtime.pyx, channel.pyx, nodelink.pyx), and every consequence.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from libcpp.unordered_map cimport unordered_map
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
@@ -29,9 +31,13 @@ from ftray._core.recovery cimport recovery_install
 from ftray._core.refs cimport refs_process_died
 from ftray._core.segments cimport segment_gone, segment_map, segments_process_died, segments_trim
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
-from ftray._core.types cimport CH_BROKEN, OBJ_INLINE, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, blob_copy, futex_wake
+from ftray._core.types cimport (CH_BROKEN, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, IdHash, blob_copy,
+                                blob_drop, futex_wake)
 from ftray._core.values cimport boxes_end, values_set_answer
 from ftray._core.wire cimport ERR_GROUP_REMOVED, ERR_HEAD_DIED, ERR_RUNTIME_ENV, ERR_UNSCHEDULABLE
+
+cdef enum:
+    DEAD_KEPT = 1024            # reports of deaths that are kept for whoever still names a dead process
 
 
 cdef void dispatch_install() noexcept nogil:
@@ -96,6 +102,7 @@ cdef void on_worker_died(Core *c, char *body, uint32_t n) noexcept nogil:
     if c.dead.count(worker):
         return
     c.dead[worker] = blob_copy(body, n)
+    c.dead_order.push_back(worker)
     for i in range(c.channels.size()):
         ch = c.channels[i]
         if ch != NULL and ch.worker == worker and not ch.dead:
@@ -109,6 +116,34 @@ cdef void on_worker_died(Core *c, char *body, uint32_t n) noexcept nogil:
     borrow_process_died(c, &worker)
     segments_process_died(c, &worker)
     c.changed = True
+    if c.dead_order.size() >= 2 * DEAD_KEPT:
+        forget_deaths(c)
+
+
+cdef void forget_deaths(Core *c) noexcept nogil:
+    """Of the older half of the reports only those are kept that say why an object is lost, or that a channel needs.
+
+    Who is named later by a process that has not heard of its death yet is found dead by other means (`chan_is_dead`).
+    """
+    cdef unordered_map[Id28, bint, IdHash] needed
+    cdef size_t n = c.dead_order.size() - DEAD_KEPT
+    cdef Id28 worker
+    cdef size_t i
+    for item in c.objects:
+        if not item.second.flags & OBJ_OWNED and item.second.ext != NULL:
+            needed[item.second.ext.owner] = True
+    for i in range(c.channels.size()):
+        if c.channels[i] != NULL:
+            needed[c.channels[i].worker] = True
+    for i in range(n):
+        worker = c.dead_order.front()
+        c.dead_order.pop_front()
+        if needed.count(worker):
+            c.dead_order.push_back(worker)
+        else:
+            blob_drop(c.dead[worker])
+            c.dead.erase(worker)
+            c.dead_forgotten = True
 
 
 cdef void keep_reply(Core *c, uint64_t req, char *body, uint32_t n) noexcept nogil:

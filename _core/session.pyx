@@ -260,4 +260,5 @@ def debug_counters():
             "lineage_bytes": c.lineage_bytes, "recovered": c.n_recovered, "exposed": c.objects.size(), "unregistered": c.unregistered.size(),
             "channels": open_channels, "inflight": inflight, "leases": c.leases.size(), "actors": c.actors.size(),
             "pushed": c.n_pushed, "replies": c.n_replies, "doorbells": c.n_doorbells, "sleeps": c.n_sleeps,
-            "spin_hits": c.n_spin_hits, "spin_misses": c.n_spin_misses, "gated": c.gated.size(), "exec_queue": c.exec_queue.size()}
+            "spin_hits": c.n_spin_hits, "spin_misses": c.n_spin_misses, "gated": c.gated.size(), "exec_queue": c.exec_queue.size(),
+            "death_reports": c.dead.size()}

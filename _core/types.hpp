@@ -378,7 +378,9 @@ struct Core {
     std::vector<Channel *> channels;  // index = bit in our inbox
     std::vector<uint32_t> free_bits;
     std::unordered_map<Id28, Channel *, IdHash> peers;
-    std::unordered_map<Id28, Blob *, IdHash> dead;      // death reports (WORKER_DIED payloads)
+    std::unordered_map<Id28, Blob *, IdHash> dead;      // death reports (WORKER_DIED payloads), not all there ever were
+    std::deque<Id28> dead_order;     // whose they are, the oldest first
+    bool dead_forgotten = false;     // some were dropped
     std::vector<Channel *> dirty, graveyard;
     uint64_t next_uid = 1;
     int connect_errno = 0;           // why the last connection could not be made

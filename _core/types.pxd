@@ -325,6 +325,8 @@ cdef extern from "types.hpp" nogil:
         vector[uint32_t] free_bits
         unordered_map[Id28, ChannelP, IdHash] peers
         unordered_map[Id28, BlobP, IdHash] dead
+        deque[Id28] dead_order
+        bint dead_forgotten
         vector[Channel *] dirty, graveyard
         uint64_t next_uid
         int connect_errno

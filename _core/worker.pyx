@@ -157,6 +157,10 @@ cdef class Executor(Execution):
 
     # --- cancellation
 
+    def retire(self):
+        """The task that runs now is this process's last, as if it had been the last of `max_calls`."""
+        core().spent = True
+
     def cancel_due(self):
         """Is a cancellation under way for exactly the call that the main thread is in?"""
         cdef Core *c = core()

@@ -135,7 +135,23 @@ def _env_vars(text: str) -> dict[str, str]:
 def _on_interrupt(signum: int, frame: FrameType | None) -> None:
     """A cancellation: only for the call that it is meant for (it may have ended meanwhile)."""
     if _State.executor is not None and _State.executor.cancel_due():
+        if _imports(frame):
+            _State.executor.retire()
         raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether the interrupted code is in the middle of an import.
+
+    What it leaves is no sound process: a package half there, an extension that cannot be loaded twice. This is
+    seen best from where the interruption strikes: tracebacks are rid of the import system's frames, and whoever
+    tries several modules may catch the interruption.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
