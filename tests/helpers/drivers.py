@@ -53,6 +53,7 @@ class Driver:
         wrapper: Sequence[str] = (),
         python_flags: Sequence[str] = (),
         preexec: Callable[[], None] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self.workdir = workdir
@@ -71,6 +72,7 @@ class Driver:
             cwd=workdir,
             env=self._environment(env or {}),
             preexec_fn=preexec,
+            pass_fds=pass_fds,
         )
         self.pid = self.process.pid
         self._told: queue.Queue[tuple[str, Any] | None] = queue.Queue()
