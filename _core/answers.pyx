@@ -26,6 +26,9 @@ from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_error, encode
 from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Channel, Core, ObjEntry, same_id
 from ftray._core.wire cimport VALUE_INLINE, VALUE_SHM, REPLY_TIMES, ReplyHead, ReplyTimes, RetHead
 
+cdef enum:
+    MOST_INLINE_BYTES = 0x7FFFFFFF          # the length of a frame has 32 bits
+
 
 cdef class Yielded:
     """See answers.pxd."""
@@ -119,6 +122,8 @@ cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list ref
         raise ValueError(f"{name} should return num_returns={nret} values, but returned {len(values)}")
     for v in values:
         encode_result(b, v, refs)
+        if b.len > MOST_INLINE_BYTES:
+            raise ValueError(f"the results of {name} are larger than 2 GiB even without those that go to shared memory")
     return 0
 
 

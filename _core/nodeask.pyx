@@ -9,7 +9,7 @@ Leaves to others: the frames (nodelink.pyx), who puts an answer there (dispatch.
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
-from ftray._core.nodelink cimport node_put
+from ftray._core.nodelink cimport MAX_MESSAGE, node_put
 from ftray._core.runtime cimport core, core_enter, core_leave, wait_python
 from ftray._core.session cimport check_usable
 from ftray._core.types cimport Blob, Core, blob_drop, mono_ns
@@ -54,9 +54,16 @@ cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size, 
     return answer
 
 
+cdef int check_size(bytes payload) except -1:
+    if len(payload) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(payload)} bytes to ftrayd; it takes at most {MAX_MESSAGE}")
+    return 0
+
+
 def ask_node(int kind, bytes payload, double timeout_s=-1):
     """Send a request frame to ftrayd and return its answer's payload; TimeoutError when it takes too long (-1: never)."""
     check_usable()
+    check_size(payload)
     cdef int64_t deadline_ns = -1 if timeout_s < 0 else mono_ns() + <int64_t>(timeout_s * 1e9)
     return node_ask(core(), kind, <const char *>payload, len(payload), deadline_ns)
 
@@ -68,6 +75,7 @@ def tell_node(int kind, bytes payload):
     cdef uint64_t n = len(payload)
     cdef uint16_t k = kind
     check_usable()
+    check_size(payload)
     with nogil:
         core_enter(c)
         node_put(c, k, 0, p, n)

@@ -42,6 +42,10 @@ cdef enum NodeFrame:
     N_RPC = 100
     N_RPC_REPLY = 101
 
+cdef enum:
+    MAX_PAYLOAD = 1 << 30
+    MAX_MESSAGE = MAX_PAYLOAD - 65536   # from here: ftrayd passes some on with a few words of its own
+
 cdef packed struct NodeHeader:
     uint32_t size            # of the payload
     uint16_t kind

@@ -14,6 +14,7 @@ cdef extern from *:
     """
     #include <sys/socket.h>
     #include <sys/epoll.h>
+    #include <poll.h>
     #include "types.hpp"
     static long node_recv(int sock, char *data, size_t n, void *into) {
         auto *fds = (std::deque<int> *)into;
@@ -41,6 +42,11 @@ cdef extern from *:
         memcpy(CMSG_DATA(c), &fd, sizeof(int));
         return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
+    // Of a frame that cannot be left to the event loop. A peer that has ended makes room, too.
+    static void wait_for_room(int sock) {
+        struct pollfd p = {sock, POLLOUT, 0};
+        poll(&p, 1, 1000);
+    }
     static int node_watch(int ep, int fd, bool out) {
         struct epoll_event e = {}; e.events = EPOLLIN | EPOLLRDHUP | (out ? EPOLLOUT : 0); e.data.u64 = 2;
         return epoll_ctl(ep, EPOLL_CTL_MOD, fd, &e);
@@ -48,13 +54,14 @@ cdef extern from *:
     """
     long node_recv(int, char *, size_t, void *) nogil
     long node_send_fd(int, const char *, size_t, int) nogil
+    void wait_for_room(int) nogil
     int node_watch(int, int, bint) nogil
     ssize_t send(int, const void *, size_t, int) nogil
     int MSG_DONTWAIT, MSG_NOSIGNAL
 
 cdef enum:
     READ_SIZE = 65536
-    MAX_PAYLOAD = 1 << 30
+    COMPACT_AT = 1 << 20
 
 cdef node_handler handle_frame = NULL
 cdef node_end_handler handle_end = NULL
@@ -80,12 +87,24 @@ cdef void node_put(Core *c, uint16_t kind, uint64_t req, const void *payload, ui
         c.node_out.append(<const char *>payload, size)
 
 
+cdef void forget_sent(Core *c) noexcept nogil:
+    """What has been sent need not be kept. Seldom, for what follows is moved: a frame may be large."""
+    if c.node_out_at == c.node_out.size():
+        c.node_out.clear()
+        c.node_out_at = 0
+    elif c.node_out_at >= COMPACT_AT and c.node_out_at > c.node_out.size() // 2:
+        c.node_out.erase(0, c.node_out_at)
+        c.node_out_at = 0
+
+
 cdef void node_put_fd(Core *c, uint16_t kind, uint64_t req, const void *payload, uint64_t size, int fd) noexcept nogil:
     """Send one frame with a descriptor; everything queued before goes first. The caller keeps `fd`."""
     cdef NodeHeader h
     cdef long n
     cdef size_t at
     node_flush(c)
+    c.node_out.erase(0, c.node_out_at)
+    c.node_out_at = 0
     at = c.node_out.size()
     node_put(c, kind, req, payload, size)
     if not c.node_alive:
@@ -104,7 +123,9 @@ cdef void node_put_fd(Core *c, uint16_t kind, uint64_t req, const void *payload,
             n = send(c.node_fd, c.node_out.data(), at, MSG_NOSIGNAL)
         else:
             n = node_send_fd(c.node_fd, c.node_out.data(), c.node_out.size(), fd)
-        if n < 0 and errno != EAGAIN and errno != EINTR:
+        if n < 0 and errno == EAGAIN:
+            wait_for_room(c.node_fd)
+        elif n < 0 and errno != EINTR:
             node_lost(c)
             return
         if n > 0:
@@ -118,9 +139,10 @@ cdef void node_flush(Core *c) noexcept nogil:
     """Send what is queued, as far as the socket takes it."""
     cdef ssize_t n
     while c.node_alive and not c.node_out.empty():
-        n = send(c.node_fd, c.node_out.data(), c.node_out.size(), MSG_DONTWAIT | MSG_NOSIGNAL)
+        n = send(c.node_fd, c.node_out.data() + c.node_out_at, c.node_out.size() - c.node_out_at, MSG_DONTWAIT | MSG_NOSIGNAL)
         if n > 0:
-            c.node_out.erase(0, n)
+            c.node_out_at += n
+            forget_sent(c)
         elif errno == EAGAIN:
             if not c.node_blocked:
                 c.node_blocked = True
@@ -140,6 +162,7 @@ cdef void node_lost(Core *c) noexcept nogil:
         return
     c.node_alive = False
     c.node_out.clear()
+    c.node_out_at = 0
     if c.node_fd >= 0:
         close(c.node_fd)
         c.node_fd = -1

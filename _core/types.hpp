@@ -371,6 +371,7 @@ struct Core {
     // descriptors
     int epoll_fd = -1, listen_fd = -1, node_fd = -1, event_fd = -1, dir_fd = -1;
     std::string node_out, node_in;
+    size_t node_out_at = 0;          // of `node_out`, so much has been sent
     bool node_blocked = false;       // EPOLLOUT is armed
     std::deque<int> node_fds;
     uint64_t next_req = 1;

@@ -317,6 +317,7 @@ cdef extern from "types.hpp" nogil:
         uint64_t spin_ns
         int epoll_fd, listen_fd, node_fd, event_fd, dir_fd
         string node_out, node_in
+        size_t node_out_at
         cbool node_blocked
         deque[int] node_fds
         uint64_t next_req

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ACTOR_CREATE = 30
 _ASYNC_FLAGS = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR
 _DEFAULT_ASYNC_CONCURRENCY = 1000
+_MOST_CONSTRUCTOR_BYTES = (1 << 30) - (1 << 20)  # of the largest message to ftrayd, most
 
 
 def _method(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -495,6 +496,12 @@ def _payload(
     actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bytes, list[Any]]:
     blob, refs = _core.encode_constructor_args(*_resolved(args, kwargs))
+    if len(blob) > _MOST_CONSTRUCTOR_BYTES:
+        raise ValueError(
+            f"the arguments of {spec['class_name']}.__init__ take {len(blob)} bytes; an actor's record, which keeps"
+            f" them by value for restarts, holds at most {_MOST_CONSTRUCTOR_BYTES}. Pass large values as refs inside"
+            " a list, or to a method."
+        )
     record = pickle.dumps({**spec, "args_blob": blob}, 5)
     return actor_id + struct.pack("<I", len(record)) + record, refs
 

@@ -40,7 +40,7 @@ class Connection:
     sock
         Connected; the connection owns it from now on.
     max_queued_bytes
-        What may wait to be sent before ``send`` raises ``Overflow``.
+        When more than this waits to be sent already, ``send`` raises ``Overflow``: one frame may be larger.
     """
 
     def __init__(self, sock: socket.socket, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
@@ -81,10 +81,12 @@ class Connection:
             self._enqueue(data[sent:], tuple(os.dup(fd) for fd in fds) if sent == 0 else ())
 
     def _enqueue(self, data: memoryview, fds: tuple[int, ...]) -> None:
+        if self.queued_bytes > self._max_queued_bytes:
+            for fd in fds:
+                os.close(fd)
+            raise Overflow(f"{self.queued_bytes} bytes wait to be read, at most {self._max_queued_bytes} may")
         self._queue.append((data, fds))
         self.queued_bytes += len(data)
-        if self.queued_bytes > self._max_queued_bytes:
-            raise Overflow(f"{self.queued_bytes} bytes wait to be read, at most {self._max_queued_bytes} may")
 
     def _transmit(self, data: memoryview, fds: tuple[int, ...]) -> int:
         """Return how many bytes the socket took."""

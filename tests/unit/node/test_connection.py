@@ -52,6 +52,17 @@ def test_a_peer_that_does_not_read_overflows(pair: tuple[Connection, socket.sock
             connection.send(warn(60_000))
 
 
+def test_one_frame_may_be_larger_than_what_may_wait(pair: tuple[Connection, socket.socket]) -> None:
+    connection, theirs = pair  # at most 1 MiB
+    large = f.Log(1, 1, "", b"x" * (5 << 20))
+    connection.send(large)
+    with pytest.raises(Overflow, match="wait to be read"):
+        connection.send(warn(1))
+    assert read_all(connection, theirs, 1) == [large]
+    connection.send(warn(1))
+    assert read_all(connection, theirs, 1) == [warn(1)]
+
+
 def test_descriptors_wait_with_their_frame_and_are_duplicates(pair: tuple[Connection, socket.socket]) -> None:
     connection, theirs = pair
     connection.send(warn(600_000))
