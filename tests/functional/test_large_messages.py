@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ftray as ray
+from ftray import _core, actor
 from ftray._node.connection import MAX_QUEUED_BYTES
 
 pytestmark = [pytest.mark.usefixtures("runtime"), pytest.mark.runtime(num_cpus=1)]
@@ -31,7 +32,19 @@ def test_constructor_arguments_larger_than_what_may_wait():
     assert ray.get(holder.facts.remote()) == (len(data), int(data[:: 1 << 20].sum()))
 
 
-def test_constructor_arguments_that_no_message_holds_are_refused():
-    with pytest.raises(ValueError, match=r"Holder.__init__ take \d+ bytes; .* at most .* refs inside a list"):
-        Holder.remote(np.broadcast_to(np.uint8(0), 1 << 30))
+def test_constructor_arguments_that_no_message_holds_are_refused(monkeypatch):
+    monkeypatch.setattr(actor, "_MOST_CONSTRUCTOR_BYTES", 1_000_000)
+    words = r"Holder.__init__ take \d+ bytes; .* at most 1000000\..* refs inside a list"
+    with pytest.raises(ValueError, match=words):
+        Holder.remote(np.zeros(1_000_000, np.uint8))
+    with pytest.raises(ValueError, match=words):
+        Holder.options(name="named").remote(np.zeros(1_000_000, np.uint8))
+    assert ray.get(Holder.remote(np.zeros(900_000, np.uint8)).facts.remote()) == (900_000, 0)
+
+
+def test_messages_longer_than_frames_are_refused():
+    with pytest.raises(ValueError, match="1073741824 bytes to ftrayd; it takes at most"):
+        _core.ask_node(100, bytes(1 << 30))
+    with pytest.raises(ValueError, match="1073741824 bytes to ftrayd; it takes at most"):
+        _core.tell_node(30, bytes(1 << 30))
     assert ray.get(ray.put(1)) == 1
