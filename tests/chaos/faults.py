@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 from tests.helpers import introspection, processes
 
@@ -21,9 +22,10 @@ KINDS = {
 
 
 class Saboteur:
-    """A thread that does harm at random moments until it is told to stop."""
+    """A thread that does harm at random moments until it is told to stop, to processes of one ``ftrayd``."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, node: Callable[[], int] = introspection.node_pid) -> None:
+        self._node = node
         self.done: Counter[str] = Counter()
         self.error: BaseException | None = None
         self._rng = rng
@@ -47,11 +49,11 @@ class Saboteur:
             self.error = error
 
     def _harm(self, kind: str) -> None:
-        node = introspection.node_pid()
+        node = self._node()
         if kind == "SIGKILL zygote":
-            candidates = introspection.zygote_pids()
+            candidates = introspection.zygotes_of(node)
         else:
-            candidates = introspection.worker_pids()
+            candidates = introspection.workers_of(node)
         if not candidates:
             return
         with processes.watched([self._rng.choice(candidates)]) as pidfds:

@@ -1,8 +1,9 @@
 """Random faults against the real runtime: ``python -m tests.chaos.run --seconds 60 --seed N``.
 
-First phase: tasks, actors, nested submission and objects of both sizes run while workers and the zygote are
-killed, stopped, or end themselves. Then the faults stop and everything must finish. Second phase: ``ftrayd``
-is killed under load, and every open call must end in a result or in ``HeadDiedError``.
+First phase: tasks, actors, placement groups, nested submission and objects of both sizes run while workers and
+the zygote are killed, stopped, or end themselves. Then the faults stop and everything must finish. Second phase:
+``ftrayd`` is killed under load, and every open call must end in a result or in ``HeadDiedError``. Third phase:
+drivers of a head are killed, its workers too, and what is detached must stay, and nothing else.
 
 The run fails if a result is wrong, missing or late, or if a process, descriptor, shared memory or counter is
 left. It prints its seed; the same seed makes the same plan, though not the same timing.
@@ -29,7 +30,9 @@ from typing import Any
 import numpy as np
 
 import ftray as ray
+from tests.chaos.drivers import phase_of_drivers
 from tests.chaos.faults import Saboteur, kill_node
+from tests.chaos.groups import RESOURCES, all_removed
 from tests.chaos.workload import Batch, batches, digest
 from tests.helpers import introspection, processes
 from tests.helpers.leaks import Footprint
@@ -83,7 +86,18 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def collect(batch: Batch, score: Score, deadline_s: float, head_may_die: bool = False) -> None:
-    """Wait for every result of a batch and judge it."""
+    """Wait for every result of a batch and judge it, then finish it."""
+    try:
+        judge(batch, score, deadline_s, head_may_die)
+    finally:
+        try:
+            batch.finish()
+        except ray.exceptions.HeadDiedError:
+            if not head_may_die:
+                raise
+
+
+def judge(batch: Batch, score: Score, deadline_s: float, head_may_die: bool) -> None:
     end = time.monotonic() + deadline_s
     for ref, expected in zip(batch.refs, batch.expected, strict=True):
         try:
@@ -176,7 +190,7 @@ def phase_of_workers(
 ) -> None:
     """Workers and zygotes die; everything else must not be impressed."""
     footprint = Footprint(os.environ[processes.MARK], Path(os.environ["FTRAY_TMPDIR"]))
-    ray.init(address="local", num_cpus=num_cpus, log_to_driver=False)
+    ray.init(address="local", num_cpus=num_cpus, resources=RESOURCES, log_to_driver=False)
     saboteur = Saboteur(random.Random(f"{seed}/saboteur"))
     saboteur.start()
     try:
@@ -188,6 +202,7 @@ def phase_of_workers(
         collect(batch, score, RESULT_DEADLINE_S)
     del batch
     footprint.check_settled()
+    eventually(all_removed, "everything that groups had reserved comes back")
     ray.shutdown()
     footprint.check_restored()
 
@@ -196,7 +211,7 @@ def phase_of_the_head(seed: str, rounds: int, scratch: Path, score: Score, num_c
     """``ftrayd`` dies at a random moment; each open call ends, and a new session can begin."""
     rng = random.Random(f"{seed}/head")
     for round_number in range(rounds):
-        ray.init(address="local", num_cpus=num_cpus, log_to_driver=False)
+        ray.init(address="local", num_cpus=num_cpus, resources=RESOURCES, log_to_driver=False)
         work = batches(f"head-{round_number}", random.Random(f"{seed}/head/{round_number}"), scratch)
         open_batches = [next(work) for _ in range(IN_FLIGHT)]
         threading.Event().wait(rng.uniform(0, 0.2))
@@ -208,6 +223,10 @@ def phase_of_the_head(seed: str, rounds: int, scratch: Path, score: Score, num_c
         eventually(
             lambda: not processes.marked(os.environ[processes.MARK]), "all processes end with their node"
         )
+
+
+def rounds_of(given: int | None, seconds: float) -> int:
+    return max(2, int(seconds / 4)) if given is None else given
 
 
 def watchdog(limit_s: float) -> None:
@@ -222,15 +241,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--head-rounds", type=int, default=None, help="kills of ftrayd (default: one per 4 s, at least 2)"
     )
+    parser.add_argument(
+        "--driver-rounds", type=int, default=None, help="kills of drivers (default: one per 4 s, at least 2)"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     seed = options.seed or secrets.token_hex(4)
-    rounds = max(2, int(options.seconds / 4)) if options.head_rounds is None else options.head_rounds
-    print(f"chaos: seed {seed}, {options.seconds:g} s of faults, {rounds} head deaths", flush=True)
-    watchdog(options.seconds + rounds * 20 + 4 * RESULT_DEADLINE_S)
+    rounds = rounds_of(options.head_rounds, options.seconds)
+    drivers = rounds_of(options.driver_rounds, options.seconds)
+    deaths = f"{rounds} head deaths, {drivers} driver deaths"
+    print(f"chaos: seed {seed}, {options.seconds:g} s of faults, {deaths}", flush=True)
+    watchdog(options.seconds + (rounds + drivers) * 20 + 4 * RESULT_DEADLINE_S)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     score = Score()
     begin = time.monotonic()
@@ -245,6 +269,7 @@ def main(argv: list[str] | None = None) -> int:
             phase_of_workers(seed, options.seconds, scratch, score, faults, options.cpus)
             phase_of_the_head(seed, rounds, scratch, score, options.cpus)
             faults["SIGKILL ftrayd"] = rounds
+            phase_of_drivers(seed, drivers, Path(base, "head"), score, faults)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         finally:

@@ -11,6 +11,7 @@ import pytest
 
 from tests import ROOT
 
+ROUNDS = ("--head-rounds", "1", "--driver-rounds", "5")
 SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
 
 
@@ -18,7 +19,7 @@ SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
 def test_short_run():
     seed = os.environ.get("FTRAY_CHAOS_SEED", SEED)
     result = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.run", "--seconds", "8", "--seed", seed, "--head-rounds", "1"],
+        [sys.executable, "-m", "tests.chaos.run", "--seconds", "8", "--seed", seed, *ROUNDS],
         capture_output=True,
         text=True,
         env=dict(os.environ, PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join([*sys.path, ROOT])),
@@ -28,3 +29,5 @@ def test_short_run():
     right = int(re.search(r"(\d+) results right", result.stdout)[1])
     assert right > 100, result.stdout
     assert re.search(r"SIGKILL worker +[1-9]", result.stdout), result.stdout
+    for workload in ("groups", "detached, afterwards"):
+        assert re.search(rf"^{workload} +[1-9]", result.stdout, re.M), result.stdout

@@ -27,7 +27,7 @@ LARGE = 300_000
 class Batch:
     """Refs and the value that each must have; ``excused`` are errors that are right answers too.
 
-    A generator among the refs has a list of values.
+    A generator among the refs has a list of values. ``finish`` is called when all have been judged.
     """
 
     workload: str
@@ -35,6 +35,7 @@ class Batch:
     expected: list[Any]
     excused: tuple[type[BaseException], ...] = ()
     keep: list[Any] = field(default_factory=list)
+    finish: Callable[[], object] = lambda: None
 
 
 def digest(data: Any) -> str:
@@ -309,6 +310,8 @@ Maker = Callable[[random.Random, Path], Batch]
 
 def batches(name: str, rng: random.Random, scratch: Path) -> Iterator[Batch]:
     """Endless work for one submitter."""
+    from tests.chaos.groups import groups
+
     actors = Actors(name)
     makers: list[Maker] = [
         flat,
@@ -319,6 +322,7 @@ def batches(name: str, rng: random.Random, scratch: Path) -> Iterator[Batch]:
         owned_by_workers,
         streams,
         streams_of_workers,
+        groups,
         actors.calls,
         actors.streams,
         actors.nested_calls,

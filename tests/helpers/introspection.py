@@ -52,7 +52,11 @@ def node_pid(driver_pid: int | None = None) -> int:
 
 def zygote_pids(driver_pid: int | None = None) -> list[int]:
     """The zygote, or none while a dead one is replaced."""
-    children = processes.children_of(node_pid(driver_pid))
+    return zygotes_of(node_pid(driver_pid))
+
+
+def zygotes_of(node: int) -> list[int]:
+    children = processes.children_of(node)
     return [pid for pid in children if "zygote" in processes.name_of(pid) and processes.is_running(pid)]
 
 
@@ -62,8 +66,11 @@ def zygote_pid(driver_pid: int | None = None) -> int:
 
 def worker_pids(driver_pid: int | None = None) -> list[int]:
     """Running workers, idle ones included."""
-    node = node_pid(driver_pid)
-    zygotes = zygote_pids(driver_pid)
+    return workers_of(node_pid(driver_pid))
+
+
+def workers_of(node: int) -> list[int]:
+    zygotes = zygotes_of(node)
     return [pid for pid in processes.children_of(node) if pid not in zygotes and processes.is_running(pid)]
 
 
