@@ -26,6 +26,7 @@ from ftray._core.objects cimport ObjectRef, usable, wait_blocking
 from ftray._core.productions cimport (QUEUED_BYTES, production_find, production_has_room, production_over, production_queue_short,
                                       production_send, production_ungated)
 from ftray._core.runtime cimport core, core_enter, core_leave, core_try, wait_python
+from ftray._core.session cimport check_usable
 from ftray._core.types cimport TASK_DYNAMIC, TASK_STREAM, Core, ObjEntry, Production
 from ftray._core.wire cimport FIRST_ITEM, LAST_ITEM, StreamItem, TaskHead
 
@@ -129,9 +130,12 @@ cdef class Producer:
         return 0
 
     cdef bint wanted(self) except -1:
-        """Shall the generator go on? Raises when it is cancelled."""
+        """Shall the generator go on? Raises when it is cancelled, and when ftrayd is gone: to end then would say that
+        there is no more, and the caller, who may not have noticed yet, would believe it."""
         if self.p.cancelled:
             raise KeyboardInterrupt
+        if not core().node_alive:
+            check_usable()
         return not production_over(core(), self.p)
 
     cdef bint must_pause(self):

@@ -116,10 +116,13 @@ class ZygoteLink:
                 # It may only have closed its socket; either way the loop reports its end as a child.
                 if not ended:
                     os.kill(self.pid, 9)
-                self._loop.unregister(self._sock.fileno())
-                self._sock.close()
+                self._hang_up()
                 return
             self._answered(marshal.loads(data))
+
+    def _hang_up(self) -> None:
+        self._loop.unregister(self._sock.fileno())
+        self._sock.close()
 
     def _answered(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -140,6 +143,10 @@ class ZygoteLink:
             return
         if self._sock.fileno() >= 0:
             self._readable(0, ended=True)
+        if self._sock.fileno() >= 0:
+            # A child that it had just made holds its end for a moment. When that ends, too, our record must not
+            # take it for the end of a zygote: this one is reaped, and its number may be somebody else's.
+            self._hang_up()
         for _data, fds in self._backlog:
             for fd in fds:
                 os.close(fd)
@@ -175,5 +182,4 @@ class ZygoteLink:
         """Forget the zygote; it ends when its socket closes, and no other takes its place."""
         self._closed = True
         if self._sock.fileno() >= 0:
-            self._loop.unregister(self._sock.fileno())
-            self._sock.close()
+            self._hang_up()
