@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import limits, pingpong, process, run, runner, scale, table
+from benchmarks import events_cost, limits, pingpong, process, run, runner, scale, table
 from benchmarks.peers import KEYS
 from benchmarks.rows import ROWS, select
 from benchmarks.rows.row import Start, Target, Unit, times_better
@@ -278,3 +278,19 @@ def test_the_spin_can_be_tuned():
     done = run_module("benchmarks.tune_spin", "--smoke")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("CPU") == 2 and "wake" in done.stdout
+
+
+def test_the_cost_of_records_can_be_measured(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    done = run_module("benchmarks.events_cost", "--smoke", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found) == 4 and all(figures["with"] > 0 for kind in found.values() for figures in kind.values())
+    assert done.stdout.count("difference") == 8
+
+
+def test_a_difference_is_that_within_pairs() -> None:
+    """The machine became slower by 10 in the middle; each pair still differs by 1."""
+    turns = [({"wall": 3.0 + slow}, {"wall": 2.0 + slow}) for slow in (0, 0, 0, 0, 10, 10, 10, 10)]
+    found = events_cost.summary(turns, "wall")
+    assert (found["difference"], found["quartiles"]) == (1.0, [1.0, 1.0])
