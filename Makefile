@@ -5,10 +5,10 @@
 #   make test         build quickly, run all tests, then lint; this is what CI runs
 #   make unit         tests/unit only            make functional   tests/functional only
 #   make chaos        random faults, 60 s        make asan         tests/unit under AddressSanitizer
-#   make bench        ftray beside Ray           make scale        a million queued tasks
+#   make bench        ftray beside Ray           make scale        a million queued tasks, an object of 8 GiB
 #   make lint         ruff and mypy              make clean        remove all that make made
 #
-# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS and SCALE_ARGS are passed on; PYTHON names another interpreter.
+# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS, SCALE_ARGS and OBJECT_ARGS are passed on; PYTHON names another interpreter.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,6 +30,7 @@ PYTEST_ARGS ?=
 CHAOS_ARGS ?= --seconds 60
 BENCH_ARGS ?=
 SCALE_ARGS ?=
+OBJECT_ARGS ?=
 
 # Further engines, only when the benchmark is to show them.
 PEERS := $(if $(filter --peers,$(BENCH_ARGS)),.venv-peers/.has-peers)
@@ -57,6 +58,7 @@ bench: .venv/.installed-release .venv/.has-bench .venv-ray/.has-ray $(PEERS)
 
 scale: .venv/.installed-release .venv/.has-bench
 	$(PY) -m benchmarks.scale $(SCALE_ARGS)
+	$(PY) -m benchmarks.large_object $(OBJECT_ARGS)
 
 # libstdc++ is loaded along with the sanitizer, which must find __cxa_throw when it starts. Its report goes
 # to descriptor 2 just before the process ends, so pytest must not capture that.

@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import events_cost, limits, pingpong, process, run, runner, scale, table
+from benchmarks import events_cost, large_object, limits, pingpong, process, run, runner, scale, table
 from benchmarks.peers import KEYS
 from benchmarks.rows import ROWS, select
 from benchmarks.rows.row import Start, Target, Unit, times_better
@@ -294,3 +295,19 @@ def test_a_difference_is_that_within_pairs() -> None:
     turns = [({"wall": 3.0 + slow}, {"wall": 2.0 + slow}) for slow in (0, 0, 0, 0, 10, 10, 10, 10)]
     found = events_cost.summary(turns, "wall")
     assert (found["difference"], found["quartiles"]) == (1.0, [1.0, 1.0])
+
+
+def test_a_large_object() -> None:
+    done = run_module("benchmarks.large_object", "--smoke")
+    assert done.returncode == 0 and done.stdout.endswith("PASS\n"), done.stdout + done.stderr
+
+
+def test_a_large_object_is_looked_at_where_counters_overflow() -> None:
+    at = large_object.places((8 << 30) + 5, seed=1)
+    assert {0, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (8 << 30) - 1, (8 << 30) + 4} <= set(at)
+    assert max(at) == (8 << 30) + 4
+    data = large_object.repeated(3 * large_object.PERIOD)
+    period = large_object.one_period()
+    assert np.array_equal(data[: len(period)], period) and np.array_equal(data[-len(period) :], period)
+    apart = [(1 << bits) % large_object.PERIOD for bits in range(12, 40)]
+    assert all(apart) and len(set(period.view(np.uint64)[::512].tolist())) == len(period) // 4096
