@@ -1,9 +1,10 @@
 """What records of tasks (`ftray.util.state`, `ftray.timeline`) cost each call.
 
-Run it on a quiet machine: ``python -m benchmarks.events_cost``. Two processes with a runtime each, one with records
-and one without, take turns of a fraction of a second, in pairs whose order alternates, so that what disturbs the
-machine disturbs both. For each kind of call it prints the medians of both, of the differences within pairs (with
-their quartiles), and the CPU time of a call in driver and worker, which other programs disturb least.
+Run it on a quiet machine: ``python -m benchmarks.events_cost``. Two processes with a runtime each, one with
+records and one without, take turns of a fraction of a second, in pairs whose order alternates, so that what
+disturbs the machine disturbs both. For each kind of call it prints the medians of both, of the differences
+within pairs (with their quartiles), and the CPU time of a call in driver and worker, which other programs
+disturb least.
 
 ``--control`` gives both processes records: what is printed then is the noise.
 """
@@ -155,7 +156,9 @@ def summary(turns: list[tuple[dict[str, float], dict[str, float]]], measure: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.events_cost", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.events_cost", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--pairs", type=int, default=40, help="turns of each side (default 40)")
     parser.add_argument("--seconds", type=float, default=0.25, help="length of a turn (default 0.25)")
     parser.add_argument("--control", action="store_true", help="records on both sides: shows the noise")

@@ -1,9 +1,9 @@
 """One object larger than 32 bits can count: put by one process, read in another without a copy, and freed.
 
-``python -m benchmarks.large_object`` takes 8 GiB, and needs as much memory and half a GiB more: what is put is made
-of a few pages that are mapped again and again. The reader looks at the ends, around every multiple of 2 GiB and at
-random places, and sums everything up. Afterwards the memory must come back. Exit status 1 when anything is wrong, 2
-when the machine has not memory enough.
+``python -m benchmarks.large_object`` takes 8 GiB, and needs as much memory and half a GiB more: what is put
+is made of a few pages that are mapped again and again. The reader looks at the ends, around every multiple
+of 2 GiB and at random places, and sums everything up. Afterwards the memory must come back. Exit status 1
+when anything is wrong, 2 when the machine has not memory enough.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def one_period() -> np.ndarray:
 
 
 def repeated(size: int) -> np.ndarray:
-    """An array of so many bytes in one period's memory, mapped as often as it takes. It stays until the process ends."""
+    """An array of so many bytes, which are one period mapped as often as it takes. It is never unmapped."""
     fd = os.memfd_create("pattern")
     os.ftruncate(fd, PERIOD)
     with mmap.mmap(fd, PERIOD) as memory:
@@ -94,7 +94,7 @@ def look(data: np.ndarray, own_before: int, at: list[int]) -> dict[str, Any]:
 
 
 def check(size: int, seed: int, patient: bool, say: Any) -> list[str]:
-    """Put, read, free; what was wrong. ``patient``: wait until the memory is back, which is kept warm for a while."""
+    """Put, read, free; what was wrong. ``patient``: wait until the memory, kept warm for a while, is back."""
     import ftray
 
     ftray.init(address="local", num_cpus=1, object_store_memory=size + SPARE_BYTES // 2)
@@ -145,7 +145,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_object", description=__doc__)
     parser.add_argument("--mib", type=int, default=8 << 10, help="size of the object (default 8192)")
     parser.add_argument("--seed", type=int, default=7, help="of the places that are looked at (default 7)")
-    parser.add_argument("--smoke", action="store_true", help="300 MiB; does not wait until the memory is back")
+    parser.add_argument(
+        "--smoke", action="store_true", help="300 MiB; does not wait until the memory is back"
+    )
     options = parser.parse_args()
     if options.mib < 1:
         parser.error(f"--mib must be at least 1; given {options.mib}")

@@ -143,9 +143,9 @@ def _on_interrupt(signum: int, frame: FrameType | None) -> None:
 def _imports(frame: FrameType | None) -> bool:
     """Whether the interrupted code is in the middle of an import.
 
-    What it leaves is no sound process: a package half there, an extension that cannot be loaded twice. This is
-    seen best from where the interruption strikes: tracebacks are rid of the import system's frames, and whoever
-    tries several modules may catch the interruption.
+    What it leaves is no sound process: a package half there, an extension that cannot be loaded twice. This
+    is seen best from where the interruption strikes: tracebacks are rid of the import system's frames, and
+    whoever tries several modules may catch the interruption.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib."):

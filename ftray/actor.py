@@ -498,9 +498,9 @@ def _payload(
     blob, refs = _core.encode_constructor_args(*_resolved(args, kwargs))
     if len(blob) > _MOST_CONSTRUCTOR_BYTES:
         raise ValueError(
-            f"the arguments of {spec['class_name']}.__init__ take {len(blob)} bytes; an actor's record, which keeps"
-            f" them by value for restarts, holds at most {_MOST_CONSTRUCTOR_BYTES}. Pass large values as refs inside"
-            " a list, or to a method."
+            f"the arguments of {spec['class_name']}.__init__ take {len(blob)} bytes; an actor's record, which"
+            f" keeps them by value for restarts, holds at most {_MOST_CONSTRUCTOR_BYTES}."
+            " Pass large values as refs inside a list, or to a method."
         )
     record = pickle.dumps({**spec, "args_blob": blob}, 5)
     return actor_id + struct.pack("<I", len(record)) + record, refs

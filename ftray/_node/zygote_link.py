@@ -144,8 +144,9 @@ class ZygoteLink:
         if self._sock.fileno() >= 0:
             self._readable(0, ended=True)
         if self._sock.fileno() >= 0:
-            # A child that it had just made holds its end for a moment. When that ends, too, our record must not
-            # take it for the end of a zygote: this one is reaped, and its number may be somebody else's.
+            # A child that it had just made holds its end for a moment. When that ends, too, our record must
+            # not take it for the end of a zygote: this one is reaped, and its number may be somebody
+            # else's.
             self._hang_up()
         for _data, fds in self._backlog:
             for fd in fds:

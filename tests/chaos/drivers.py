@@ -1,4 +1,4 @@
-"""Drivers that die at random beside a head that lives: what is detached stays, everything else goes with them.
+"""Drivers that die at random beside a head that lives: what is detached stays, all else goes with them.
 
 ``python -m tests.chaos.drivers SESSION NAME SEED`` is such a driver: it makes detached and other actors and
 groups, calls what it and others have made, and tells by lines of JSON what it has seen, until it is killed.
@@ -62,7 +62,13 @@ class Made:
         name, factor = self._next("group"), self.rng.randrange(2, 100)
         group = placement_group([{UNIT: 1}, {UNIT: 2}], name=name, lifetime="detached")
         where = PlacementGroupSchedulingStrategy(group)
-        options = {"name": f"{name}-kept", "lifetime": "detached", "num_cpus": 0, "resources": {UNIT: 1}, **FOREVER}
+        options = {
+            "name": f"{name}-kept",
+            "lifetime": "detached",
+            "num_cpus": 0,
+            "resources": {UNIT: 1},
+            **FOREVER,
+        }
         actor = RemoteSequenced.options(scheduling_strategy=where, **options).remote(factor)
         judge("detached groups", ray.get(actor.small.remote(self.name, 1), timeout=DEADLINE_S), factor)
         tell("made", "group", name, 0)
@@ -122,7 +128,9 @@ class Driver:
         self.told: list[list[Any]] = []
         self.errors = ""
         self.ready = threading.Event()
-        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)]
+        self._readers = [
+            threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)
+        ]
         for reader in self._readers:
             reader.start()
 
@@ -187,7 +195,9 @@ def check_what_is_left(session: str, told: list[list[Any]], score: Any) -> None:
             else:
                 right = get_placement_group(name).wait(DEADLINE_S)
             score.add("detached, afterwards", "right" if right else "wrong", "" if right else name)
-        eventually(lambda: not any("mortal" in name for name in list_named_actors()), "mortals go", DEADLINE_S)
+        eventually(
+            lambda: not any("mortal" in name for name in list_named_actors()), "mortals go", DEADLINE_S
+        )
         for name in list_named_actors():  # also those whose maker died before it could tell
             ray.kill(ray.get_actor(name))
         remove_named_groups()

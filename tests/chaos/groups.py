@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ftray as ray
-from ftray.util import get_current_placement_group, placement_group, placement_group_table, remove_placement_group
+from ftray.util import (
+    get_current_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ftray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.chaos.workload import Batch, RemoteSequenced, mix_here
 
@@ -32,7 +37,7 @@ def parent(x: int, n: int) -> list[Any]:
 
 
 def groups(rng: random.Random, scratch: Path) -> Batch:
-    """Tasks with children that the group captures, and an actor; a third of the groups does not live to see them."""
+    """Tasks with children that the group captures, and an actor; a third of the groups goes before."""
     units = [rng.choice([1, 2, 3]) for _ in range(rng.choice([1, 2, 3]))]
     group = placement_group([{UNIT: n} for n in units])
     where = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)

@@ -1,9 +1,10 @@
 """Random faults against the real runtime: ``python -m tests.chaos.run --seconds 60 --seed N``.
 
-First phase: tasks, actors, placement groups, nested submission and objects of both sizes run while workers and
-the zygote are killed, stopped, or end themselves. Then the faults stop and everything must finish. Second phase:
-``ftrayd`` is killed under load, and every open call must end in a result or in ``HeadDiedError``. Third phase:
-drivers of a head are killed, its workers too, and what is detached must stay, and nothing else.
+First phase: tasks, actors, placement groups, nested submission and objects of both sizes run while workers
+and the zygote are killed, stopped, or end themselves. Then the faults stop and everything must finish.
+Second phase: ``ftrayd`` is killed under load, and every open call must end in a result or in
+``HeadDiedError``. Third phase: drivers of a head are killed, its workers too, and what is detached must
+stay, and nothing else.
 
 The run fails if a result is wrong, missing or late, or if a process, descriptor, shared memory or counter is
 left. It prints its seed; the same seed makes the same plan, though not the same timing.

@@ -55,8 +55,8 @@ def attempt(board_fd, slot=1, node_fd=None, limit=None):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("\\0" + os.urandom(8).hex())
     listener.listen()
-    arguments = [node, board_fd, os.open(".", os.O_PATH), listener.detach(), os.urandom(28), bytes(28), slot, 1, True, 2,
-                 0, 7, b"", 256, False, False]
+    arguments = [node, board_fd, os.open(".", os.O_PATH), listener.detach(), os.urandom(28), bytes(28), slot,
+                 1, True, 2, 0, 7, b"", 256, False, False]
     before = resource.getrlimit(limit[0]) if limit else None
     if limit:
         resource.setrlimit(limit[0], (limit[1](board_fd), before[1]))
@@ -105,7 +105,10 @@ FAULTS = {
     "cut board": ("dict(board_fd=board(size=4096))", "RuntimeError a board of 4096 bytes"),
     "no epoll": ("dict(board_fd=board(), limit=spare_descriptors(0))", "OSError [Errno 24] epoll_create1"),
     "no eventfd": ("dict(board_fd=board(), limit=spare_descriptors(1))", "OSError [Errno 24] eventfd"),
-    "no socket": ("dict(board_fd=board(), node_fd=os.open(sys.executable, 0))", "PermissionError [Errno 1] epoll_ctl"),
+    "no socket": (
+        "dict(board_fd=board(), node_fd=os.open(sys.executable, 0))",
+        "PermissionError [Errno 1] epoll_ctl",
+    ),
     "no thread": (
         "dict(board_fd=board(), limit=(resource.RLIMIT_AS, no_room_for_a_stack))",
         ("BlockingIOError [Errno 11] cannot start the runtime's thread", "MemoryError"),

@@ -286,7 +286,9 @@ def test_the_cost_of_records_can_be_measured(tmp_path: Path) -> None:
     done = run_module("benchmarks.events_cost", "--smoke", "--json", str(out))
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert len(found) == 4 and all(figures["with"] > 0 for kind in found.values() for figures in kind.values())
+    assert len(found) == 4 and all(
+        figures["with"] > 0 for kind in found.values() for figures in kind.values()
+    )
     assert done.stdout.count("difference") == 8
 
 

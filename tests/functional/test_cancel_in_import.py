@@ -1,4 +1,4 @@
-"""A cancellation that strikes in the middle of an import: the worker, which has half a module, serves nobody else."""
+"""A cancellation in the middle of an import: the worker, which has half a module, serves nobody else."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ def test_actors_that_keep_each_other_stay_until_they_let_go(cycle):
     ray.get(one.drop.remote())
     del one
     gc.collect()
-    eventually(lambda: not is_there("one") and not is_there("two"), "and the others, once the cycle is broken")
+    eventually(
+        lambda: not is_there("one") and not is_there("two"), "and the others, once the cycle is broken"
+    )
     eventually(lambda: introspection.counters()["blocks"] == 0)
 
 

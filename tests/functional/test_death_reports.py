@@ -1,6 +1,7 @@
 """What a process remembers of the dead: bounded, and never less than it still needs.
 
-The processes here are attached by hand to a node that is the test: it tells them of as many deaths as it likes.
+The processes here are attached by hand to a node that is the test: it tells them of as many deaths as it
+likes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What is known to go wrong in such runtimes, as far as no other file has it.
 
-Signals and leadership, hangs and the GIL, user code inside pickling, and refs that outlive what protected them.
+Signals and leadership, hangs and the GIL, user code inside pickling, and refs that outlive what protected
+them.
 """
 
 from __future__ import annotations

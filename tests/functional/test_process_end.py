@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-
 AT_EXIT = """
 import atexit, gc, os, sys, threading
 import ftray as ray

@@ -1,7 +1,7 @@
 """Who waits may spin for a moment: one process of the machine (its CPUs less one), and never on one CPU.
 
-The places for spinners stand on the board at offset 64. A place says until when it is taken, so that one whose
-holder was killed comes back by itself.
+The places for spinners stand on the board at offset 64. A place says until when it is taken, so that one
+whose holder was killed comes back by itself.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Places:
     def taken_until_ns(self) -> list[int]:
         """Of the places that are taken: until when (CLOCK_MONOTONIC)."""
         now = time.monotonic_ns()
-        return [until for until in struct.unpack_from(f"<{MOST_PLACES}Q", self._memory, PLACES_AT) if until > now]
+        return [
+            until for until in struct.unpack_from(f"<{MOST_PLACES}Q", self._memory, PLACES_AT) if until > now
+        ]
 
     def close(self) -> None:
         self._memory.close()

@@ -1,4 +1,4 @@
-"""A worker that loses ftrayd while its caller has not noticed: its generator is cut, and that is no clean end."""
+"""A worker loses ftrayd, and its caller has not noticed: its generator is cut, which is no clean end."""
 
 from __future__ import annotations
 

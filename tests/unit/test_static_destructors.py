@@ -1,9 +1,9 @@
 """No extension of the core destroys C++ objects when the process ends.
 
-Static destructors run in ``exit()``: while the background thread and daemon threads may still be in the core, and
-in a forked child of the driver on what other threads had half done. So what lives as long as the process is never
-destroyed. Looked at is what the compiler made: a global, a static inside a function or a thread-local object
-whose class has a destructor has it registered with one of these functions.
+Static destructors run in ``exit()``: while the background thread and daemon threads may still be in the
+core, and in a forked child of the driver on what other threads had half done. So what lives as long as the
+process is never destroyed. Looked at is what the compiler made: a global, a static inside a function or a
+thread-local object whose class has a destructor has it registered with one of these functions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ REGISTRARS = ("__cxa_atexit", "__cxa_thread_atexit", "__cxa_thread_atexit_impl",
 def registers(library: Path) -> list[str]:
     """The functions that a shared library needs of others and that run something at the end of the process.
 
-    Names of dynamic symbols stand in one string table, each between two zero bytes; names in debug information
-    may be shared suffixes, so only the whole word in that form counts.
+    Names of dynamic symbols stand in one string table, each between two zero bytes; names in debug
+    information may be shared suffixes, so only the whole word in that form counts.
     """
     table = dynamic_strings(library.read_bytes())
     return [name for name in REGISTRARS if b"\0" + name.encode() + b"\0" in table]
@@ -55,8 +55,8 @@ def dynamic_strings(elf: bytes) -> bytes:
 def test_an_extension_registers_no_destructor(module: str) -> None:
     [library] = Path(_core.__file__).parent.glob(f"{module}.*.so")
     assert not registers(library), (
-        f"_core/{module}.pyx has a static object with a destructor; allocate it with `new` and never delete it,"
-        " as `foreign` in segments.pyx"
+        f"_core/{module}.pyx has a static object with a destructor;"
+        " allocate it with `new` and never delete it, as `foreign` in segments.pyx"
     )
 
 
@@ -85,8 +85,8 @@ def test_the_scan_sees_destructors(tmp_path: Path, source: str) -> None:
 
 
 def test_the_scan_is_content_with_objects_that_stay(tmp_path: Path) -> None:
-    source = "#include <vector>\nstatic auto &all = *new std::vector<int>(); int f() { all.push_back(1); return all.size(); }"
-    assert not registers(compiled(source, tmp_path))
+    source = "static auto &all = *new std::vector<int>(); int f() { all.push_back(1); return all.size(); }"
+    assert not registers(compiled("#include <vector>\n" + source, tmp_path))
 
 
 @pytest.mark.parametrize("end", ["exit", "quick_exit"])
