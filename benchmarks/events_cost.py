@@ -3,8 +3,8 @@
 Run it on a quiet machine: ``python -m benchmarks.events_cost``. Two processes with a runtime each, one with
 records and one without, take turns of a fraction of a second, in pairs whose order alternates, so that what
 disturbs the machine disturbs both. For each kind of call it prints the medians of both, of the differences
-within pairs (with their quartiles), and the CPU time of a call in driver and worker, which other programs
-disturb least.
+within pairs (with their quartiles), and the least of each, for wall-clock time and for the CPU time of a
+call in driver and worker. Other programs disturb the least CPU time least.
 
 ``--control`` gives both processes records: what is printed then is the noise.
 """
@@ -150,6 +150,8 @@ def summary(turns: list[tuple[dict[str, float], dict[str, float]]], measure: str
     return {
         "with": statistics.median(a[measure] for a, _ in turns),
         "without": statistics.median(b[measure] for _, b in turns),
+        "least_with": min(a[measure] for a, _ in turns),
+        "least_without": min(b[measure] for _, b in turns),
         "difference": statistics.median(differences),
         "quartiles": [differences[quarter], differences[-1 - quarter]],
     }
@@ -185,7 +187,8 @@ def main() -> None:
             low, high = figures["quartiles"]
             print(
                 f"{kind:24} {measure:4}  with {figures['with']:7.2f} us, without {figures['without']:7.2f};"
-                f" difference {figures['difference']:+.2f} us (quartiles {low:+.2f} to {high:+.2f})"
+                f" difference {figures['difference']:+.2f} us (quartiles {low:+.2f} to {high:+.2f});"
+                f" least {figures['least_with']:.2f}, {figures['least_without']:.2f}"
             )
     if options.json:
         with open(options.json, "w") as file:
