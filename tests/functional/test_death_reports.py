@@ -78,6 +78,7 @@ class Member:
         theirs.close()
         self._reader = threading.Thread(target=self._read)  # DEATH_ACKs and the like are of no interest
         self._reader.start()
+        assert self("slot") == slot  # it is attached, and can be found by its socket
 
     def _read(self):
         while select.select([self._node], [], [])[0] and self._node.recv(1 << 16):
