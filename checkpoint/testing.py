@@ -20,23 +20,23 @@ from .host import ActorIdentity, Incident
 from .keys import to_file_name
 from .lineage import SnapshotName
 from .session import ActorSession
+from .stores.memory_journal import JournaledKey, MemoryJournals
 from .stores.protocol import Listing
 
 
-class _Key:
+class _Key(JournaledKey):
     def __init__(self) -> None:
-        self.claims: dict[int, bytes] = {}
-        self.seals: dict[int, bytes] = {}
+        super().__init__()
         self.snapshots: dict[SnapshotName, bytes] = {}
 
 
-class MemoryStore:
+class MemoryStore(MemoryJournals):
     """A store that lives and dies with the object. Behaves as any other; survives nothing."""
 
     def __init__(self, name: str = "test") -> None:
         self._name = name
         self._keys: dict[str, _Key] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def url(self) -> str:

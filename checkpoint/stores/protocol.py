@@ -7,9 +7,10 @@ lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import BinaryIO, NamedTuple, Protocol
 
+from ..journal import Buffer, Durability, Journal, JournalReading, OnDurable, OnFailure
 from ..lineage import SnapshotName
 
 
@@ -81,3 +82,98 @@ class Store(Protocol):
 
     def remove(self, key: str) -> None:
         """Remove a key with all that it holds."""
+
+    # -- journals and blobs: what `exactly_once` needs
+
+    def fence_journals(self, key: str, epoch: int) -> None:
+        """Seal the journals of all epochs before `epoch`, which holds the key.
+
+        After this returns no writer of theirs finds that a record of its may be answered, unless
+        `read_journal` called from now on returns it. Repeatable.
+        """
+
+    def read_journal(self, key: str, after: int) -> JournalReading:
+        """Read all records after position `after`, chained over epochs, each one verified.
+
+        Does not write. Beside a living writer it gives a prefix of what that has appended.
+
+        Raises
+        ------
+        CheckpointCorruptedError
+            A record does not verify elsewhere than in the unfinished tail of an epoch, or positions are
+            missing: between two epochs, or after `after` (then the journal was trimmed).
+        OSError
+            The medium.
+        """
+
+    def open_journal(
+        self,
+        key: str,
+        epoch: int,
+        first_position: int,
+        *,
+        durability: Durability = "process",
+        on_durable: OnDurable | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> Journal:
+        """Start the journal of `epoch`; the caller has claimed it, fenced older ones and read their records.
+
+        Parameters
+        ----------
+        first_position : int
+            Of the first record. Records of older epochs from there on do not count any more.
+        durability : {"process", "power"}
+            What the journal's `durable_position` is to survive.
+
+        Raises
+        ------
+        FencedError
+            A later epoch was claimed.
+        UnsupportedStoreError
+            The store does not survive as much.
+        CheckpointSaveError
+            The medium, or the epoch has a journal already.
+        """
+
+    def trim_journal(self, key: str, upto: int, epoch: int) -> None:
+        """Delete what of the journal lies wholly at or before `upto`, oldest first, for the holder.
+
+        The caller has a durable snapshot that includes `upto`. Stale epoch: nothing, and `FencedError`.
+        """
+
+    def last_running(self, key: str) -> tuple[bytes, int] | None:
+        """Return the call that the last incarnations died in, and how many did so in a row.
+
+        A death between calls neither adds to the row nor ends it; one in another call begins another, and
+        the end of the call forgets it. None if there is nothing of the sort, or after a new boot.
+        """
+
+    def put_blob(
+        self, key: str, epoch: int, name: str, parts: Sequence[Buffer], *, durability: Durability = "power"
+    ) -> None:
+        """Make a blob durable under an immutable name, whole or not at all.
+
+        Parameters
+        ----------
+        name : str
+            1 to 100 ASCII letters, digits, ``-`` and ``_``; new under this key.
+
+        Raises
+        ------
+        FencedError, CheckpointSaveError, CheckpointOptionError
+        """
+
+    def read_blob(self, key: str, name: str) -> bytes:
+        """Return a blob, verified.
+
+        `FileNotFoundError` if it is not there, `CheckpointFormatError` if it is not as it was written.
+        """
+
+    def list_blobs(self, key: str) -> list[str]:
+        """Return the names of all blobs, sorted."""
+
+    def delete_blobs(self, key: str, names: Collection[str], epoch: int) -> None:
+        """Delete blobs for the holder of `epoch`; names that are not there are passed over."""
+
+    def usage(self, key: str) -> Mapping[str, int]:
+        """Return bytes by kind: ``snapshots``, ``journal``, ``blobs``, ``other``."""

@@ -214,7 +214,12 @@ class TestMedium:
             tell([host.call(session, "checkpoint"), session.status()["state"]])
 
 
-DIE_AT = [p for p in faults.POINTS if p != "file.settle.swept"]
+SNAPSHOT_STEPS = ("file.mkdir.", "file.claim.", "file.seal.", "file.settle.", "file.put.", "file.delete.")
+DIE_AT = [
+    p
+    for p in faults.POINTS
+    if p.startswith((*SNAPSHOT_STEPS, "save.", "restore.")) and p != "file.settle.swept"
+]
 
 
 def _history(root: Path, tell: Callable[[Any], None], arm: Callable[[], Any]) -> None:
