@@ -8,7 +8,7 @@ armed by ``FTRAY_CHECKPOINT_FAULT=name[:exit|raise[:nth]]`` (read once, at impor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 EXIT_STATUS = 86
@@ -37,6 +37,34 @@ POINTS: tuple[str, ...] = (
     "file.put.fence_rechecked",
     "file.delete.begin",
     "file.delete.unlinked",
+    "file.fence.begin",
+    "file.fence.word_set",
+    "file.fence.done",
+    "file.journal.life_created",
+    "file.journal.segment_created",
+    "file.journal.segment_zeroed",
+    "file.journal.segment_synced",
+    "file.journal.segment_renamed",
+    "file.journal.segment_dir_synced",
+    "file.journal.past_synced",
+    "file.journal.half_written",
+    "file.journal.written",
+    "file.journal.synced",
+    "file.journal.rechecked",
+    "file.journal.ended",
+    "file.journal.marked",
+    "file.journal.closed",
+    "file.journal.trim_begin",
+    "file.journal.trimmed",
+    "file.blob.begin",
+    "file.blob.temp_created",
+    "file.blob.half_written",
+    "file.blob.written",
+    "file.blob.synced",
+    "file.blob.fence_checked",
+    "file.blob.renamed",
+    "file.blob.dir_synced",
+    "file.blob.deleted",
     "save.announced",
     "restore.claimed",
     "restore.verified",
@@ -85,6 +113,16 @@ def _from_environment() -> _Armed | None:
 
 
 active: _Armed | None = _from_environment()
+
+
+def spec(points: Collection[str]) -> tuple[str, str, int] | None:
+    """Return what is armed if it is one of `points`, for code that counts and acts by itself: no GIL there.
+
+    An exception that was to be raised becomes a failing system call.
+    """
+    if active is None or active.point not in points:
+        return None
+    return active.point, active.action if isinstance(active.action, str) else "raise", active.nth
 
 
 def hit(point: str) -> None:

@@ -43,7 +43,7 @@ def connect(text: str) -> Store:
     """Return the store that a path or URL names. Nothing is created yet."""
     from .local import LocalStore
 
-    return LocalStore(_unquote(resolve_url(text)[len("file://") :]))  # type: ignore[return-value]  # journals follow
+    return LocalStore(_unquote(resolve_url(text)[len("file://") :]))
 
 
 def _file_url(path: str) -> str:

@@ -16,105 +16,31 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from .. import faults
 from ..errors import CheckpointSaveError, CheckpointStoreError, FencedError, UntrustedStoreError
+from ..journal import Buffer
 from ..keys import from_file_name, to_file_name
 from ..lineage import SnapshotName
+from .local_files import (
+    CREATE,
+    empty_directory,
+    file_system,
+    fsync_directory,
+    fsync_path,
+    make_directories,
+    parse_name,
+    remove_file,
+    write_all,
+    write_file,
+)
+from .local_journal import LocalJournals
 from .protocol import Listing
 
-Bytes = bytes | bytearray | memoryview
-_WRITEV_PARTS = 512
 _VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
 _TRASH = ".trash-"
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-def _fsync(path: str, flags: int) -> None:
-    fd = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _fsync_directory(path: str) -> None:
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _make_directories(path: str) -> None:
-    """Create `path` with its parents, mode 0700, each durable in its own parent before the next."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    _make_directories(parent)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    if faults.active:
-        faults.hit("file.mkdir.created")
-    _fsync_directory(parent)
-
-
-def _write_all(fd: int, parts: Sequence[Bytes]) -> None:
-    """Write all of `parts` with few system calls: each one gives up the GIL and has to get it back."""
-    left = [memoryview(part) for part in parts if len(part)]
-    while left:
-        written = os.writev(fd, left[:_WRITEV_PARTS])
-        done = 0
-        while done < len(left) and written >= len(left[done]):
-            written -= len(left[done])
-            done += 1
-        del left[:done]
-        if written:
-            left[0] = left[0][written:]
-
-
-def _write_file(path: str, parts: Sequence[Bytes], durable: bool) -> None:
-    hit: Callable[[str], None] = faults.hit if faults.active and durable else lambda _: None
-    fd = os.open(path, _CREATE, 0o600)
-    try:
-        hit("file.put.temp_created")
-        _write_all(fd, parts[:1])
-        hit("file.put.half_written")
-        _write_all(fd, parts[1:])
-        hit("file.put.written")
-        if durable:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    if faults.active:
-        faults.hit("file.put.synced" if durable else "file.seal.written")
-
-
-def _remove_file(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def _empty(directory: str) -> None:
-    """Delete a flat directory; others may be deleting the same one."""
-    try:
-        for name in os.listdir(directory):
-            _remove_file(os.path.join(directory, name))
-        os.rmdir(directory)
-    except FileNotFoundError:
-        pass
-
-
-def _parse(name: str, prefix: str, suffix: str, fields: int) -> tuple[int, ...] | None:
-    if not (name.startswith(prefix) and name.endswith(suffix)):
-        return None
-    parts = name[len(prefix) : len(name) - len(suffix)].split("-")
-    if len(parts) < fields or not all(p.isascii() and p.isdigit() for p in parts[:fields]):
-        return None
-    return tuple(int(p) for p in parts[:fields])
 
 
 def snapshot_file(name: SnapshotName) -> str:
@@ -126,24 +52,7 @@ def _epoch_file(epoch: int, kind: str) -> str:
     return f"epoch-{epoch:010}.{kind}"
 
 
-def _file_system(path: str) -> str:
-    """Return the type of the file system of `path` (or its nearest parent), "" if it cannot be told."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo") as lines:
-            for line in lines:
-                left, _, right = line.partition(" - ")
-                if left.split()[2] == wanted:
-                    return right.split()[0]
-    except OSError:
-        return ""
-    return ""
-
-
-class LocalStore:
+class LocalStore(LocalJournals):
     """Snapshots under a directory of the local disk."""
 
     def __init__(self, root: str) -> None:
@@ -159,7 +68,7 @@ class LocalStore:
     @property
     def survives(self) -> frozenset[str]:
         """Process deaths and, unless the directory lies in memory, loss of power."""
-        volatile = _file_system(self._root) in _VOLATILE
+        volatile = file_system(self._root) in _VOLATILE
         return frozenset({"process"}) if volatile else frozenset({"process", "power"})
 
     def _directory(self, key: str) -> str:
@@ -189,11 +98,11 @@ class LocalStore:
         except OSError as error:
             raise self._unlisted(error) from error
         for name in names:
-            if found := _parse(name, "epoch-", ".claim", 1):
+            if found := parse_name(name, "epoch-", ".claim", 1):
                 claims.append(found[0])
-            elif found := _parse(name, "epoch-", ".seal", 1):
+            elif found := parse_name(name, "epoch-", ".seal", 1):
                 seals.append(found[0])
-            elif found := _parse(name, "snap-", ".ckpt", 2):
+            elif found := parse_name(name, "snap-", ".ckpt", 2):
                 snapshots.append(SnapshotName(*found))
         return Listing(sorted(claims), sorted(seals), sorted(snapshots))
 
@@ -250,9 +159,9 @@ class LocalStore:
         """Publish `epoch` by exclusive creation."""
         directory = self._directory(key)
         try:
-            _make_directories(directory)
+            make_directories(directory)
             self._check_trust(key)
-            fd = os.open(self._path(key, _epoch_file(epoch, "claim")), _CREATE, 0o600)
+            fd = os.open(self._path(key, _epoch_file(epoch, "claim")), CREATE, 0o600)
         except FileExistsError:
             return False
         except OSError as error:
@@ -261,20 +170,24 @@ class LocalStore:
             if faults.active:
                 faults.hit("file.claim.created")
             try:
-                _write_all(fd, [record])
+                write_all(fd, [record])
             finally:
                 os.close(fd)
         except OSError as error:  # the number stays taken
             raise self._failed("claim", key, error) from error
         if faults.active:
             faults.hit("file.claim.written")
-        return self.scan(key).claims[-1:] == [epoch]
+        if self.scan(key).claims[-1:] != [epoch]:
+            return False
+        self._fence_lives(key, epoch)
+        return True
 
     def seal(self, key: str, epoch: int, record: bytes) -> None:
         """Publish which snapshots are this epoch's past."""
         if faults.active:
             faults.hit("file.seal.begin")
-        self._publish(key, epoch, f"{epoch:010}-seal", _epoch_file(epoch, "seal"), [record], durable=False)
+        name = _epoch_file(epoch, "seal")
+        self._publish(key, epoch, f"{epoch:010}-seal", name, [record], "file.seal", durable=False)
 
     def settle(self, key: str, epoch: int) -> None:
         """Make claim and seal durable, then remove what is older.
@@ -286,11 +199,11 @@ class LocalStore:
             faults.hit("file.settle.begin")
         try:
             for kind in ("claim", "seal"):
-                _fsync(self._path(key, _epoch_file(epoch, kind)), os.O_RDONLY)
+                fsync_path(self._path(key, _epoch_file(epoch, kind)), os.O_RDONLY)
             if faults.active:
                 faults.hit("file.settle.synced")
-            _fsync_directory(self._directory(key))
-            _fsync_directory(self._root)  # whoever made the key's directory may have died before this
+            fsync_directory(self._directory(key))
+            fsync_directory(self._root)  # whoever made the key's directory may have died before this
             if faults.active:
                 faults.hit("file.settle.dir_synced")
             self._drop_epochs(key, epoch)
@@ -304,21 +217,22 @@ class LocalStore:
         # Lowest first, so that no claim goes before a lower one: `_look_at_fence` relies on it.
         stale = [_epoch_file(e, "seal") for e in listing.seals if e < below]
         stale += [_epoch_file(e, "claim") for e in listing.claims if e < below]
+        stale += self._stale_lives(key, below)
         for name in stale:
-            _remove_file(self._path(key, name))
+            remove_file(self._path(key, name))
             if faults.active:
                 faults.hit("file.settle.dropped")
 
     def _sweep(self, key: str, below: int) -> None:
         for name in os.listdir(self._directory(key)):
-            found = _parse(name, ".tmp-", "", 1)
+            found = parse_name(name, ".tmp-", "", 1)
             if found and found[0] < below:
-                _remove_file(self._path(key, name))
+                remove_file(self._path(key, name))
                 if faults.active:
                     faults.hit("file.settle.swept")
         for name in os.listdir(self._root):
             if name.startswith(_TRASH):
-                _empty(os.path.join(self._root, name))
+                empty_directory(os.path.join(self._root, name))
 
     def read_claim(self, key: str, epoch: int) -> bytes:
         """Return the record of a claim."""
@@ -334,38 +248,49 @@ class LocalStore:
         fd = os.open(self._path(key, file_name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         return open(fd, "rb", buffering=0)
 
-    def put(self, key: str, name: SnapshotName, parts: Sequence[Bytes]) -> None:
+    def put(self, key: str, name: SnapshotName, parts: Sequence[Buffer]) -> None:
         """Make a snapshot durable."""
         if faults.active:
             faults.hit("file.put.begin")
         tag = f"{name.epoch:010}-{name.sequence:012}"
-        self._publish(key, name.epoch, tag, snapshot_file(name), parts, durable=True)
+        self._publish(key, name.epoch, tag, snapshot_file(name), parts, "file.put", durable=True)
         if faults.active:
             faults.hit("file.put.fence_rechecked")
 
     def _publish(
-        self, key: str, epoch: int, tag: str, final_name: str, parts: Sequence[Bytes], *, durable: bool
+        self,
+        key: str,
+        epoch: int,
+        tag: str,
+        final_name: str,
+        parts: Sequence[Buffer],
+        steps: str,
+        *,
+        durable: bool,
     ) -> None:
         """Temporary file, fsync, look at the fence, rename, fsync of the directory, check the fence."""
+
+        def hit(step: str) -> None:
+            if faults.active and f"{steps}.{step}" in faults.POINTS:
+                faults.hit(f"{steps}.{step}")
+
         directory = self._directory(key)
         temp = os.path.join(directory, f".tmp-{tag}-{os.getpid()}-{os.urandom(6).hex()}")
         final = os.path.join(directory, final_name)
         renamed = False
         try:
-            _write_file(temp, parts, durable)
+            write_file(temp, parts, durable, hit)
             self._look_at_fence(key, epoch)
-            if faults.active and durable:
-                faults.hit("file.put.fence_checked")
+            hit("fence_checked")
             if os.path.lexists(final):
-                raise CheckpointSaveError(f"{final} exists already; snapshots are never overwritten")
+                raise CheckpointSaveError(f"{final} exists already; nothing is overwritten here")
             os.rename(temp, final)
             renamed = True
-            if faults.active:
-                faults.hit("file.put.renamed" if durable else "file.seal.renamed")
+            hit("renamed")
             if durable:
-                _fsync_directory(directory)
+                fsync_directory(directory)
         except FencedError:
-            _remove_file(temp)
+            remove_file(temp)
             raise
         except (OSError, CheckpointSaveError, CheckpointStoreError) as error:
             # Not after the rename by a stale epoch: its successor may have taken the file as its own past.
@@ -374,14 +299,13 @@ class LocalStore:
             if isinstance(error, OSError):
                 raise self._failed("save", key, error) from error
             raise
-        if faults.active and durable:
-            faults.hit("file.put.dir_synced")
+        hit("dir_synced")
         self._check_fence(key, epoch)
 
     def _give_up(self, key: str, epoch: int, path: str) -> None:
         if os.path.basename(path).startswith(".tmp-") or self.scan(key).claims[-1:] == [epoch]:
             try:
-                _remove_file(path)
+                remove_file(path)
             except OSError:  # the medium refuses everything: the error that led here is the one to report
                 pass
 
@@ -405,7 +329,7 @@ class LocalStore:
         self._look_at_fence(key, epoch)
         try:
             for name in sorted(names):
-                _remove_file(self._path(key, snapshot_file(name)))
+                remove_file(self._path(key, snapshot_file(name)))
                 if faults.active:
                     faults.hit("file.delete.unlinked")
         except OSError as error:
@@ -413,10 +337,11 @@ class LocalStore:
 
     def remove(self, key: str) -> None:
         """Remove a key with all that it holds: renamed out of sight at once, then deleted."""
+        self._fence_all(key)
         trash = os.path.join(self._root, f"{_TRASH}{os.getpid()}-{os.urandom(6).hex()}")
         try:
             os.rename(self._directory(key), trash)
         except FileNotFoundError:
             return
-        _fsync_directory(self._root)
-        _empty(trash)
+        fsync_directory(self._root)
+        empty_directory(trash)
