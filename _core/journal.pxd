@@ -28,6 +28,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
         ACT_EXIT
         ACT_RAISE
         ACT_STALL
+        ACT_STOP
 
     cppclass Part:
         const char* data

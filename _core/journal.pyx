@@ -74,7 +74,7 @@ POINTS = (
     "file.journal.marked",
     "file.journal.closed",
 )
-cdef dict _ACTIONS = {"exit": ACT_EXIT, "raise": ACT_RAISE, "stall": ACT_STALL}
+cdef dict _ACTIONS = {"exit": ACT_EXIT, "raise": ACT_RAISE, "stall": ACT_STALL, "stop": ACT_STOP}
 cdef double _SLICE_S = 0.05
 _REASONS = {FENCED: "fenced", MEDIUM: "medium", CLOSED: "closed", FORKED: "forked", BAD_SIZE: "size", NO_MEMORY: "memory"}
 
@@ -125,7 +125,7 @@ cdef class LocalJournal:
     past : sequence of str
         Names of the segments of older epochs, which `power` makes durable before anything else.
     fault : tuple of (str, str, int), optional
-        A fault point to arm from the start: name, action ("exit", "raise", "stall"), n-th time.
+        A fault point to arm from the start: name, action (see `inject`), n-th time.
     """
 
     def __cinit__(self):
@@ -336,7 +336,11 @@ cdef class LocalJournal:
             raise self._error_of("forked", "use", 0)
 
     def inject(self, str point, str action, int nth=1):
-        """For tests: act when a step is reached for the n-th time."""
+        """For tests: act when a step is reached for the n-th time.
+
+        ``exit`` ends the process, ``raise`` makes the step fail with EIO, ``stall`` keeps the thread there until
+        `release` (one that holds the GIL keeps it), ``stop`` stops the process with SIGSTOP.
+        """
         self.j.arm(POINTS.index(point) + 1, _ACTIONS[action], nth)
 
     def release(self):
