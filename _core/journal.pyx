@@ -18,7 +18,6 @@ Left to others: claims, fencing and reading (`checkpoint.stores`), when a record
 import threading
 
 from cython.operator cimport dereference as deref
-from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.string cimport string

@@ -36,7 +36,7 @@ from .local_files import (
     write_all,
     write_file,
 )
-from .local_journal import LocalJournals
+from .local_journal import LocalJournals, journal_epoch
 from .protocol import Listing
 
 _VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
@@ -90,7 +90,7 @@ class LocalStore(LocalJournals):
     def scan(self, key: str) -> Listing:
         """List one key."""
         self._check_trust(key)
-        claims, seals, snapshots = [], [], []
+        claims, seals, snapshots, journals = [], [], [], set()
         try:
             names = os.listdir(self._directory(key))
         except FileNotFoundError:
@@ -104,7 +104,9 @@ class LocalStore(LocalJournals):
                 seals.append(found[0])
             elif found := parse_name(name, "snap-", ".ckpt", 2):
                 snapshots.append(SnapshotName(*found))
-        return Listing(sorted(claims), sorted(seals), sorted(snapshots))
+            elif (epoch := journal_epoch(name)) is not None:
+                journals.add(epoch)
+        return Listing(sorted(claims), sorted(seals), sorted(snapshots), sorted(journals))
 
     def _check_trust(self, key: str) -> None:
         """Refuse a directory into which somebody else could have put a pickle of their own."""

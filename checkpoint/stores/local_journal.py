@@ -72,6 +72,12 @@ class SegmentFile:
         self.name, self.epoch, self.number, self.durability = name, epoch, number, durability
 
 
+def journal_epoch(name: str) -> int | None:
+    """Return the epoch of a file of a journal, None for any other file."""
+    found = _SEGMENT.fullmatch(name) or _LIFE.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def boot_bytes() -> bytes:
     """Return the id of this boot as 16 bytes, zeros where there is none."""
     from ..snapshots import boot_id

@@ -15,16 +15,22 @@ from ..lineage import SnapshotName
 
 
 class Listing(NamedTuple):
-    """All that a store holds under one key, each list ascending."""
+    """All that a store holds under one key, each list ascending.
+
+    ``journals`` are the epochs that have anything of a journal: a loss of power may leave that without its
+    claim.
+    """
 
     claims: list[int]
     seals: list[int]
     snapshots: list[SnapshotName]
+    journals: Sequence[int] = ()
 
     @property
     def newest_epoch(self) -> int:
         """The highest epoch that was ever used here, 0 for a fresh key."""
-        return max([0, *self.claims[-1:], *self.seals[-1:], *(s.epoch for s in self.snapshots[-1:])])
+        snapshots = (s.epoch for s in self.snapshots[-1:])
+        return max([0, *self.claims[-1:], *self.seals[-1:], *snapshots, *self.journals[-1:]])
 
 
 class Store(Protocol):

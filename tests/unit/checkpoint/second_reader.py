@@ -1,4 +1,4 @@
-"""A second reader of journal segments, written from docs/storage-format.md alone. Shares no code with ftray."""
+"""A second reader of journal segments, written from docs/storage-format.md alone, without ftray's code."""
 
 from __future__ import annotations
 

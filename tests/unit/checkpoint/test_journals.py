@@ -44,6 +44,21 @@ class TestMemoryJournal(JournalSuite):
         return store
 
 
+def test_the_benchmark_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import journal as benchmark
+
+    rows = benchmark.main(["--records", "2000", "--directory", str(tmp_path)])
+    assert [row.name.split(",")[0] for row in rows] == [
+        "process",
+        "power",
+        "power",
+        "power",
+        "bare fdatasync of 64",
+    ]
+    assert all(row.records and row.append_s > 0 and row.durable_s > 0 for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
 def test_the_core_fulfils_the_protocol(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     assert store.claim("k", 1, b"")

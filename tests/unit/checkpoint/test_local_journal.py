@@ -1,4 +1,4 @@
-"""What the local journal adds to the suite: deaths at every step, stale writers, media that fail or are full."""
+"""What the local journal adds to the suite: deaths at every step, stale writers, failing or full media."""
 
 from __future__ import annotations
 
@@ -211,7 +211,9 @@ def test_a_takeover_inside_a_commit(tmp_path: Path, step: str) -> None:
     assert taken in (3, 4)
     fill(new, taken + 1, 6)
     old.release()
-    if step == "rechecked":  # it had looked before the successor came: the record is read, the answer goes out
+    if (
+        step == "rechecked"
+    ):  # it had looked before the successor came: the record is read, the answer goes out
         assert taken == 4
         old.wait(4, WAIT_S)
         old.append(payload(5))
@@ -273,7 +275,7 @@ def test_a_writer_that_was_stopped_and_goes_on(tmp_path: Path, durability: str) 
 @BOTH
 @pytest.mark.parametrize("step", ["half_written", "written", "synced", "rechecked"])
 def test_a_writer_that_was_stopped_inside_a_record(tmp_path: Path, durability: str, step: str) -> None:
-    """Stopped in the middle of storing it, behind the store, behind the fsync, behind the look at the fence."""
+    """Stopped while storing it, behind the store, behind the fsync, behind the look at the fence."""
     if durability == "process" and step in ("synced", "rechecked"):
         step = "written"
     _stopped_writer(tmp_path, durability, step)
@@ -380,6 +382,16 @@ class TestFiles:
         store.seal(KEY, epoch, b"")
         store.settle(KEY, epoch)
         assert [p.name for p in (tmp_path / DIRECTORY).glob("*.live")] == [f"epoch-{epoch:010}.live"]
+        journal.close(WAIT_S)
+
+    @BOTH
+    def test_a_claim_that_a_loss_of_power_took(self, tmp_path: Path, durability: str) -> None:
+        _, journal = begin(LocalStore(str(tmp_path)), durability)
+        fill(journal, 1, 3)
+        journal.close(WAIT_S)
+        (tmp_path / DIRECTORY / "epoch-0000000001.claim").unlink()
+        epoch, journal = begin(LocalStore(str(tmp_path)), durability)
+        assert epoch == 2 and journal.last_position == 3
         journal.close(WAIT_S)
 
     def test_unused_segments_do_not_stay(self, tmp_path: Path) -> None:

@@ -162,7 +162,11 @@ class TestChains:
         assert judge(second, after=22)[0] == upto(30, 23)
 
     def test_a_missing_segment(self) -> None:
-        first, second, third = (build(1, 9, tail=END), build(10, 19, number=2, tail=END), build(20, 25, number=3))
+        first, second, third = (
+            build(1, 9, tail=END),
+            build(10, 19, number=2, tail=END),
+            build(20, 25, number=3),
+        )
         with pytest.raises(CheckpointCorruptedError, match="segment 2 is missing|position 10"):
             judge(first, third)
         with pytest.raises(CheckpointCorruptedError, match="another one follows"):
@@ -203,7 +207,9 @@ class TestChains:
 
 class TestUnread:
     @staticmethod
-    def unread(durability: str, *, blank: bool, header: bool = True, same_boot: bool = False) -> recovery.Unread:
+    def unread(
+        durability: str, *, blank: bool, header: bool = True, same_boot: bool = False
+    ) -> recovery.Unread:
         return recovery.Unread(2, 1, durability, "zeros", header, blank, same_boot)
 
     @pytest.mark.parametrize("durability", ["process", "power"])
@@ -211,7 +217,9 @@ class TestUnread:
         epochs = {1: [scan(build(1, 9))], 2: [self.unread(durability, blank=True)]}
         chosen = recovery.judge(epochs, OTHER, 0, {})
         assert chosen.last_position == 9
-        assert bool(chosen.lost) == (durability == "process") and bool(chosen.notes) == (durability == "power")
+        assert bool(chosen.lost) == (durability == "process") and bool(chosen.notes) == (
+            durability == "power"
+        )
 
     def test_damage(self) -> None:
         for bad in (
@@ -284,7 +292,11 @@ def test_any_prefix_of_the_bytes_gives_a_prefix_of_the_records(payloads: list[by
     scanned = scan(data[: 4096 + cut].ljust(16384, b"\0"))
     got = [segments.payload_of(data, r) for r in scanned.records]
     assert got == payloads[: len(got)]
-    assert len(got) == len(payloads) or scanned.records == [] or scanned.records[-1].next_offset <= 4096 + cut + 8
+    assert (
+        len(got) == len(payloads)
+        or scanned.records == []
+        or scanned.records[-1].next_offset <= 4096 + cut + 8
+    )
 
 
 class TestFormat:
