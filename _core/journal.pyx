@@ -18,7 +18,7 @@ Left to others: claims, fencing and reading (`checkpoint.stores`), when a record
 import threading
 
 from cython.operator cimport dereference as deref
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 
@@ -95,7 +95,10 @@ def crc32(data, uint32_t crc=0):
 
 def _notify(LocalJournal journal):
     """Body of the thread that tells Python users; it ends with the journal."""
-    cdef uint64_t seen = 0, now
+    # In `process` a position is durable when `append` returns: there is only a failure to be told.
+    cdef bint power = "power" in journal.survives
+    cdef uint64_t seen = 0 if power else UINT64_MAX
+    cdef uint64_t now
     while True:
         with nogil:
             journal.j.wait_news(seen)

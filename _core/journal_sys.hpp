@@ -73,14 +73,18 @@ struct Journal : Maker {
     bool fence_set() const noexcept {
         return reinterpret_cast<const std::atomic<uint64_t>*>(life + L_FENCE)->load(std::memory_order_relaxed) != 0;
     }
-    bool claim_stands() const noexcept {
-        if (faccessat(c.dir_fd, next_claim, F_OK, AT_SYMLINK_NOFOLLOW) == 0) return false;
-        return faccessat(c.dir_fd, own_claim, F_OK, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT;
+    /* 0: no later claim, and the own one is there. ENOENT: fenced. Else it cannot be told. */
+    int look_at_claims() const noexcept {
+        if (faccessat(c.dir_fd, next_claim, F_OK, AT_SYMLINK_NOFOLLOW) == 0) return ENOENT;
+        if (errno != ENOENT) return errno;
+        return faccessat(c.dir_fd, own_claim, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : errno;
     }
     bool holds() noexcept {
         std::atomic_thread_fence(std::memory_order_seq_cst);
-        if (!fence_set() && claim_stands()) return true;
-        fail(FENCED, 0, "fence");
+        int err = fence_set() ? ENOENT : look_at_claims();
+        if (!err) return true;
+        if (err == ENOENT) fail(FENCED, 0, "fence");
+        else fail(MEDIUM, err, "look for later claims");
         return false;
     }
 
@@ -241,7 +245,6 @@ struct Journal : Maker {
         if (!size || size > MAX_RECORD) { code = BAD_SIZE; return 0; }
         if (generation.load(std::memory_order_relaxed) != born) { code = FORKED; return 0; }
         uint64_t position = 0;
-        bool failed_now = false;
         try {
             std::unique_lock<std::mutex> guard(lock);
             if ((code = failure.load(std::memory_order_relaxed)) != OK) return 0;
@@ -263,10 +266,9 @@ struct Journal : Maker {
                 look_ahead();
                 if (asleep || !retired.empty()) { asleep = false; work.notify_one(); }
             }
-            code = failure.load();
-            failed_now = code != OK;
+            code = failure.load();   /* the journal's thread tells of it */
         } catch (...) { code = NO_MEMORY; return 0; }
-        if (failed_now) { tell_failed(); return 0; }
+        if (code != OK) return 0;
         if (position) { n_records.fetch_add(1, std::memory_order_relaxed); n_bytes.fetch_add(size, std::memory_order_relaxed); }
         return position;
     }

@@ -13,7 +13,6 @@ or its record is read. A writer that had no life file yet looks for later claims
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -485,11 +484,11 @@ class LocalJournals:
         self._look_at_fence(key, epoch)
         files = self._segments(key)
         try:
-            for file, following in itertools.pairwise(files):
-                first = self._first_position(key, following)
-                if file.epoch >= epoch and following.epoch != file.epoch:
-                    break
-                if first is None or first > upto + 1:
+            firsts = [self._first_position(key, file) for file in files]
+            for index, file in enumerate(files):
+                # A segment ends where the next one that was used begins; the last one is in use.
+                end = next((first for first in firsts[index + 1 :] if first is not None), None)
+                if end is None or end > upto + 1:
                     break
                 remove_file(self._path(key, file.name))
                 if faults.active:
@@ -499,8 +498,11 @@ class LocalJournals:
 
     def _first_position(self, key: str, file: SegmentFile) -> int | None:
         """Where a segment begins; None if it holds nothing that says so."""
-        with open(self._path(key, file.name), "rb", buffering=0) as opened:
-            return segments.first_position(opened.read)
+        try:
+            with open(self._path(key, file.name), "rb", buffering=0) as opened:
+                return segments.first_position(opened.read)
+        except CheckpointFormatError:  # never written, or damaged: the reader says which
+            return None
 
     # -- blobs
 
