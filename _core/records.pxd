@@ -42,6 +42,7 @@ cdef enum HeadFault:
     HEAD_NUMBER = 5          # n is 0 in a call without a key
     HEAD_PARENT = 6          # no parent, in a call without a key
     HEAD_KEYED_CALLER = 7    # a parent or numbers, in a call with a key
+    HEAD_CALL_ID = 8         # all zeros
 
 cdef inline size_t head_size(uint16_t nattempts, uint16_t nchain) noexcept nogil:
     return sizeof(CallHead) + 4 * <size_t>nattempts + 16 * <size_t>nchain

@@ -46,6 +46,7 @@ HEAD_FAULTS = {
     HEAD_NUMBER: "calls are numbered from 1",
     HEAD_PARENT: "it names no caller and has no call_key",
     HEAD_KEYED_CALLER: "a call with a call_key has no parent, number or acknowledgement",
+    HEAD_CALL_ID: "the call has no identity",
 }
 
 
@@ -78,6 +79,8 @@ cdef HeadFault head_check(const char *p, size_t size) noexcept nogil:
         return HEAD_KIND
     if h.flags & ~HEAD_KEYED:
         return HEAD_FLAGS
+    if no_id(h.call_id):
+        return HEAD_CALL_ID
     if h.flags & HEAD_KEYED:
         return HEAD_OK if no_id(h.parent) and h.n == 0 and h.acked == 0 else HEAD_KEYED_CALLER
     if h.n == 0:

@@ -78,7 +78,9 @@ def test_data_needs_nothing_that_acts(name: str) -> None:
 
 # --- _core: Cython
 
-CORE_DECISIONS = ("refs", "rules", "alloc", "streams", "lineage")
+CORE_DECISIONS = ("refs", "rules", "alloc", "streams", "lineage", "ledger", "ledgerfile")
+CORE_DATA = {"ftray._core.ledgertypes", "ftray._core.records", "ftray._core.buf"}  # layouts
+CORE_HEADERS = ("ledger", "identity", "crc32")  # C++ of decisions
 C_LIBRARY = re.compile(r"libc\.(stdint|string|stddef|limits)|libcpp(\.\w+)?|cython\.operator")
 MEMORY = {"malloc", "calloc", "free"}  # of libc.stdlib
 TYPES = "ftray._core.types"
@@ -118,13 +120,14 @@ def violations(name: str, text: str) -> set[str]:
             found |= {f"type {n}" for n in re.findall(r"\w+", names) if n in ACTING_TYPES}
         elif module == "libc.stdlib":
             found |= {f"from {module} cimport {n}" for n in re.findall(r"\w+", names) if n not in MEMORY}
-        elif not C_LIBRARY.fullmatch(module) and module not in ours:
+        elif not C_LIBRARY.fullmatch(module) and module not in ours | CORE_DATA:
             found.add(statement)
     code = without_prose(text)
     headers = re.findall(r"#include\s*[<\"]([^>\"]+)[>\"]", code) + re.findall(
         r"cdef extern from \"([^\"]+)\"", code
     )
-    found |= {f"header {header}" for header in headers if header not in HEADERS}
+    own = {f"{header}.hpp" for header in CORE_HEADERS} | {"types.hpp"}
+    found |= {f"header {header}" for header in headers if header not in HEADERS | own}
     found |= {f"call {match.group(1)}" for match in ACTING_WORDS.finditer(code)}
     return found - EXCEPTIONS.get(name, set())
 
@@ -133,6 +136,11 @@ def violations(name: str, text: str) -> set[str]:
 @pytest.mark.parametrize("name", CORE_DECISIONS)
 def test_decisions_of_the_core_are_pure(name: str, suffix: str) -> None:
     assert not violations(name, (CORE / f"{name}.{suffix}").read_text())
+
+
+@pytest.mark.parametrize("name", CORE_HEADERS)
+def test_headers_of_decisions_are_pure(name: str) -> None:
+    assert not violations(name, (CORE / f"{name}.hpp").read_text())
 
 
 @pytest.mark.parametrize(

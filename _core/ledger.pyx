@@ -1,0 +1,544 @@
+"""Which calls an exactly-once actor has accepted, and what it has answered.
+
+Owns: per caller (the CallID of the task or method that calls, or a root) the calls by number and retry, each accepted or done with its
+reply. Pure: no I/O, clock or chance; the journal is the gate's business. Leaves to others: what makes a reply durable, who runs what.
+
+Rules
+-----
+* An identity is (caller, n, retry), or the CallID for a call that its caller named by a key. It runs once: a known one is attached to
+  the run, answered from the record, or refused; what was ever accepted is not `NEW` again, unless `forget` said that it did not run.
+* A refusal (`MISMATCH`, `STALE_ATTEMPT`, `ROLLED_BACK`, `CYCLE`) changes nothing, not even what is known of the caller.
+* Attempts compare from the root down: an older attempt of any ancestor is stale. A call by key belongs to no caller and is never stale.
+* A caller acknowledges by `acked`: it has the replies of its calls below. When nobody can make these calls again (the caller is itself
+  the root, of a session or a process) they go at once, and "n < acked" is their identity. Otherwise a re-executed caller may ask
+  again, so they only become droppable. A reply to a call by key is droppable from the beginning, because nobody acknowledges it.
+* Beyond the bounds (bytes of replies, calls accepted or answered) droppable replies go, in the order in which they became droppable, never
+  the one that has just come. What goes leaves its identity: the number (ranges of numbers, so that the calls of one caller cost
+  8 bytes together when they go in order), or CallID and digest of a call by key (24 bytes; for ever). Asking for it says `EXPIRED`,
+  for a numbered call whatever the arguments and the retry: its digest goes with its reply.
+* Replies that are not droppable are never dropped: while they fill a bound, a caller that has calls without acknowledgement is
+  `HELD_BACK`. One that has none is let in, so that no caller is stopped by another one's debts for ever: at most one call for
+  each caller is beyond the bounds.
+* `release` means that a caller can never run again *and that all its calls have been answered*: everything about it goes. Its calls under way
+  go when they end; a call by a released caller makes it a caller again.
+* A dump has no accepted calls: the process that ran them is gone when it is loaded, and their callers ask again.
+"""
+
+from libc.stdint cimport INT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+from libcpp.vector cimport vector
+from ftray._core.ledgerfile cimport DumpFault, ledger_dump, ledger_load
+from ftray._core.ledgertypes cimport ENTRY_ACCEPTED, ENTRY_DONE, Caller, CallerP, Entry, KeyedSlot, LedgerState
+from ftray._core.records cimport HEAD_KEYED, HEAD_OK, ROOT_JOB, CallHead, HeadFault, head_check, raise_head_fault
+from ftray._core.types cimport Blob, Id16, blob_drop, blob_value
+
+
+class LedgerFormatError(ValueError):
+    """These bytes are not a whole, unchanged ledger of a version that is known."""
+
+
+# --- heads
+
+cdef inline Id16 id_at(const void *p) noexcept nogil:
+    cdef Id16 id
+    memcpy(&id, p, 16)
+    return id
+
+
+cdef inline uint64_t order_of(const CallHead *h) noexcept nogil:
+    return <uint64_t>h.n << 16 | h.retry
+
+
+cdef bint in_chain(const char *head, const Id16 *key) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef const char *chain = head + sizeof(CallHead) + 4 * <size_t>h.nattempts
+    cdef size_t i
+    for i in range(h.nchain):
+        if memcmp(chain + 16 * i, key, 16) == 0:
+            return True
+    return False
+
+
+cdef int compare_attempts(const char *head, Caller *c) noexcept nogil:
+    """Are those of the head older (-1), the same (0) or newer (1) than the newest seen? The root's come first."""
+    cdef const CallHead *h = <const CallHead *>head
+    cdef uint32_t theirs
+    cdef size_t i
+    for i in range(h.nattempts):
+        if i == c.attempts.size():
+            return 1
+        memcpy(&theirs, head + sizeof(CallHead) + 4 * i, 4)
+        if theirs != c.attempts[i]:
+            return 1 if theirs > c.attempts[i] else -1
+    return -1 if h.nattempts < c.attempts.size() else 0
+
+
+cdef void note_attempts(const char *head, Caller *c) noexcept nogil:
+    cdef uint16_t count = (<const CallHead *>head).nattempts
+    c.attempts.resize(count)
+    if count:
+        memcpy(c.attempts.data(), head + sizeof(CallHead), 4 * <size_t>count)
+
+
+cdef Caller *enter_caller(LedgerState *l, const char *head) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef Caller *c = l.caller_new(id_at(h.parent))
+    c.root = id_at(h.root)
+    c.root_kind = h.root_kind
+    c.forgets = h.root_kind != ROOT_JOB and c.root == c.id
+    note_attempts(head, c)
+    return c
+
+
+# --- entries
+
+cdef Entry *enter(LedgerState *l, Caller *c, const CallHead *h, uint64_t digest) noexcept nogil:
+    cdef Entry *e = new Entry()
+    e.caller = c
+    e.call_id = id_at(h.call_id)
+    e.digest = digest
+    e.n = h.n
+    e.retry = h.retry
+    l.calls += 1
+    l.accepted += 1
+    if c == NULL:
+        l.keyed_put(e.call_id, e)
+        l.keyed_accepted += 1
+    else:
+        c.row.insert(e)
+        c.accepted += 1
+        c.released = False
+    return e
+
+
+cdef void discard(LedgerState *l, Entry *e) noexcept nogil:
+    """What the ledger as a whole counts and lists of an entry whose place is already empty; and the entry."""
+    l.calls -= 1
+    if e.droppable:
+        l.droppable.remove(e)
+    if e.reply != NULL:
+        l.reply_bytes -= e.reply.size
+    del e
+
+
+cdef void remove(LedgerState *l, Entry *e) noexcept nogil:
+    if e.caller == NULL:
+        l.keyed_erase(e.call_id)
+    else:
+        e.caller.row.remove(e)
+    discard(l, e)
+
+
+cdef void expire(LedgerState *l, Entry *e) noexcept nogil:
+    """Its reply goes, its identity stays."""
+    if e.caller == NULL:
+        l.keyed_expired.add(e.call_id, e.digest)
+        l.expired += 1
+    elif e.caller.expired.add(e.n):
+        l.expired += 1
+    remove(l, e)
+
+
+cdef bint shrink(LedgerState *l, uint64_t calls, uint64_t bytes) noexcept nogil:
+    """Expire until so many calls and bytes more are within the bounds; False: there is nothing more to expire."""
+    while l.calls + calls > l.bound_calls or l.reply_bytes + bytes > l.bound_bytes:
+        if l.droppable.front() == NULL:
+            return False
+        expire(l, l.droppable.front())
+    return True
+
+
+cdef void acknowledge(LedgerState *l, Caller *c, uint32_t acked) noexcept nogil:
+    """It has the replies of all its calls below this number. Calls below it that are still under way stay (their caller gave up)."""
+    cdef size_t i, end
+    cdef Entry *e
+    if acked <= c.acked:
+        return
+    i = c.row.rank(c.acked)
+    c.acked = acked
+    end = c.row.rank(acked)
+    while i < end:
+        e = c.row.at(i)
+        if e.state == ENTRY_ACCEPTED:
+            i += 1
+        elif c.forgets:
+            c.row.remove_at(i)
+            discard(l, e)
+            end -= 1
+        else:
+            l.droppable.append(e)
+            i += 1
+
+
+# --- decisions
+
+cdef Entry *ledger_find(LedgerState *l, const char *head) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef Caller *c
+    if h.flags & HEAD_KEYED:
+        return l.keyed_find(id_at(h.call_id))
+    c = l.caller(id_at(h.parent))
+    return c.row.find(order_of(h)) if c != NULL else NULL
+
+
+cdef Admission ledger_admit(LedgerState *l, const char *head, uint64_t digest, bint mutating, Entry **found) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef Caller *c
+    cdef int age = 0
+    found[0] = NULL
+    if h.history and h.history != l.history:
+        l.refused += 1
+        return ROLLED_BACK
+    if mutating and h.nchain and in_chain(head, &l.key):
+        l.refused += 1
+        return CYCLE
+    if h.flags & HEAD_KEYED:
+        return admit_keyed(l, h, digest, found) if mutating else NEW
+    c = l.caller(id_at(h.parent))
+    if c != NULL:
+        age = compare_attempts(head, c)
+        if age < 0:
+            l.refused += 1
+            return STALE_ATTEMPT
+        if mutating and contradicts(c.row.find(order_of(h)), h, digest):
+            l.mismatches += 1
+            return MISMATCH
+        if age > 0:
+            note_attempts(head, c)
+        acknowledge(l, c, h.acked)
+    elif mutating:
+        c = enter_caller(l, head)
+        acknowledge(l, c, h.acked)
+    return admit_numbered(l, c, h, digest, found) if mutating else NEW
+
+
+cdef inline bint contradicts(Entry *e, const CallHead *h, uint64_t digest) noexcept nogil:
+    return e != NULL and (e.digest != digest or memcmp(&e.call_id, h.call_id, 16) != 0)
+
+
+cdef Admission admit_numbered(LedgerState *l, Caller *c, const CallHead *h, uint64_t digest, Entry **found) noexcept nogil:
+    cdef Entry *e = c.row.find(order_of(h))
+    if e != NULL:
+        return repeated(l, e, found)
+    if (c.forgets and h.n < c.acked) or c.expired.contains(h.n):
+        return EXPIRED
+    if not shrink(l, 1, 0) and c.row.rank(c.acked) < c.row.size():
+        l.held_back += 1
+        return HELD_BACK
+    found[0] = enter(l, c, h, digest)
+    return NEW
+
+
+cdef Admission admit_keyed(LedgerState *l, const CallHead *h, uint64_t digest, Entry **found) noexcept nogil:
+    cdef Id16 id = id_at(h.call_id)
+    cdef Entry *e = l.keyed_find(id)
+    cdef const KeyedSlot *gone = l.keyed_expired.find(id)
+    if contradicts(e, h, digest) or (gone != NULL and gone.digest != digest):
+        l.mismatches += 1
+        return MISMATCH
+    if e != NULL:
+        return repeated(l, e, found)
+    if gone != NULL:
+        return EXPIRED
+    if not shrink(l, 1, 0) and l.keyed_accepted:
+        l.held_back += 1
+        return HELD_BACK
+    found[0] = enter(l, NULL, h, digest)
+    return NEW
+
+
+cdef Admission repeated(LedgerState *l, Entry *e, Entry **found) noexcept nogil:
+    l.duplicates += 1
+    found[0] = e
+    return RECORDED if e.state == ENTRY_DONE else IN_PROGRESS
+
+
+cdef void ended(LedgerState *l, Entry *e) noexcept nogil:
+    """It is not under way any more."""
+    l.accepted -= 1
+    if e.caller != NULL:
+        e.caller.accepted -= 1
+    else:
+        l.keyed_accepted -= 1
+
+
+cdef void ledger_settle(LedgerState *l, Entry *e, uint8_t status, Blob *reply, uint64_t position) noexcept nogil:
+    cdef Caller *c = e.caller
+    ended(l, e)
+    e.state = ENTRY_DONE
+    e.status = status
+    e.position = position
+    if c != NULL and (c.released or (c.forgets and e.n < c.acked)):
+        blob_drop(reply)
+        remove(l, e)
+        if c.released and c.row.size() == 0:
+            l.caller_erase(c)
+        return
+    shrink(l, 0, reply.size)
+    e.reply = reply
+    l.reply_bytes += reply.size
+    if c == NULL or e.n < c.acked:
+        l.droppable.append(e)
+
+
+cdef void ledger_forget(LedgerState *l, Entry *e) noexcept nogil:
+    cdef Caller *c = e.caller
+    ended(l, e)
+    remove(l, e)
+    if c != NULL and c.released and c.row.size() == 0:
+        l.caller_erase(c)
+
+
+cdef void release(LedgerState *l, Caller *c) noexcept nogil:
+    cdef size_t i = c.row.size()
+    cdef Entry *e
+    l.expired -= c.expired.total()
+    c.expired.clear()
+    while i > 0:
+        i -= 1
+        e = c.row.at(i)
+        if e.state == ENTRY_DONE:
+            c.row.remove_at(i)
+            discard(l, e)
+    if c.accepted:
+        c.released = True
+    else:
+        l.caller_erase(c)
+
+
+cdef void ledger_release_caller(LedgerState *l, const Id16 *parent) noexcept nogil:
+    cdef Caller *c = l.caller(parent[0])
+    if c != NULL:
+        release(l, c)
+
+
+cdef void ledger_release_root(LedgerState *l, const Id16 *root) noexcept nogil:
+    cdef vector[CallerP] gone
+    cdef size_t i
+    l.callers_of(root[0], &gone)
+    for i in range(gone.size()):
+        release(l, gone[i])
+
+
+cdef bint ledger_replay(LedgerState *l, const char *head, uint64_t digest, uint8_t status, Blob *reply, uint64_t position) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef Caller *c = NULL
+    cdef Entry *e = ledger_find(l, head)
+    if e != NULL and (e.state == ENTRY_DONE or reply == NULL or contradicts(e, h, digest)):
+        return False
+    if not h.flags & HEAD_KEYED:
+        c = l.caller(id_at(h.parent))
+        if c == NULL:
+            c = enter_caller(l, head)
+        elif compare_attempts(head, c) > 0:
+            note_attempts(head, c)
+        acknowledge(l, c, h.acked)
+    if e == NULL:
+        e = enter(l, c, h, digest)
+    if reply != NULL:
+        ledger_settle(l, e, status, reply, position)
+    return True
+
+
+# --- for Python
+
+cdef const char *checked(bytes head) except NULL:
+    cdef const char *p = head
+    cdef HeadFault fault = head_check(p, len(head))
+    if fault != HEAD_OK:
+        raise_head_fault(fault, len(head))
+    return p
+
+
+cdef Id16 id_of(id) except *:
+    if not isinstance(id, bytes) or len(id) != 16:
+        raise ValueError(f"an identity is 16 bytes, not {id!r}")
+    return id_at(<const char *>id)
+
+
+cdef class Ledger:
+    """The ledger of one actor (the module says its rules).
+
+    Parameters
+    ----------
+    callee_key : bytes
+        The actor's own, 16 bytes (`identity.derive_callee_key`).
+    history : int
+        Number of the present history of its state, from 1; 0 when nothing was ever rolled back and no caller knows one.
+    reply_bound_bytes, reply_bound_calls : int
+        Bytes of kept replies, and calls accepted or answered, beyond which replies go.
+    """
+
+    def __cinit__(self):
+        self.state = new LedgerState()
+
+    def __init__(self, callee_key, uint64_t history=0, *, uint64_t reply_bound_bytes=DEFAULT_BOUND_BYTES, uint64_t reply_bound_calls=DEFAULT_BOUND_CALLS):
+        cdef Id16 key = id_of(callee_key)
+        if reply_bound_calls == 0 or reply_bound_calls > <uint64_t>INT64_MAX or reply_bound_bytes > <uint64_t>INT64_MAX:
+            raise ValueError(f"the reply bounds are from 1 call and 0 bytes to 2**63 - 1, not {reply_bound_calls} calls, {reply_bound_bytes} bytes")
+        self.state.clear()
+        self.state.key = key
+        self.state.history = history
+        self.state.bound_bytes = reply_bound_bytes
+        self.state.bound_calls = reply_bound_calls
+
+    def __dealloc__(self):
+        del self.state
+
+    @property
+    def history(self):
+        """Number of the present history."""
+        return self.state.history
+
+    def accept(self, bytes head not None, uint64_t digest, bint mutating=True):
+        """May this call run?
+
+        Parameters
+        ----------
+        head : bytes
+            Its head.
+        digest : int
+            Of its method and arguments (`records.digest`).
+        mutating : bool
+            False: it is not entered, only its caller is checked.
+
+        Returns
+        -------
+        tuple
+            Outcome (a number of `gate.Outcome`), status, reply (None unless recorded), position.
+
+        Raises
+        ------
+        CallHeadError
+            The head is not valid.
+        """
+        cdef Entry *e
+        cdef Admission outcome = ledger_admit(self.state, checked(head), digest, mutating, &e)
+        if outcome != RECORDED:
+            return outcome, 0, None, 0
+        return outcome, e.status, e.reply.data[:e.reply.size], e.position
+
+    def forget(self, bytes head not None):
+        """An accepted call did not run, and never will: it may come again.
+
+        Raises
+        ------
+        LookupError
+            No such call is under way.
+        """
+        ledger_forget(self.state, self.accepted_entry(head))
+
+    def finish(self, bytes head not None, uint8_t status, bytes reply not None, uint64_t position):
+        """An accepted call has this reply, whose record has this position.
+
+        Raises
+        ------
+        LookupError
+            No such call is under way.
+        """
+        cdef Entry *e = self.accepted_entry(head)
+        ledger_settle(self.state, e, status, blob_of(reply), position)
+
+    cdef Entry *accepted_entry(self, bytes head) except NULL:
+        cdef Entry *e = ledger_find(self.state, checked(head))
+        if e == NULL or e.state != ENTRY_ACCEPTED:
+            raise LookupError(f"call {head[40:56].hex()} is not under way: it was never accepted, or it has ended")
+        return e
+
+    def replay(self, bytes head not None, uint64_t digest, uint8_t status, bytes reply, uint64_t position):
+        """Enter a call that a journal has; without a reply (None) one that had only started.
+
+        Raises
+        ------
+        ValueError
+            The ledger has the call already, or with another digest.
+        """
+        cdef Blob *answer = NULL
+        cdef const char *p = checked(head)
+        if reply is not None:
+            answer = blob_of(reply)
+        if not ledger_replay(self.state, p, digest, status, answer, position):
+            blob_drop(answer)
+            raise ValueError(f"call {head[40:56].hex()} is recorded twice, or with different arguments")
+
+    def release_caller(self, parent):
+        """This caller can never run again, and its calls have been answered."""
+        cdef Id16 id = id_of(parent)
+        ledger_release_caller(self.state, &id)
+
+    def release_root(self, root):
+        """No caller of this root can ever run again."""
+        cdef Id16 id = id_of(root)
+        ledger_release_root(self.state, &id)
+
+    def knows_caller(self, parent):
+        """Is anything known of this caller?"""
+        return self.state.caller(id_of(parent)) != NULL
+
+    def knows_root(self, root):
+        """Is anything known of a caller of this root?"""
+        cdef vector[CallerP] callers
+        self.state.callers_of(id_of(root), &callers)
+        return callers.size() != 0
+
+    def begin_history(self, uint64_t number):
+        """The state was taken back: all is forgotten, and heads that name another history are refused.
+
+        Raises
+        ------
+        ValueError
+            Histories only count up.
+        """
+        if number <= self.state.history:
+            raise ValueError(f"a new history has a number above the present one, {self.state.history}, not {number}")
+        self.state.clear()
+        self.state.history = number
+
+    def dump(self):
+        """All but the calls under way, as bytes (docs/storage-format.md)."""
+        return ledger_dump(self.state)
+
+    def load(self, bytes dump not None):
+        """Become what a dump has; key and bounds stay, and replies beyond these go when calls come.
+
+        Raises
+        ------
+        LedgerFormatError
+            It is damaged, or of an unknown version; nothing changed.
+        """
+        cdef LedgerState *fresh = new LedgerState()
+        cdef DumpFault fault
+        fresh.key = self.state.key
+        fresh.bound_bytes = self.state.bound_bytes
+        fresh.bound_calls = self.state.bound_calls
+        fault = ledger_load(fresh, dump, len(dump))
+        if fault.reason != NULL:
+            del fresh
+            raise LedgerFormatError(f"this ledger of {len(dump)} bytes cannot be used, at byte {fault.at}: {fault.reason.decode()}")
+        fresh.duplicates, fresh.mismatches = self.state.duplicates, self.state.mismatches
+        fresh.refused, fresh.held_back = self.state.refused, self.state.held_back
+        del self.state
+        self.state = fresh
+
+    def counters(self):
+        """Figures for people.
+
+        Returns
+        -------
+        dict of str to int
+            `callers`; `calls` (accepted or answered), of which `accepted` are under way; `reply_bytes`; `expired`: identities without
+            a reply; and since the process began `duplicates`, `mismatches`, `refused` and `held_back`.
+        """
+        cdef LedgerState *l = self.state
+        return {"callers": l.caller_count(), "calls": l.calls, "accepted": l.accepted, "reply_bytes": l.reply_bytes, "expired": l.expired,
+                "duplicates": l.duplicates, "mismatches": l.mismatches, "refused": l.refused, "held_back": l.held_back}
+
+    def __len__(self):
+        return self.state.calls
+
+
+cdef Blob *blob_of(bytes content) except NULL:
+    cdef Blob *b = blob_value(content, len(content))
+    if b == NULL:
+        raise MemoryError(f"no memory for a reply of {len(content)} bytes")
+    return b

@@ -1,0 +1,535 @@
+"""The ledger of an exactly-once actor against a plain model, and its rules one by one."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from ftray._core.gate import Gate, NullJournal, Outcome, churn
+from ftray._core.identity import call_id, derive_callee_key
+from ftray._core.ledger import Ledger, LedgerFormatError
+from ftray._core.records import CallHeadError, decode_head, encode_head
+from tests.unit.ledger_model import Model
+
+KEY = derive_callee_key("default/counter")
+GOLDEN = Path(__file__).parent / "checkpoint" / "golden" / "ledger-1.bin"
+
+
+def identity(name: str) -> bytes:
+    return call_id(bytes(16), derive_callee_key(name), 0, 0)
+
+
+SESSION, JOB, PROCESS = identity("session"), identity("job"), identity("process")
+TASK, OTHER_TASK = identity("task"), identity("other task")
+
+
+def head(parent: bytes = SESSION, n: int = 1, **changes: Any) -> bytes:
+    parts: dict[str, Any] = {"root_kind": 0, "root": SESSION, "parent": parent, "n": n, "attempts": (0,)}
+    parts |= changes
+    if "call_id" not in parts:
+        parts["call_id"] = call_id(parts["parent"], KEY, n, parts.get("retry", 0))
+    return encode_head(**parts)
+
+
+def keyed(name: str, **changes: Any) -> bytes:
+    return head(bytes(16), 0, keyed=True, call_id=call_id(identity(name), KEY, 0, 0), **changes)
+
+
+def outcome(ledger: Ledger, call: bytes, digest: int = 1, mutating: bool = True) -> Outcome:
+    return Outcome(ledger.accept(call, digest, mutating)[0])
+
+
+def run(ledger: Ledger, call: bytes, reply: bytes = b"reply", digest: int = 1, position: int = 1) -> None:
+    assert outcome(ledger, call, digest) == Outcome.NEW
+    ledger.finish(call, 0, reply, position)
+
+
+# --- against the model
+
+CALLERS = [
+    {"parent": SESSION},
+    {"parent": TASK},
+    {"parent": OTHER_TASK},
+    {"parent": JOB, "root": JOB, "root_kind": 1},
+    {"parent": identity("task of the job"), "root": JOB, "root_kind": 1},
+    {"parent": PROCESS, "root": PROCESS, "root_kind": 2},
+]
+often_zero = st.sampled_from([0] * 12 + [1, 2])
+heads = st.one_of(
+    st.builds(
+        lambda caller, n, behind, retry, attempts, history, chain: head(
+            n=n,
+            retry=retry,
+            acked=max(0, n - behind),
+            attempts=attempts,
+            history=history,
+            chain=chain,
+            **caller,
+        ),
+        st.sampled_from(CALLERS),
+        st.integers(1, 8),
+        st.integers(-1, 5),
+        st.sampled_from([0, 0, 0, 1]),
+        st.sampled_from([(0,), (0,), (0, 1), (0, 1), (1,), (1, 0), ()]),
+        often_zero,
+        st.sampled_from([(), (), (), (), (), (TASK,), (TASK, KEY)]),
+    ),
+    st.builds(keyed, st.sampled_from("abcdef"), history=often_zero),
+)
+
+
+class Comparison(RuleBasedStateMachine):
+    """Any calls in any order: ledger and model say the same, count the same, and dump what they have."""
+
+    open = Bundle("open")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger(KEY, reply_bound_bytes=25, reply_bound_calls=6)
+        self.model = Model(KEY, 0, 25, 6)
+        self.position = 0
+
+    @rule(
+        target=open,
+        call=heads,
+        digest=st.sampled_from([1, 1, 1, 1, 2]),
+        mutating=st.sampled_from([True] * 5 + [False]),
+    )
+    def admit(self, call: bytes, digest: int, mutating: bool) -> bytes:
+        assert self.ledger.accept(call, digest, mutating) == self.model.accept(
+            decode_head(call), digest, mutating
+        )
+        return call
+
+    @rule(call=open, digest=st.sampled_from([1, 1, 1, 2]))
+    def repeat(self, call: bytes, digest: int) -> None:
+        assert self.ledger.accept(call, digest) == self.model.accept(decode_head(call), digest, True)
+
+    @rule(call=open, status=st.integers(0, 2), reply=st.binary(max_size=9))
+    def finish(self, call: bytes, status: int, reply: bytes) -> None:
+        known = self.model.calls.get(self.model.identity(decode_head(call)))
+        if known is None or known.done:
+            with pytest.raises(LookupError, match="not under way"):
+                self.ledger.finish(call, status, reply, 1)
+            return
+        self.position += 1
+        self.ledger.finish(call, status, reply, self.position)
+        self.model.finish(decode_head(call), status, reply, self.position)
+
+    @rule(call=open)
+    def forget(self, call: bytes) -> None:
+        known = self.model.calls.get(self.model.identity(decode_head(call)))
+        if known is None or known.done:
+            with pytest.raises(LookupError, match="not under way"):
+                self.ledger.forget(call)
+            return
+        self.ledger.forget(call)
+        self.model.forget(decode_head(call))
+
+    @rule(caller=st.sampled_from(CALLERS))
+    def release(self, caller: dict[str, Any]) -> None:
+        assert self.ledger.knows_caller(caller["parent"]) == (caller["parent"] in self.model.callers)
+        self.ledger.release_caller(caller["parent"])
+        self.model.release(caller["parent"])
+
+    @rule(root=st.sampled_from([SESSION, JOB, PROCESS, identity("nobody")]))
+    def release_root(self, root: bytes) -> None:
+        assert self.ledger.knows_root(root) == any(c.root == root for c in self.model.callers.values())
+        self.ledger.release_root(root)
+        self.model.release_root(root)
+
+    @rule()
+    def crash_after_a_snapshot(self) -> None:
+        dump = self.ledger.dump()
+        self.ledger = Ledger(KEY, reply_bound_bytes=25, reply_bound_calls=6)
+        self.ledger.load(dump)
+        assert self.ledger.dump() == dump
+        self.model.reload()
+        self.model.counts = dict.fromkeys(self.model.counts, 0)
+
+    @rule()
+    def begin_history(self) -> None:
+        self.ledger.begin_history(self.model.history + 1)
+        self.model.begin_history(self.model.history + 1)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.ledger.counters() == self.model.counters()
+        assert len(self.ledger) == len(self.model.calls)
+
+
+Comparison.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+test_any_calls_in_any_order = Comparison.TestCase
+
+
+# --- one by one
+
+
+def test_a_call_runs_once_and_is_answered_from_the_record() -> None:
+    ledger = Ledger(KEY)
+    assert ledger.accept(head(), 7) == (Outcome.NEW, 0, None, 0)
+    assert ledger.accept(head(), 7) == (Outcome.IN_PROGRESS, 0, None, 0)
+    ledger.finish(head(), 3, b"reply", 41)
+    assert ledger.accept(head(), 7) == (Outcome.RECORDED, 3, b"reply", 41)
+    assert ledger.counters()["duplicates"] == 2
+
+
+def test_a_known_call_with_other_arguments_changes_nothing() -> None:
+    ledger = Ledger(KEY)
+    run(ledger, head(TASK, 1), digest=1)
+    before = ledger.dump()
+    assert outcome(ledger, head(TASK, 1, attempts=(5,), acked=9), digest=2) == Outcome.MISMATCH
+    assert outcome(ledger, head(TASK, 1, call_id=identity("another")), digest=1) == Outcome.MISMATCH
+    assert ledger.dump() == before
+
+
+def test_a_retry_of_the_application_is_a_call_of_its_own() -> None:
+    ledger = Ledger(KEY)
+    run(ledger, head(TASK, 1), b"first")
+    run(ledger, head(TASK, 1, retry=1), b"second", digest=9)
+    assert ledger.accept(head(TASK, 1), 1)[2] == b"first"
+    assert ledger.accept(head(TASK, 1, retry=1), 9)[2] == b"second"
+
+
+def test_a_newer_attempt_gets_the_records_and_an_older_one_is_refused() -> None:
+    ledger = Ledger(KEY)
+    run(ledger, head(TASK, 1, attempts=(0, 1)))
+    assert outcome(ledger, head(TASK, 1, attempts=(1, 0))) == Outcome.RECORDED
+    for older in [(0, 1), (0, 9), (1,), ()]:
+        assert outcome(ledger, head(TASK, 1, attempts=older)) == Outcome.STALE_ATTEMPT
+        assert outcome(ledger, head(TASK, 2, attempts=older)) == Outcome.STALE_ATTEMPT
+        assert outcome(ledger, head(TASK, 2, attempts=older), mutating=False) == Outcome.STALE_ATTEMPT
+    assert outcome(ledger, head(TASK, 2, attempts=(1, 0))) == Outcome.NEW
+
+
+@pytest.mark.parametrize(("root", "kind"), [(SESSION, 0), (PROCESS, 2)])
+def test_a_root_that_nobody_runs_again_forgets_what_it_acknowledges(root: bytes, kind: int) -> None:
+    ledger = Ledger(KEY)
+    for n in range(1, 5):
+        run(ledger, head(root, n, root=root, root_kind=kind, acked=n))
+        assert len(ledger) == 1
+    assert outcome(ledger, head(root, 2, root=root, root_kind=kind)) == Outcome.EXPIRED
+    assert outcome(ledger, head(root, 4, root=root, root_kind=kind)) == Outcome.RECORDED
+
+
+@pytest.mark.parametrize(
+    "caller", [{"parent": TASK}, {"parent": JOB, "root": JOB, "root_kind": 1}], ids=["task", "job"]
+)
+def test_a_caller_that_may_be_executed_again_keeps_what_it_acknowledges(caller: dict[str, Any]) -> None:
+    ledger = Ledger(KEY)
+    for n in range(1, 5):
+        run(ledger, head(n=n, acked=n, **caller), b"%d" % n)
+    again = [ledger.accept(head(n=n, **caller), 1)[2] for n in range(1, 5)]
+    assert again == [b"1", b"2", b"3", b"4"]
+
+
+def test_beyond_the_bound_the_oldest_acknowledged_replies_go_and_leave_their_identity() -> None:
+    ledger = Ledger(KEY, reply_bound_calls=3)
+    for n in range(1, 6):
+        run(ledger, head(TASK, n, acked=n))
+    assert [outcome(ledger, head(TASK, n)) for n in range(1, 6)] == [Outcome.EXPIRED] * 2 + [
+        Outcome.RECORDED
+    ] * 3
+    assert outcome(ledger, head(TASK, 1), digest=99) == Outcome.EXPIRED
+    assert ledger.counters()["expired"] == 2
+
+
+def test_the_bound_is_of_bytes_too() -> None:
+    ledger = Ledger(KEY, reply_bound_bytes=100)
+    for n in range(1, 6):
+        run(ledger, head(TASK, n, acked=n), bytes(40))
+    assert ledger.counters()["reply_bytes"] == 80
+    assert [outcome(ledger, head(TASK, n)) for n in (3, 4)] == [Outcome.EXPIRED, Outcome.RECORDED]
+
+
+def test_replies_without_acknowledgement_hold_their_caller_back_and_nobody_else() -> None:
+    ledger = Ledger(KEY, reply_bound_calls=2)
+    for n in (1, 2):
+        run(ledger, head(TASK, n))
+    assert outcome(ledger, head(TASK, 3)) == Outcome.HELD_BACK
+    assert outcome(ledger, head(TASK, 1)) == Outcome.RECORDED
+    run(ledger, head(OTHER_TASK, 1))  # owes nothing: one call is let in
+    assert outcome(ledger, head(OTHER_TASK, 2)) == Outcome.HELD_BACK
+    assert outcome(ledger, head(OTHER_TASK, 2, acked=2)) == Outcome.NEW
+    assert outcome(ledger, head(TASK, 3, acked=3)) == Outcome.NEW
+    assert ledger.counters()["held_back"] == 2
+
+
+def test_a_release_makes_room() -> None:
+    ledger = Ledger(KEY, reply_bound_calls=2)
+    run(ledger, head(TASK, 1))
+    run(ledger, head(OTHER_TASK, 1))
+    assert outcome(ledger, head(OTHER_TASK, 2)) == Outcome.HELD_BACK
+    ledger.release_caller(TASK)
+    assert outcome(ledger, head(OTHER_TASK, 2)) == Outcome.NEW
+
+
+def test_the_reply_that_has_just_come_stays_however_large_it_is() -> None:
+    ledger = Ledger(KEY, reply_bound_bytes=10)
+    run(ledger, keyed("a"), bytes(8))
+    run(ledger, keyed("b"), bytes(100))
+    assert outcome(ledger, keyed("a")) == Outcome.EXPIRED
+    assert outcome(ledger, keyed("b")) == Outcome.RECORDED
+
+
+def test_calls_by_key_belong_to_nobody_and_stay_known() -> None:
+    ledger = Ledger(KEY, reply_bound_calls=4)
+    for name in map(str, range(1000)):
+        run(ledger, keyed(name, attempts=(9,)))
+    ledger.release_root(SESSION)
+    assert {outcome(ledger, keyed(str(n), attempts=(0,))) for n in range(996)} == {Outcome.EXPIRED}
+    assert outcome(ledger, keyed("3"), digest=2) == Outcome.MISMATCH
+    assert outcome(ledger, keyed("999")) == Outcome.RECORDED
+    assert ledger.counters()["expired"] == 996
+
+
+def test_a_call_that_did_not_run_may_come_again() -> None:
+    ledger = Ledger(KEY)
+    for call in (head(TASK, 1), keyed("a")):
+        assert outcome(ledger, call, digest=1) == Outcome.NEW
+        ledger.forget(call)
+        assert outcome(ledger, call, digest=2) == Outcome.NEW
+
+
+def test_a_released_caller_goes_when_its_calls_under_way_have_ended() -> None:
+    ledger = Ledger(KEY)
+    run(ledger, head(TASK, 1))
+    assert outcome(ledger, head(TASK, 2)) == Outcome.NEW
+    ledger.release_caller(TASK)
+    assert outcome(ledger, head(TASK, 2)) == Outcome.IN_PROGRESS
+    assert ledger.counters()["callers"] == 1
+    ledger.finish(head(TASK, 2), 0, b"", 2)
+    assert ledger.counters()["callers"] == 0 and len(ledger) == 0
+
+
+def test_a_root_is_released_with_all_its_callers() -> None:
+    ledger = Ledger(KEY)
+    run(ledger, head(TASK, 1))
+    run(ledger, head(SESSION, 1))
+    run(ledger, head(JOB, 1, root=JOB, root_kind=1))
+    ledger.release_root(SESSION)
+    assert ledger.counters()["callers"] == 1 and ledger.knows_caller(JOB)
+
+
+def test_a_chain_that_comes_back_is_refused_unless_it_only_reads() -> None:
+    ledger = Ledger(KEY)
+    assert outcome(ledger, head(TASK, 1, chain=[TASK, KEY])) == Outcome.CYCLE
+    assert outcome(ledger, head(TASK, 1, chain=[TASK, KEY]), mutating=False) == Outcome.NEW
+    assert outcome(ledger, head(TASK, 1, chain=[TASK])) == Outcome.NEW
+
+
+def test_a_read_is_not_entered_but_tells_of_its_caller() -> None:
+    ledger = Ledger(KEY)
+    assert outcome(ledger, head(), mutating=False) == Outcome.NEW
+    assert ledger.counters()["callers"] == 0
+    run(ledger, head(n=1))
+    assert outcome(ledger, head(n=2, acked=2), mutating=False) == Outcome.NEW
+    assert len(ledger) == 0
+
+
+def test_calls_of_a_history_that_was_given_up_are_refused() -> None:
+    ledger = Ledger(KEY, 3)
+    run(ledger, head(TASK, 1, history=3))
+    ledger.begin_history(4)
+    assert ledger.history == 4 and len(ledger) == 0
+    assert outcome(ledger, head(TASK, 1, history=3)) == Outcome.ROLLED_BACK
+    assert outcome(ledger, head(TASK, 1, history=3), mutating=False) == Outcome.ROLLED_BACK
+    assert outcome(ledger, head(TASK, 1)) == Outcome.NEW
+    with pytest.raises(ValueError, match="above the present one, 4"):
+        ledger.begin_history(4)
+
+
+def test_acknowledgements_of_calls_that_come_out_of_order() -> None:
+    ledger = Ledger(KEY)
+    for n in (5, 2, 9, 1, 7):
+        assert outcome(ledger, head(n=n)) == Outcome.NEW
+    for n in (9, 1, 5, 2):
+        ledger.finish(head(n=n), 0, b"x", n)
+    assert outcome(ledger, head(n=8, acked=8)) == Outcome.NEW
+    assert len(ledger) == 3  # 7, under way though its caller gave up; 8; 9
+    ledger.finish(head(n=7), 0, b"x", 10)
+    assert len(ledger) == 2
+    assert outcome(ledger, head(n=9)) == Outcome.RECORDED
+
+
+def test_what_a_journal_has_is_entered_whatever_its_caller_has_done_since() -> None:
+    ledger = Ledger(KEY, reply_bound_calls=1)
+    ledger.replay(head(TASK, 2, attempts=(1,)), 1, 0, b"two", 5)
+    ledger.replay(head(TASK, 1, attempts=(0,)), 1, 0, b"one", 6)
+    ledger.replay(head(TASK, 3, attempts=(1,)), 1, 0, None, 7)
+    assert ledger.accept(head(TASK, 1, attempts=(1,)), 1) == (Outcome.RECORDED, 0, b"one", 6)
+    assert outcome(ledger, head(TASK, 1, attempts=(0,))) == Outcome.STALE_ATTEMPT
+    assert outcome(ledger, head(TASK, 3, attempts=(1,))) == Outcome.IN_PROGRESS
+    ledger.replay(head(TASK, 3, attempts=(1,)), 1, 2, b"three", 8)
+    assert ledger.accept(head(TASK, 3, attempts=(2,)), 1) == (Outcome.RECORDED, 2, b"three", 8)
+
+
+def test_a_journal_that_contradicts_itself_is_refused() -> None:
+    ledger = Ledger(KEY)
+    ledger.replay(head(TASK, 1), 1, 0, b"one", 5)
+    ledger.replay(head(TASK, 2), 1, 0, None, 6)
+    before = ledger.dump()
+    for call, digest, reply in [(1, 1, b"one"), (1, 1, None), (2, 2, b"two"), (2, 1, None)]:
+        with pytest.raises(ValueError, match="recorded twice"):
+            ledger.replay(head(TASK, call), digest, 0, reply, 7)
+    assert ledger.dump() == before
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda ledger: ledger.accept(b"short", 1),
+        lambda ledger: ledger.finish(head() + b"x", 0, b"", 1),
+        lambda ledger: ledger.replay(head()[:-1], 1, 0, b"", 1),
+        lambda ledger: ledger.forget(b""),
+    ],
+)
+def test_bytes_that_are_no_head_are_refused(give: Any) -> None:
+    with pytest.raises(CallHeadError):
+        give(Ledger(KEY))
+
+
+def test_wrong_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="16 bytes"):
+        Ledger(b"short")
+    with pytest.raises(ValueError, match="reply bounds"):
+        Ledger(KEY, reply_bound_calls=0)
+    with pytest.raises(ValueError, match="16 bytes"):
+        Ledger(KEY).release_caller("x" * 16)  # type: ignore[arg-type]
+
+
+# --- dumps
+
+
+def example() -> Ledger:
+    """One of everything that a dump can have."""
+    ledger = Ledger(KEY, 7, reply_bound_calls=6)
+    for n in (1, 2, 4, 5):
+        run(ledger, head(TASK, n, acked=n, attempts=(0, 2)), b"task %d" % n, position=n)
+    run(ledger, head(JOB, 1, root=JOB, root_kind=1, history=7), b"job", position=6)
+    run(ledger, head(PROCESS, 3, root=PROCESS, root_kind=2, acked=3, attempts=()), b"\0", position=7)
+    for n, name in enumerate("abc"):
+        run(ledger, keyed(name), b"key " + name.encode(), position=8 + n)
+    run(ledger, head(SESSION, 1, retry=3, chain=[TASK]), b"", position=11)
+    outcome(ledger, head(OTHER_TASK, 1))
+    return ledger
+
+
+def test_a_dump_of_version_1_is_read_for_ever() -> None:
+    golden = GOLDEN.read_bytes()
+    assert example().dump() == golden
+    ledger = Ledger(KEY)
+    ledger.load(golden)
+    assert ledger.history == 7
+    assert ledger.counters() == example().counters() | {"accepted": 0, "calls": 5}
+    assert ledger.accept(head(TASK, 5, attempts=(0, 2)), 1) == (Outcome.RECORDED, 0, b"task 5", 5)
+    assert outcome(ledger, head(TASK, 5, attempts=(0, 1))) == Outcome.STALE_ATTEMPT
+    assert outcome(ledger, head(TASK, 2, attempts=(0, 2))) == Outcome.EXPIRED
+    assert outcome(ledger, head(TASK, 3, attempts=(0, 2))) == Outcome.NEW
+    assert outcome(ledger, head(OTHER_TASK, 1)) == Outcome.NEW
+    assert outcome(ledger, keyed("a"), digest=5) == Outcome.MISMATCH
+
+
+def test_a_dump_ends_with_the_checksum_that_zlib_computes() -> None:
+    dump = example().dump()
+    assert zlib.crc32(dump[:-4]).to_bytes(4, "little") == dump[-4:]
+
+
+def sealed(dump: bytes | bytearray) -> bytes:
+    return bytes(dump[:-4]) + zlib.crc32(bytes(dump[:-4])).to_bytes(4, "little")
+
+
+def test_every_cut_and_every_changed_bit_of_a_dump_is_found() -> None:
+    dump = example().dump()
+    ledger = Ledger(KEY)
+    for size in range(len(dump)):
+        with pytest.raises(LedgerFormatError, match="cannot be used"):
+            ledger.load(dump[:size])
+    for bit in range(8 * len(dump)):
+        damaged = bytearray(dump)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(LedgerFormatError, match="cannot be used"):
+            ledger.load(bytes(damaged))
+    assert len(ledger) == 0 and ledger.history == 0
+
+
+def test_a_dump_that_no_ledger_writes_is_refused_or_read_whole_in_spite_of_its_checksum() -> None:
+    """Sizes and counts may say anything: nothing is read beyond the bytes, and nothing is half loaded."""
+    dump = example().dump()
+    refused = 0
+    for at in range(len(dump) - 4):
+        for byte in (0, 1, dump[at] ^ 1, 0x7F, 0xFF):
+            damaged = bytearray(dump)
+            damaged[at] = byte
+            ledger = Ledger(KEY)
+            try:
+                ledger.load(sealed(damaged))
+            except LedgerFormatError:
+                refused += 1
+                assert len(ledger) == 0
+            else:
+                assert ledger.dump() == sealed(damaged)
+    assert refused > len(dump)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda d: b"", "cut"),
+        (lambda d: b"FTLEDGER" + d[8:], "no ledger"),
+        (lambda d: sealed(d[:8] + b"\2" + d[9:]), "version 1 only"),
+        (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "checksum"),
+        (lambda d: sealed(d[:-4] + b"x" + d[-4:]), "after its end"),
+        (lambda d: sealed(d[:12] + b"\xff\xff\xff\x7f" + d[16:]), "cut|out of order"),
+    ],
+)
+def test_a_wrong_dump_is_refused_with_the_reason(changed: Any, says: str) -> None:
+    with pytest.raises(LedgerFormatError, match=says):
+        Ledger(KEY).load(changed(example().dump()))
+
+
+def test_loading_replaces_everything_and_goes_on() -> None:
+    ledger = Ledger(KEY)
+    run(ledger, head(identity("another task"), 1))
+    ledger.load(example().dump())
+    assert not ledger.knows_caller(identity("another task"))
+    run(ledger, head(TASK, 6, attempts=(0, 2)))
+
+
+# --- memory
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_a_million_calls_of_short_lived_callers_leave_nothing() -> None:
+    gate = Gate(NullJournal(), KEY, 0, 1)
+    churn(gate, 100_000, 1000, 10, 100, False)
+    before = resident_bytes()
+    churn(gate, 1_000_000, 1000, 10, 100, False)  # a hundred generations of 1,000 callers
+    assert resident_bytes() - before < 4 << 20
+    assert gate.ledger.counters()["callers"] == 0 and len(gate.ledger) == 0
+    assert gate.ledger.dump() == Ledger(KEY).dump()
+    assert gate.journal.append(b"") == 1_100_001
+
+
+def test_a_caller_of_many_calls_costs_what_its_open_ones_do() -> None:
+    gate = Gate(NullJournal(), KEY, 0, 1)
+    churn(gate, 300_000, 1, 1_000_000, 100, True)
+    assert gate.ledger.counters()["calls"] == 1
+    assert len(gate.ledger.dump()) < 250
+
+
+def test_expired_numbers_of_a_caller_are_a_range() -> None:
+    gate = Gate(NullJournal(), KEY, 0, 1, reply_bound_calls=10)
+    churn(gate, 300_000, 1, 1_000_000, 100, False)
+    counters = gate.ledger.counters()
+    assert (counters["calls"], counters["expired"]) == (10, 299_990)
+    assert len(gate.ledger.dump()) < 1000
