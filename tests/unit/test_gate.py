@@ -301,3 +301,14 @@ def test_a_gate_in_the_c_path_does_what_one_in_python_does() -> None:
     churn(quick, 60, 3, 7, 100, False)
     assert plain.ledger.dump() == quick.ledger.dump()
     assert quick.journal.append(b"") == 61
+
+
+def test_a_call_without_refs_is_the_same_from_c_and_from_python() -> None:
+    """From C its argument bytes come alone, from Python behind a count of no refs."""
+    journal = ListJournal()
+    gate = gate_of(journal)
+    churn(gate, 1, 1, 2, 100, False)
+    (record,) = journal.records
+    assert isinstance(record, CallRecord)
+    assert record.args == NO_ARGS + bytes(100)
+    assert gate.admit(record.head, "incr", record.args, True) == Verdict(Outcome.RECORDED, 0, b"reply", 1)

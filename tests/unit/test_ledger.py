@@ -308,6 +308,26 @@ def test_a_released_caller_goes_when_its_calls_under_way_have_ended() -> None:
     assert ledger.counters()["callers"] == 0 and len(ledger) == 0
 
 
+def test_a_caller_that_calls_after_its_release_is_a_caller_again() -> None:
+    ledger = Ledger(KEY)
+    assert outcome(ledger, head(TASK, 1)) == Outcome.NEW
+    ledger.release_caller(TASK)
+    assert outcome(ledger, head(TASK, 2)) == Outcome.NEW
+    ledger.finish(head(TASK, 1), 0, b"one", 1)
+    ledger.finish(head(TASK, 2), 0, b"two", 2)
+    assert outcome(ledger, head(TASK, 2)) == Outcome.RECORDED
+
+
+def test_a_root_that_gave_up_waiting_for_a_call_does_not_make_it_run_again() -> None:
+    ledger = Ledger(KEY)
+    assert outcome(ledger, head(n=1)) == Outcome.NEW
+    assert outcome(ledger, head(n=2, acked=2), mutating=False) == Outcome.NEW
+    assert outcome(ledger, head(n=1)) == Outcome.IN_PROGRESS
+    ledger.finish(head(n=1), 0, b"nobody waits", 1)
+    assert len(ledger) == 0
+    assert outcome(ledger, head(n=1)) == Outcome.EXPIRED
+
+
 def test_a_root_is_released_with_all_its_callers() -> None:
     ledger = Ledger(KEY)
     run(ledger, head(TASK, 1))
