@@ -124,7 +124,8 @@ cdef bint take(Source *s, void *to, size_t size) noexcept nogil:
     if size > s.left:
         s.wrong = CUT
         return False
-    memcpy(to, s.at, size)
+    if size:                # `to` may be NULL when there is nothing to take
+        memcpy(to, s.at, size)
     s.at += size
     s.left -= size
     return True
