@@ -514,6 +514,7 @@ struct Journal : Maker {
     }
     void flush() noexcept {
         std::lock_guard<std::mutex> guard(lock);
+        if (c.mode == POWER) return;   /* nothing waits for a time: `append` has woken the thread, or it comes back */
         flush_wanted = true; asleep = false;
         work.notify_one();
     }

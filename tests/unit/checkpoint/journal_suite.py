@@ -207,6 +207,17 @@ class JournalSuite:
         with pytest.raises(TimeoutError):
             journal.wait(2, 0.01)
 
+    def test_a_flush_of_nothing_does_not_keep_the_next_record_waiting(self, opened: Any) -> None:
+        _, journal = opened()
+        fill(journal, 1, 1)
+        for position in (2, 3):
+            with pytest.raises(TimeoutError):
+                journal.wait(position, 0.3)  # its thread sleeps for good now
+            journal.flush()
+            with pytest.raises(TimeoutError):
+                journal.wait(position, 0.1)
+            fill(journal, position, position)
+
     def test_closing(self, store: Any, opened: Any) -> None:
         _, journal = opened()
         for position in upto(40):
