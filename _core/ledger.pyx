@@ -418,6 +418,29 @@ cdef class Ledger:
             return outcome, 0, None, 0
         return outcome, e.status, e.reply.data[:e.reply.size], e.position
 
+    def look(self, bytes head not None):
+        """What is known of a call; changes nothing.
+
+        Returns
+        -------
+        tuple
+            "done", "accepted", "expired", "absent", or "unknown" (of a caller that never called, or was released), then status, reply (None unless done) and position.
+        """
+        cdef const char *p = checked(head)
+        cdef const CallHead *h = <const CallHead *>p
+        cdef Entry *e = ledger_find(self.state, p)
+        cdef Caller *c
+        if e != NULL and e.state == ENTRY_DONE:
+            return "done", e.status, e.reply.data[:e.reply.size], e.position
+        if e != NULL:
+            return "accepted", 0, None, 0
+        if h.flags & HEAD_KEYED:
+            return "expired" if self.state.keyed_expired.find(id_at(h.call_id)) != NULL else "absent", 0, None, 0
+        c = self.state.caller(id_at(h.parent))
+        if c != NULL and ((c.forgets and h.n < c.acked) or c.expired.contains(h.n)):
+            return "expired", 0, None, 0
+        return "absent" if c != NULL else "unknown", 0, None, 0
+
     def forget(self, bytes head not None):
         """An accepted call did not run, and never will: it may come again.
 
