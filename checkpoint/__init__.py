@@ -12,6 +12,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # as in typing, which is not worth loading for it
 _HOME = {
     "Checkpointable": "actor",
+    "nondeterministic": "actor",
     "readonly": "actor",
     "CheckpointReader": "reader",
     "SnapshotInfo": "reader",
@@ -20,6 +21,19 @@ _HOME = {
     "Host": "host",
     "Incident": "host",
     "Store": "stores",
+    "CallCycleError": "errors",
+    "CallError": "errors",
+    "CallMismatchError": "errors",
+    "CallerHeldBackError": "errors",
+    "CheckpointKeyInUseError": "errors",
+    "CheckpointParkedError": "errors",
+    "CheckpointRolledBackError": "errors",
+    "CodeVersionError": "errors",
+    "PoisonCallError": "errors",
+    "ReadonlyChangedError": "errors",
+    "ReplayDivergedError": "errors",
+    "ReplyExpiredError": "errors",
+    "StaleCallerError": "errors",
     "CheckpointCaptureError": "errors",
     "CheckpointCorruptedError": "errors",
     "CheckpointError": "errors",
@@ -43,50 +57,78 @@ _SUBMODULES = frozenset({"engine", "errors", "faults", "host", "testing"})
 
 __all__ = [
     "ActorIdentity",
+    "CallCycleError",
+    "CallError",
+    "CallMismatchError",
+    "CallerHeldBackError",
     "CheckpointCaptureError",
     "CheckpointCorruptedError",
     "CheckpointError",
     "CheckpointFormatError",
+    "CheckpointKeyInUseError",
     "CheckpointLoadError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "CheckpointOptionError",
+    "CheckpointParkedError",
     "CheckpointReader",
+    "CheckpointRolledBackError",
     "CheckpointSaveError",
     "CheckpointStoreError",
     "CheckpointTimeoutError",
     "CheckpointVersionError",
     "Checkpointable",
+    "CodeVersionError",
     "FencedError",
     "Host",
     "Incident",
     "NoSessionError",
+    "PoisonCallError",
+    "ReadonlyChangedError",
+    "ReplayDivergedError",
+    "ReplyExpiredError",
     "SnapshotInfo",
+    "StaleCallerError",
     "Store",
     "UnsupportedOptionError",
     "UnsupportedStoreError",
     "UntrustedStoreError",
+    "nondeterministic",
     "open",
     "readonly",
 ]
 
 if TYPE_CHECKING:
     from .actor import Checkpointable as Checkpointable
+    from .actor import nondeterministic as nondeterministic
     from .actor import readonly as readonly
+    from .errors import CallCycleError as CallCycleError
+    from .errors import CallerHeldBackError as CallerHeldBackError
+    from .errors import CallError as CallError
+    from .errors import CallMismatchError as CallMismatchError
     from .errors import CheckpointCaptureError as CheckpointCaptureError
     from .errors import CheckpointCorruptedError as CheckpointCorruptedError
     from .errors import CheckpointError as CheckpointError
     from .errors import CheckpointFormatError as CheckpointFormatError
+    from .errors import CheckpointKeyInUseError as CheckpointKeyInUseError
     from .errors import CheckpointLoadError as CheckpointLoadError
     from .errors import CheckpointMismatchError as CheckpointMismatchError
     from .errors import CheckpointNotFoundError as CheckpointNotFoundError
     from .errors import CheckpointOptionError as CheckpointOptionError
+    from .errors import CheckpointParkedError as CheckpointParkedError
+    from .errors import CheckpointRolledBackError as CheckpointRolledBackError
     from .errors import CheckpointSaveError as CheckpointSaveError
     from .errors import CheckpointStoreError as CheckpointStoreError
     from .errors import CheckpointTimeoutError as CheckpointTimeoutError
     from .errors import CheckpointVersionError as CheckpointVersionError
+    from .errors import CodeVersionError as CodeVersionError
     from .errors import FencedError as FencedError
     from .errors import NoSessionError as NoSessionError
+    from .errors import PoisonCallError as PoisonCallError
+    from .errors import ReadonlyChangedError as ReadonlyChangedError
+    from .errors import ReplayDivergedError as ReplayDivergedError
+    from .errors import ReplyExpiredError as ReplyExpiredError
+    from .errors import StaleCallerError as StaleCallerError
     from .errors import UnsupportedOptionError as UnsupportedOptionError
     from .errors import UnsupportedStoreError as UnsupportedStoreError
     from .errors import UntrustedStoreError as UntrustedStoreError

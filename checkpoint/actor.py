@@ -12,14 +12,16 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from .errors import CheckpointOptionError, CheckpointVersionError, NoSessionError
+from .errors import CheckpointOptionError, CheckpointVersionError, CodeVersionError, NoSessionError
 from .options import DEFAULTS, Options, plain, validate
 
 if TYPE_CHECKING:
     from .session import ActorSession
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 _READONLY = "__checkpoint_readonly__"
+_NONDETERMINISTIC = "__checkpoint_nondeterministic__"
 _OPTIONS = "__checkpoint_options__"
 
 
@@ -35,7 +37,9 @@ sessions: dict[int, ActorSession] = {}
 
 
 def readonly(method: F) -> F:
-    """Mark a method that changes nothing: it does not count for ``every=``.
+    """Mark a method that changes nothing: it does not count for ``every=``, and is not journalled.
+
+    In an exactly-once actor it may run beside other such methods, never beside one that changes the state.
 
     Examples
     --------
@@ -43,10 +47,23 @@ def readonly(method: F) -> F:
     ...     @readonly
     ...     def value(self): return self.n
     """
+    return _marked(method, _READONLY, "readonly")
+
+
+def nondeterministic(method: F) -> F:
+    """Mark a method of an exactly-once actor that would do something else if it ran again.
+
+    Its effect is kept as a snapshot instead of a journal record, and no later reply leaves the actor before
+    that snapshot is durable: for methods that are called rarely. Prefer ``self.record`` for single values.
+    """
+    return _marked(method, _NONDETERMINISTIC, "nondeterministic")
+
+
+def _marked(method: F, mark: str, name: str) -> F:
     target = getattr(method, "__func__", method)
     if not callable(target):
-        raise CheckpointOptionError(f"@readonly marks methods, not {method!r}")
-    setattr(target, _READONLY, True)
+        raise CheckpointOptionError(f"@{name} marks methods, not {method!r}")
+    setattr(target, mark, True)
     return method
 
 
@@ -78,6 +95,22 @@ class Checkpointable:
         case.
     formerly : str or tuple of str
         Earlier names of this class whose snapshots it may restore.
+    after : str or tuple of str
+        Methods after each call of which the state is saved.
+    exactly_once : bool
+        Journal each call: after a crash the actor has the state, and gives the replies, of one that never
+        crashed. A reply means that the effect is durable. ``every`` is then 1000 by default, and
+        ``durability`` ``"process"``: what a reply survives.
+    code_version : int or None
+        With ``exactly_once``: names the code that runs the calls. Default: a hash over the class (see
+        `ftray.checkpoint.code`). Records of another version are not replayed without `migrate_call`.
+    takeover : bool
+        With ``exactly_once``: take the key from a holder that still lives, which is fenced by this.
+    verify : bool
+        With ``exactly_once``: run each call twice and check that it does the same, and that read-only
+        methods change nothing. Slow, for tests; also ``FTRAY_CHECKPOINT_VERIFY=1``.
+    reply_bound_bytes, reply_bound_calls : int
+        With ``exactly_once``: replies kept for callers that may ask again. Default 64 MiB, 100,000.
 
     Notes
     -----
@@ -99,7 +132,13 @@ class Checkpointable:
         checkpoint_version: int = _UNSET,
         durability: str | None = _UNSET,
         formerly: str | tuple[str, ...] = _UNSET,
+        after: str | tuple[str, ...] = _UNSET,
         exactly_once: bool = _UNSET,
+        code_version: int | None = _UNSET,
+        takeover: bool = _UNSET,
+        verify: bool = _UNSET,
+        reply_bound_bytes: int = _UNSET,
+        reply_bound_calls: int = _UNSET,
         **other: object,
     ) -> None:
         arguments = dict(locals())
@@ -112,7 +151,9 @@ class Checkpointable:
         super().__init_subclass__(**other)
         if given:
             cls.__checkpoint_options__ = plain(given)
-        options_of(cls)
+        from .requirements import check_class
+
+        check_class(cls, options_of(cls))
 
     def checkpoint(self) -> str:
         """Save soon, and return the id that the snapshot will have.
@@ -138,6 +179,8 @@ class Checkpointable:
                 "checkpoint() works in methods that an engine runs. "
                 "To read snapshots use ftray.checkpoint.open(store)"
             )
+        if session.exactly_once is not None:  # its number is from outside: the same when the call runs again
+            return str(session.exactly_once.recorded_or_plain(session.request))
         return session.request()
 
     def save_checkpoint(self) -> object:
@@ -164,6 +207,46 @@ class Checkpointable:
             "define migrate_checkpoint(self, state, from_version)"
         )
 
+    def record(self, produce: Callable[[], T]) -> T:
+        """Call `produce` once and return its value; give the same value whenever this call runs again.
+
+        For what comes from outside of the actor: time, random numbers, answers of services. Where the
+        actor is not exactly-once this just calls `produce`.
+
+        Parameters
+        ----------
+        produce : callable
+            Takes nothing. Runs at least once until its value is durable, and never again after that. The
+            exception that it raises is recorded like a value.
+
+        Raises
+        ------
+        ReplayDivergedError
+            The call runs again and records something in another order than the first time.
+        """
+        session = sessions.get(id(self))
+        if session is None or session.exactly_once is None:
+            return produce()
+        recorded: T = session.exactly_once.record(produce)
+        return recorded
+
+    def migrate_call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], from_code_version: int
+    ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return how to run, in this code, a call that the journal has from code `from_code_version`.
+
+        Returns
+        -------
+        tuple of str, tuple, dict
+            Method, arguments and keyword arguments to run in its place. The recorded reply stands.
+        """
+        raise CodeVersionError(
+            f"the journal has a call of {method!r} by code version {from_code_version}, and "
+            f"{type(self).__name__} has other code now: define migrate_call(self, method, args, kwargs, "
+            "from_code_version), go back to that code and end the actor with exit_actor() (which leaves no "
+            f"calls to replay), or, if both do the same, give code_version={from_code_version}"
+        )
+
     def on_checkpoint_error(self, error: Exception) -> None:
         """Called between two methods after a save has failed. The save is tried again by itself."""
 
@@ -187,8 +270,17 @@ def options_of(cls: type) -> Options:
 
 def readonly_names(cls: type) -> frozenset[str]:
     """Return the names of the methods marked `readonly`; an override without the mark is not."""
+    return _names_with(cls, _READONLY)
+
+
+def nondeterministic_names(cls: type) -> frozenset[str]:
+    """Return the names of the methods marked `nondeterministic`."""
+    return _names_with(cls, _NONDETERMINISTIC)
+
+
+def _names_with(cls: type, mark: str) -> frozenset[str]:
     found: dict[str, bool] = {}
     for base in cls.__mro__:
         for name, value in base.__dict__.items():
-            found.setdefault(name, getattr(getattr(value, "__func__", value), _READONLY, False) is True)
+            found.setdefault(name, getattr(getattr(value, "__func__", value), mark, False) is True)
     return frozenset(name for name, marked in found.items() if marked)

@@ -89,3 +89,69 @@ class CheckpointLoadError(CheckpointError):
 
 class UntrustedStoreError(CheckpointError):
     """Others than the present user could have written these files, so they are not unpickled."""
+
+
+class CallError(CheckpointError):
+    """Base of the errors of one call to an exactly-once actor: the call did not run because of them."""
+
+
+class CallMismatchError(CallError, ValueError):
+    """A call came again under its identity with another method or other arguments; nothing was changed.
+
+    A caller that is executed again has to make the same calls in the same order.
+    """
+
+
+class StaleCallerError(CallError):
+    """The call comes from an attempt of its caller (or of one of its ancestors) that a newer one replaced."""
+
+
+class ReplyExpiredError(CallError):
+    """The call has run, its reply was acknowledged, and the reply bound made room for others since."""
+
+
+class CheckpointRolledBackError(CallError):
+    """The actor was taken back to an earlier state since the caller's last call: a new history began."""
+
+
+class CallCycleError(CallError):
+    """A chain of calls comes back to an exactly-once actor whose own method waits for it."""
+
+
+class PoisonCallError(CallError):
+    """The actor died three times in a row while it ran this call, which is therefore not run again."""
+
+
+class ReplayDivergedError(CheckpointError):
+    """A call that is run again for recovery does not do what its record says it did.
+
+    The message names the call and the first difference. The records and snapshots are untouched.
+    """
+
+
+class ReadonlyChangedError(CheckpointError):
+    """A method marked ``@readonly`` has changed the state (found by ``verify=True``)."""
+
+
+class CodeVersionError(CheckpointError):
+    """The journal holds calls that other code has run, and `migrate_call` does not say how to run them."""
+
+
+class CheckpointKeyInUseError(CheckpointError):
+    """Somebody who lives holds this checkpoint key; the message says who and since when."""
+
+
+class CheckpointParkedError(CheckpointError):
+    """Recovery failed three times: the actor stays down until something about it is changed.
+
+    Attributes
+    ----------
+    parked : bool
+        True: an engine must not restart the actor.
+    """
+
+    parked = True
+
+
+class CallerHeldBackError(CallError, TimeoutError):
+    """The bound on unacknowledged replies was reached and no room was made within the time given."""

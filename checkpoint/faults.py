@@ -70,12 +70,47 @@ POINTS: tuple[str, ...] = (
     "restore.verified",
     "restore.loaded",
     "restore.sealed",
+    "once.admitted",
+    "once.started",
+    "once.value_produced",
+    "once.value_recorded",
+    "once.ran",
+    "once.barrier_appended",
+    "once.recorded",
+    "once.answered",
+    "once.save_waits",
+    "once.barrier_saved",
+    "once.trim_begin",
+    "once.trimmed",
+    "once.fenced",
+    "once.replay_begin",
+    "once.replayed",
+    "once.replay_done",
+    "once.journal_opened",
+    "once.void_appended",
+    "once.resumed",
 )
 """Every fault point, in the order of the steps."""
 
 
 class FaultError(OSError):
     """Raised at a point armed with ``raise`` when no other exception was given."""
+
+
+class SimulatedCrash(BaseException):
+    """Ends a simulated process at a fault point; nobody catches it but whoever simulates."""
+
+
+class _Tracer:
+    """Counts how often each point is reached."""
+
+    def __init__(self) -> None:
+        self.hits: dict[str, int] = {}
+
+    def hit(self, point: str) -> None:
+        if point not in POINTS:
+            raise ValueError(f"unknown fault point {point!r}; known: {', '.join(POINTS)}")
+        self.hits[point] = self.hits.get(point, 0) + 1
 
 
 class _Armed:
@@ -90,11 +125,16 @@ class _Armed:
             raise ValueError(f"nth counts from 1, got {nth}")
         self.point, self.action, self.nth = point, action, nth
 
+    @property
+    def dead(self) -> bool:
+        """Whether a simulated process has ended here; it must not come to any further point."""
+        return self.nth <= 0 and isinstance(self.action, SimulatedCrash)
+
     def hit(self, point: str) -> None:
-        if point != self.point:
+        if point != self.point and not self.dead:
             return
         self.nth -= 1
-        if self.nth:
+        if self.nth > 0 or (self.nth < 0 and not self.dead):
             return
         if isinstance(self.action, BaseException):
             raise self.action
@@ -112,7 +152,7 @@ def _from_environment() -> _Armed | None:
     return _Armed(point, action or "exit", int(nth or 1))
 
 
-active: _Armed | None = _from_environment()
+active: _Armed | _Tracer | None = _from_environment()
 
 
 def spec(points: Collection[str]) -> tuple[str, str, int] | None:
@@ -120,7 +160,7 @@ def spec(points: Collection[str]) -> tuple[str, str, int] | None:
 
     An exception that was to be raised becomes a failing system call.
     """
-    if active is None or active.point not in points:
+    if not isinstance(active, _Armed) or active.point not in points:
         return None
     return active.point, active.action if isinstance(active.action, str) else "raise", active.nth
 
@@ -149,5 +189,17 @@ def armed(point: str, action: str | BaseException = "exit", nth: int = 1) -> Ite
     before, active = active, _Armed(point, action, nth)
     try:
         yield
+    finally:
+        active = before
+
+
+@contextmanager
+def traced() -> Iterator[dict[str, int]]:
+    """Count inside a ``with`` block how often each point is reached."""
+    global active
+    before, tracer = active, _Tracer()
+    active = tracer
+    try:
+        yield tracer.hits
     finally:
         active = before

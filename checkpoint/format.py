@@ -54,6 +54,13 @@ class Header(NamedTuple):
         return list(self.fields["segments"])
 
 
+def split_ledger(header: Header, segments: list[bytearray]) -> tuple[list[bytearray], bytes | None]:
+    """Return the segments of the state, and the ledger behind them of an exactly-once actor."""
+    if not header.fields.get("ledger"):
+        return segments, None
+    return segments[:-1], bytes(segments[-1])
+
+
 def _padding(length: int) -> int:
     return -length % _ALIGN
 

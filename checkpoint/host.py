@@ -44,8 +44,9 @@ class Incident(NamedTuple):
     """Something that people should see, as one line.
 
     ``kind`` is one of ``restored``, ``snapshot_skipped``, ``history_ignored``, ``save_failed``,
-    ``save_starved``, ``final_save_failed``, ``hook_failed``, ``fenced``; ``fatal`` says that saving has
-    ended.
+    ``save_starved``, ``final_save_failed``, ``hook_failed``, ``fenced``, ``journal_lost``,
+    ``journal_note``, ``journal_failed``, ``replayed``, ``hash_seed``, ``refused``; ``fatal`` says that
+    saving has ended.
     """
 
     kind: str
@@ -86,6 +87,12 @@ class Host(Protocol):
 
     def report_incident(self, incident: Incident) -> None:
         """Make `incident` visible to people. Callable from any thread; does not raise."""
+
+    def crashed(self, error: BaseException) -> None:
+        """End this process at once, as if it had been killed, and restart the actor if that is left to it.
+
+        Asked for by exactly-once actors: a method was interrupted half-way, or the journal's medium failed.
+        """
 
     def fenced(self, error: BaseException) -> None:
         """A newer incarnation holds the key: end this process because of `error`, do not restart it."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .errors import CheckpointOptionError, UnsupportedOptionError
+from .errors import CheckpointOptionError
 
 STORE_VARIABLE = "FTRAY_CHECKPOINT_STORE"
 
@@ -25,8 +25,21 @@ DEFAULTS: dict[str, object] = {
     "checkpoint_version": 1,
     "durability": None,
     "formerly": (),
+    "after": (),
     "exactly_once": False,
+    "code_version": None,
+    "takeover": False,
+    "verify": False,
+    "reply_bound_bytes": 64 << 20,
+    "reply_bound_calls": 100_000,
 }
+"""Names and defaults. With ``exactly_once=True``, ``every`` is 1000 and ``durability`` ``"process"``."""
+
+EXACTLY_ONCE_EVERY = 1000
+RESTARTS = {"max_restarts": -1, "max_task_retries": -1}
+VERIFY_VARIABLE = "FTRAY_CHECKPOINT_VERIFY"
+_EXACTLY_ONCE_ONLY = ("code_version", "takeover", "verify", "reply_bound_bytes", "reply_bound_calls")
+_EXPLICIT_CODE_VERSIONS = 1 << 63  # those made by hashing are from here on
 
 RESTORE_MODES = ("auto", "never", "require")
 DURABILITIES = ("process", "power")
@@ -44,6 +57,22 @@ class Options(NamedTuple):
     checkpoint_version: int
     durability: str | None
     formerly: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    exactly_once: bool = False
+    code_version: int | None = None
+    takeover: bool = False
+    verify: bool = False
+    reply_bound_bytes: int = 64 << 20
+    reply_bound_calls: int = 100_000
+
+
+def restart_defaults(spec: Mapping[str, object] | None) -> dict[str, int]:
+    """Return the engine's options that a specification sets unless the user gives them.
+
+    An exactly-once actor is restarted, and its calls are retried, without bound: ``max_restarts=-1`` and
+    ``max_task_retries=-1``. Anything else sets nothing.
+    """
+    return dict(RESTARTS) if spec is not None and spec.get("exactly_once") else {}
 
 
 def default_store() -> str:
@@ -91,11 +120,31 @@ def _key(value: object) -> str | None:
     return value
 
 
-def _names(value: object) -> tuple[str, ...]:
+def _names(name: str, value: object, of: str) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) and n for n in names):
-        raise _wrong("formerly", value, "a class name or a tuple of class names")
+        raise _wrong(name, value, f"the name of a {of} or a tuple of such names")
     return tuple(names)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "True or False")
+    return value
+
+
+def _code_version(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _EXPLICIT_CODE_VERSIONS:
+        raise _wrong(
+            "code_version", value, "an integer from 0 to 2**63 - 1, or None for a hash over the class"
+        )
+    return value
+
+
+def _verify_asked() -> bool:
+    return os.environ.get(VERIFY_VARIABLE, "") not in ("", "0")
 
 
 def _store(value: object) -> str | None:
@@ -120,7 +169,9 @@ def plain(given: Mapping[str, object]) -> dict[str, object]:
     if "store" in out:
         out["store"] = _store(out["store"])
     if "formerly" in out:
-        out["formerly"] = _names(out["formerly"])
+        out["formerly"] = _names("formerly", out["formerly"], "class")
+    if "after" in out:
+        out["after"] = _names("after", out["after"], "method")
     return out
 
 
@@ -144,11 +195,12 @@ def validate(given: Mapping[str, object]) -> Options:
     merged = {**DEFAULTS, **plain(given)}
     if merged["interval_s"] is not None and "every" not in given:
         merged["every"] = None
-    if merged["exactly_once"] is not False:
-        raise UnsupportedOptionError(
-            f"exactly_once={merged['exactly_once']!r} is not available in this version; allowed: False "
-            "(snapshots). Leave it out, and make calls that may run twice idempotent"
-        )
+    exactly_once = _flag("exactly_once", merged["exactly_once"])
+    if exactly_once:
+        merged["every"] = given["every"] if "every" in given else _default_every(merged)
+        merged["durability"] = merged["durability"] or "process"
+    else:
+        _only_exactly_once(given)
     every, durability = merged["every"], merged["durability"]
     return Options(
         store=_store(merged["store"]) or default_store(),
@@ -159,5 +211,26 @@ def validate(given: Mapping[str, object]) -> Options:
         restore=_one_of("restore", merged["restore"], RESTORE_MODES),
         checkpoint_version=_integer("checkpoint_version", merged["checkpoint_version"], 1),
         durability=None if durability is None else _one_of("durability", durability, DURABILITIES),
-        formerly=_names(merged["formerly"]),
+        formerly=_names("formerly", merged["formerly"], "class"),
+        after=_names("after", merged["after"], "method"),
+        exactly_once=exactly_once,
+        code_version=_code_version(merged["code_version"]),
+        takeover=_flag("takeover", merged["takeover"]),
+        verify=_flag("verify", merged["verify"]) or (exactly_once and _verify_asked()),
+        reply_bound_bytes=_integer("reply_bound_bytes", merged["reply_bound_bytes"], 1),
+        reply_bound_calls=_integer("reply_bound_calls", merged["reply_bound_calls"], 1),
     )
+
+
+def _default_every(merged: Mapping[str, object]) -> int | None:
+    return None if merged["interval_s"] is not None else EXACTLY_ONCE_EVERY
+
+
+def _only_exactly_once(given: Mapping[str, object]) -> None:
+    for name in _EXACTLY_ONCE_ONLY:
+        if given.get(name, DEFAULTS[name]) != DEFAULTS[name]:
+            raise CheckpointOptionError(
+                f"{name}={given[name]!r} is for actors with exactly_once=True; give that too, or leave "
+                f"{name} "
+                "out"
+            )

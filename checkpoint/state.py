@@ -17,7 +17,8 @@ def _overrides(cls: type, name: str) -> bool:
     return found is not None and found is not getattr(object, name, None)
 
 
-def _slot_names(cls: type) -> Iterator[str]:
+def slot_names(cls: type) -> Iterator[str]:
+    """Yield the names of the attributes that live in slots, as they are reached from outside."""
     for base in cls.__mro__:
         slots = base.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -33,7 +34,7 @@ def default_save(instance: object) -> object:
     if _overrides(cls, "__getstate__"):
         return instance.__getstate__()  # type: ignore[attr-defined,unused-ignore]
     state = dict(vars(instance))
-    for name in _slot_names(cls):
+    for name in slot_names(cls):
         if hasattr(instance, name):
             state[name] = getattr(instance, name)
     return state

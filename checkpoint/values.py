@@ -1,0 +1,197 @@
+"""What a running call gets from outside: recorded the first time, given back when it runs again.
+
+Owns the order of the values of one call. Invariants: the n-th value asked for is the n-th recorded, and of
+the same
+kind, or `ReplayDivergedError`; a value is journalled before the method sees it; a finished call that is run
+again produces nothing. An engine records what `get`, `wait`, `put` and the creation of actors give with
+`Execution.take`, under kinds of its own from `ENGINE_KINDS` on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+from ftray._core.serial import deserialize, serialize
+
+from . import faults
+from .errors import ReplayDivergedError
+
+T = TypeVar("T")
+simulated: dict[tuple[bytes, int], bytes] | None = None
+"""In simulations: what each call got as its n-th value first it gets in all runs, so that they compare."""
+USER_VALUE = 0
+ENGINE_KINDS = 16
+_VALUE, _ERROR = b"\x00", b"\x01"
+
+
+class ValueJournal(Protocol):
+    """Where the values of a live call go; `_core.gate.Gate` is one."""
+
+    def start(self, head: bytes, method: str, args: bytes, values: Sequence[bytes]) -> int:
+        """Journal the start of a call; returns the position."""
+
+    def value(self, call_id: bytes, index: int, data: bytes) -> int:
+        """Journal one value of a started call; returns the position."""
+
+
+class Execution:
+    """One run of a method that changes the state.
+
+    Parameters
+    ----------
+    head, method, args : bytes, str, bytes
+        The call as the journal has it.
+    call_id : bytes
+    journal : ValueJournal or None
+        None where a finished call is run again for recovery: then nothing may happen outside.
+    recorded : sequence of bytes
+        Values that an earlier run has recorded.
+    started : bool
+        The journal has the start of the call already.
+    """
+
+    __slots__ = (
+        "args",
+        "call_id",
+        "diverged",
+        "head",
+        "journal",
+        "method",
+        "position",
+        "recorded",
+        "started",
+        "used",
+    )
+
+    def __init__(
+        self,
+        head: bytes,
+        method: str,
+        args: bytes,
+        call_id: bytes,
+        journal: ValueJournal | None,
+        recorded: Sequence[bytes] = (),
+        started: bool = False,
+    ) -> None:
+        self.head, self.method, self.args, self.call_id, self.journal = head, method, args, call_id, journal
+        self.recorded = list(recorded)
+        self.used = 0
+        self.started = started
+        self.position = 0
+        self.diverged: ReplayDivergedError | None = None
+
+    @property
+    def replaying(self) -> bool:
+        """Whether this run repeats a finished call: nothing is sent, everything is given back."""
+        return self.journal is None
+
+    def start(self) -> int:
+        """Journal that the call has begun: before anything of it leaves the actor.
+
+        Returns
+        -------
+        int
+            Position that must be durable before what depends on this call so far may leave; 0 if there is
+            none.
+        """
+        if self.journal is not None and not self.started:
+            self.position = self.journal.start(self.head, self.method, self.args, self.recorded[: self.used])
+            self.started = True
+            if faults.active:
+                faults.hit("once.started")
+        return self.position
+
+    def take(self, kind: int, produce: Callable[[], bytes]) -> bytes:
+        """Return the next recorded value, or what `produce` gives, journalled.
+
+        Parameters
+        ----------
+        kind : int
+            0 to 255: what sort of value it is.
+        produce : callable
+            Makes the bytes of the value.
+        """
+        if self.used < len(self.recorded):
+            value = self.recorded[self.used]
+            if value[0] != kind:
+                raise self._diverged(
+                    f"asks for a value of kind {kind} where one of kind {value[0]} was recorded"
+                )
+            self.used += 1
+            return value[1:]
+        if self.journal is None:
+            raise self._diverged(f"asks for more values than the {len(self.recorded)} recorded")
+        data = produce() if simulated is None else self._simulate(simulated, produce)
+        if faults.active:
+            faults.hit("once.value_produced")
+        self.start()
+        value = bytes([kind]) + data
+        self.position = self.journal.value(self.call_id, self.used, value)
+        self.recorded.append(value)
+        self.used += 1
+        if faults.active:
+            faults.hit("once.value_recorded")
+        return data
+
+    def _simulate(self, known: dict[tuple[bytes, int], bytes], produce: Callable[[], bytes]) -> bytes:
+        place = (self.call_id, self.used)
+        if place not in known:
+            known[place] = produce()
+        return known[place]
+
+    def ended(self) -> None:
+        """The method has ended: a run that repeats must have used every value, each at its place."""
+        if self.diverged is not None:  # the method may have caught it
+            raise self.diverged
+        if self.used < len(self.recorded):
+            raise self._diverged(f"used {self.used} of the {len(self.recorded)} values recorded")
+
+    def _diverged(self, what: str) -> ReplayDivergedError:
+        self.diverged = ReplayDivergedError(
+            f"call {self.call_id.hex()} of {self.method!r}, run again for recovery, {what}. Its method must "
+            "ask for the "
+            ""
+            "same outside values in the same order each time; what chooses between them must be recorded too"
+        )
+        return self.diverged
+
+
+class _Reading:
+    """Stands in for an execution while a read-only method runs."""
+
+
+READING = _Reading()
+current: ContextVar[Execution | _Reading | None] = ContextVar("ftray.checkpoint.call", default=None)
+"""The call that the present context runs; an engine with contexts of its own gives `ExactlyOnce.locate`."""
+
+
+def user_value(execution: Execution, produce: Callable[[], T]) -> T:
+    """`Checkpointable.record` inside of a call."""
+    data = execution.take(USER_VALUE, lambda: _encode(produce))
+    value: Any = deserialize(data[1:])
+    if data[:1] == _ERROR:
+        raise value
+    recorded: T = value
+    return recorded
+
+
+def _encode(produce: Callable[[], object]) -> bytes:
+    try:
+        value = produce()
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        return _ERROR + _encode_error(error)
+    return _VALUE + serialize(value)
+
+
+def _encode_error(error: Exception) -> bytes:
+    """The exception, or one that says the same where it cannot be carried."""
+    try:
+        data = serialize(error)
+        deserialize(data)
+        return data
+    except Exception:
+        return serialize(RuntimeError(f"{type(error).__name__}: {error}"))
