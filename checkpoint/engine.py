@@ -13,28 +13,32 @@ Around each method the engine calls `ActorSession.before_call` (only if ``max_co
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from . import actor, capture, faults
+from . import actor, capture, faults, format
+from .background import Background
 from .errors import (
     CheckpointError,
     CheckpointLoadError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
     CheckpointOptionError,
-    UnsupportedStoreError,
 )
 from .host import ActorIdentity, Host, Incident
 from .keys import key_of
-from .options import Options, validate
+from .options import Options, restart_defaults, validate
+from .requirements import check_class, check_host, check_store
 from .session import OUT_OF_SCOPE, ActorSession
 from .snapshots import Loaded, Past, SnapshotLog
 from .state import attribute_names, drop_attributes
 from .stores import connect, resolve_url
 from .stores.protocol import Store
 
-__all__ = ["OUT_OF_SCOPE", "ActorSession", "discard", "open", "spec_of"]
+if TYPE_CHECKING:
+    from .codec import Codec
+
+__all__ = ["OUT_OF_SCOPE", "ActorSession", "discard", "open", "open_async", "restart_defaults", "spec_of"]
 
 
 def spec_of(cls: type, overrides: Mapping[str, object] | None = None) -> dict[str, object] | None:
@@ -61,6 +65,7 @@ def spec_of(cls: type, overrides: Mapping[str, object] | None = None) -> dict[st
         return None
     given = {**actor.given_options(cls), **(overrides or {})}
     options = validate(given)
+    check_class(cls, options)
     return {**given, "store": resolve_url(options.store)}
 
 
@@ -70,6 +75,8 @@ def open(
     spec: Mapping[str, object] | None = None,
     *,
     store: Store | None = None,
+    codec: Codec | None = None,
+    background: Callable[..., Background] = Background,
 ) -> ActorSession:
     """Restore an actor's state and begin its session. Call after ``__init__`` and before the first method.
 
@@ -81,6 +88,10 @@ def open(
         What `spec_of` returned; computed here if not given.
     store : Store, optional
         Use this store object in place of the one that the specification names.
+    codec : Codec, optional
+        How the engine writes arguments and replies of exactly-once calls. Default: the toolkit's own way.
+    background : callable, optional
+        Makes what saves snapshots; `ftray.checkpoint.testing` has one without a thread.
 
     Raises
     ------
@@ -89,18 +100,41 @@ def open(
     CheckpointCorruptedError, CheckpointLoadError, CheckpointNotFoundError, CheckpointMismatchError,
     CheckpointVersionError
         There is nothing fit to restore, or it does not fit the class.
+    CheckpointKeyInUseError, CodeVersionError, ReplayDivergedError, CheckpointParkedError
+        Exactly-once only: somebody else holds the key; or the journal cannot be replayed.
     """
+    from .drive import drive
+
+    return drive(open_async(instance, host, spec, store=store, codec=codec, background=background))
+
+
+async def open_async(
+    instance: actor.Checkpointable,
+    host: Host,
+    spec: Mapping[str, object] | None = None,
+    *,
+    store: Store | None = None,
+    codec: Codec | None = None,
+    background: Callable[..., Background] = Background,
+) -> ActorSession:
+    """`open` for an actor with async methods: replay awaits them on the running loop."""
     options = validate(spec if spec is not None else spec_of(type(instance)) or {})
     if store is None:
         store = connect(options.store)
-    _check_durability(options, store)
+    check_host(type(instance), host, options)
+    check_store(options, store)
     key = key_of(host.identity, options.checkpoint_key)
-    session = ActorSession(instance, host, options, key, SnapshotLog(store, key.text, options.keep))
+    log = SnapshotLog(store, key.text, options.keep)
+    session = ActorSession(instance, host, options, key, log, background)
+    if options.exactly_once:
+        from .codec import ToolkitCodec
+        from .replay import open_exactly_once
+
+        return await open_exactly_once(session, host, options, codec or ToolkitCodec())
     session.trial_capture()
     names_after_init = attribute_names(instance)
-    log = session.log
-    log.claim(_holder(host))
-    past = _restore(instance, host, options, log)
+    log.claim(holder(host))
+    past = restore(instance, host, options, log)
     log.seal(past.newest.name if past.newest else None, past.history)
     session.start(names_after_init, past)
     actor.sessions[id(instance)] = session
@@ -116,15 +150,8 @@ def discard(spec: Mapping[str, object], identity: ActorIdentity) -> bool:
     return key.ephemeral
 
 
-def _check_durability(options: Options, store: Store) -> None:
-    if options.durability is not None and options.durability not in store.survives:
-        raise UnsupportedStoreError(
-            f"durability={options.durability!r} was asked for, and {store.url} survives only: "
-            f"{', '.join(sorted(store.survives)) or 'nothing'}. Choose another store, or a lower durability"
-        )
-
-
-def _holder(host: Host) -> dict[str, Any]:
+def holder(host: Host) -> dict[str, Any]:
+    """Return what a claim says of its holder."""
     return {
         "host": os.uname().nodename,
         "pid": os.getpid(),
@@ -134,8 +161,9 @@ def _holder(host: Host) -> dict[str, Any]:
     }
 
 
-def _restore(instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog) -> Past:
-    if options.restore == "never":
+def restore(instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog) -> Past:
+    """Give the instance its newest saved state, and return what was found."""
+    if options.restore == "never" and not (options.exactly_once and host.is_reconstructed):
         return Past(None, [], [], [], "")
     past = log.find_past()
     for line in [*past.skipped, *past.notes]:
@@ -165,9 +193,16 @@ def _load_into(
 ) -> None:
     fields = loaded.header.fields
     _check_class(instance, host, options, log, fields)
+    if fields.get("ledger") and not options.exactly_once:
+        raise CheckpointMismatchError(
+            f"checkpoint key {log.key!r} in {log.store.url} is that of an exactly-once actor: calls that its "
+            "journal has "
+            ""
+            "would be lost without exactly_once=True. Give that or, to start from __init__, restore='never'"
+        )
     what = f"snapshot {loaded.name.id} of checkpoint key {log.key!r} (written by {fields['class']})"
     try:
-        state = capture.load(loaded.segments)
+        state = capture.load(format.split_ledger(loaded.header, loaded.segments)[0])
         if fields["state_version"] != options.checkpoint_version:
             state = instance.migrate_checkpoint(state, fields["state_version"])
         instance.load_checkpoint(state)

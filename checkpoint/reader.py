@@ -82,7 +82,7 @@ class CheckpointReader:
         name = self._newest(key) if snapshot_id is None else parse_id(snapshot_id)
         try:
             with self._store.read(key, name) as file:
-                _, segments = format.read(file)
+                segments, _ = format.split_ledger(*format.read(file))
         except FileNotFoundError:
             raise self._not_found(key, f"snapshot {name.id}") from None
         except (CheckpointFormatError, OSError) as error:

@@ -17,11 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import actor, faults
 from .background import Background
-from .capture import Captured, StateCapturer, capture_error
+from .capture import Captured, Pieces, StateCapturer, capture_error
 from .errors import (
     CheckpointCaptureError,
     CheckpointError,
@@ -37,6 +37,9 @@ from .options import Options
 from .scheduler import CAPTURE, STARVED, SaveScheduler
 from .snapshots import Past, SnapshotLog
 from .state import attribute_names
+
+if TYPE_CHECKING:
+    from .exactly_once import ExactlyOnce
 
 OUT_OF_SCOPE = "out of scope"
 """Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
@@ -61,12 +64,20 @@ class ActorSession:
     """Drives the snapshots of one actor process. Made by `engine.open`."""
 
     def __init__(
-        self, instance: actor.Checkpointable, host: Host, options: Options, key: ActorKey, log: SnapshotLog
+        self,
+        instance: actor.Checkpointable,
+        host: Host,
+        options: Options,
+        key: ActorKey,
+        log: SnapshotLog,
+        background: Callable[..., Background] = Background,
     ) -> None:
         self._instance, self._host, self._options, self._key = instance, host, options, key
         self.log = log
+        self.exactly_once: ExactlyOnce | None = None
         self._cls = type(instance)
         self._uncounted = actor.readonly_names(self._cls) | {"checkpoint", "__ray_ready__"}
+        self._after = frozenset(options.after)
         self._every = options.every or _NEVER
         self._left = self._every
         self._calls_before = 0  # calls counted before `_left` was last reset
@@ -80,7 +91,7 @@ class ActorSession:
         self._saved = threading.Condition(self._lock)
         self._outcomes: dict[int, Exception | None] = {}
         self._scheduler = SaveScheduler(time.monotonic(), options.interval_s)
-        self._background = Background(f"checkpoint {key.text}", self._timer, self._unexpected)
+        self._background = background(f"checkpoint {key.text}", self._timer, self._unexpected)
         self._owner_pid = os.getpid()
         self._end: str | None = None  # why nothing is saved any more
         self._names_after_init: frozenset[str] = frozenset()
@@ -90,6 +101,7 @@ class ActorSession:
             "last_snapshot": None,
             "last_saved_unix_s": None,
             "size_bytes": None,
+            "last_save_s": None,
             "saves": 0,
             "failures": 0,
             "last_error": None,
@@ -98,12 +110,19 @@ class ActorSession:
             "max_pause_s": 0.0,
         }
         if self._concurrent:
-            self.after_call = self._after_concurrent_call  # type: ignore[method-assign]
+            self.count_beside()
+        elif self._after:
+            self.after_call = self._after_named_call  # type: ignore[method-assign]
 
     @property
     def instance(self) -> actor.Checkpointable:
         """The actor object."""
         return self._instance
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the methods run on an event loop."""
+        return self._host.is_async
 
     # -- start
     # ------------------------------------------------------------------------------------------------
@@ -116,17 +135,23 @@ class ActorSession:
 
     def start(self, names_after_init: frozenset[str], past: Past) -> None:
         """Begin to save; the state has been restored and the past sealed."""
+        self.remember(names_after_init, past)
+        self._background.submit(self._settle)
+        self._background.set_timer(self._scheduler.deadline_s)
+
+    def remember(self, names_after_init: frozenset[str], past: Past) -> None:
+        """Take over what was found: attributes that ``__init__`` made, and the snapshot restored."""
         self._names_after_init = names_after_init
         restored = past.newest.name.id if past.newest else None
         self._status.update(restored_from=restored, last_snapshot=restored, skipped=past.skipped)
         if past.newest:
             self._calls_before = self._calls_captured = self._calls_saved = past.newest.header.fields["calls"]
-        self._background.submit(self._settle)
-        self._background.set_timer(self._scheduler.deadline_s)
 
     def _settle(self) -> None:
         try:
             self.log.settle()
+            if self.exactly_once is not None:
+                self.exactly_once.settled()
         except Exception as error:  # the next save tries again, and fails if this does
             self._tell_failure(error, "the claim and the seal of this incarnation could not be made durable")
 
@@ -136,6 +161,11 @@ class ActorSession:
         if self._cls.checkpoint is not actor.Checkpointable.checkpoint:
             return {}
         return {"checkpoint": self.save_now_async if self._host.is_async else self.save_now}
+
+    def count_beside(self) -> None:
+        """Methods may run beside each other, or on several threads: each is announced by `before_call`."""
+        self._concurrent = True
+        self.after_call = self._after_concurrent_call  # type: ignore[method-assign]
 
     # -- calls
     # ------------------------------------------------------------------------------------------------
@@ -160,16 +190,23 @@ class ActorSession:
         with self._gate:
             self._running -= 1
             self._left -= 1
-            if self._left <= 0:
-                self._count_due()
+            if self._left <= 0 or method_name in self._after:
+                self._count_due("every" if self._left <= 0 else "after")
             elif self._scheduler.wanted is not None:
                 self._gap()
 
-    def _count_due(self) -> None:
+    def _after_named_call(self, method_name: str) -> None:
+        if method_name in self._uncounted:
+            return
+        self._left -= 1
+        if self._left <= 0 or method_name in self._after:
+            self._count_due("every" if self._left <= 0 else "after")
+
+    def _count_due(self, reason: str = "every") -> None:
         with self._lock:
             self._calls_before = self._calls()
             self._left = self._every
-            self._scheduler.want("every", time.monotonic())
+            self._scheduler.want(reason, time.monotonic())
         self._gap()
         if (
             self._scheduler.wanted is not None
@@ -190,6 +227,32 @@ class ActorSession:
             commands = self._scheduler.want("request", time.monotonic())
         self._obey(commands)
         return name.id
+
+    def want(self, reason: str) -> None:
+        """Want a snapshot at the next gap; on the actor's thread, inside of a method."""
+        with self._lock:
+            commands = self._scheduler.want(reason, time.monotonic())
+        self._obey(commands)
+
+    def want_now(self, reason: str) -> None:
+        """Capture on the present thread, between two methods; the save goes on beside the calls."""
+        with self._lock:
+            self._scheduler.want(reason, time.monotonic())
+        self._gap()
+
+    def save_at_once(self, reason: str) -> None:
+        """Save on the present thread, between two methods, before the session has begun to serve."""
+        with self._lock:
+            name = self.log.next_name()
+        captured, extra = self._capture_all()
+        fields = {**self._header_fields(reason), **extra}
+        self._written(name, fields, captured)
+        self._after_written(name, fields)
+
+    def count_replayed(self) -> None:
+        """A recorded call was run again; it counts as it did the first time."""
+        self._calls_before += 1
+        self._calls_captured = self._calls_before
 
     def _check_usable(self) -> None:
         if os.getpid() != self._owner_pid:
@@ -225,8 +288,8 @@ class ActorSession:
     def _capture(self, name: SnapshotName, reason: str) -> None:
         started = time.perf_counter()
         try:
-            captured = self._capture_state()
-            fields = self._header_fields(reason)
+            captured, extra = self._capture_all()
+            fields = {**self._header_fields(reason), **extra}
             self._paused(time.perf_counter() - started)
             self._background.submit(lambda: self._save(name, fields, captured))
         except Exception as error:
@@ -250,6 +313,15 @@ class ActorSession:
             "deleted": self._deleted_attributes(),
             "python": ".".join(map(str, sys.version_info[:3])),
         }
+
+    def _capture_all(self) -> tuple[Captured, dict[str, Any]]:
+        """Return the state, with the ledger behind it if there is one, and the header fields that say so."""
+        captured = self._capture_state()
+        if self.exactly_once is None:
+            return captured, {}
+        fields, ledger = self.exactly_once.captured()
+        segments: list[Pieces] = [*captured.segments, [ledger]]
+        return Captured(segments), fields
 
     def _capture_state(self) -> Captured:
         name = self._cls.__name__
@@ -285,26 +357,43 @@ class ActorSession:
 
     def _save(self, name: SnapshotName, fields: Mapping[str, Any], captured: Captured) -> None:
         try:
-            size_bytes = self.log.save(name, fields, captured)
+            self._written(name, fields, captured)
         except Exception as error:
             self._save_ended(name, error)
             return
-        with self._lock:
-            self._calls_saved = fields["calls"]
-            self._status.update(
-                last_snapshot=name.id, last_saved_unix_s=time.time(), size_bytes=size_bytes, last_error=None
-            )
-            self._status["saves"] += 1
         leftover: Exception | None = None
         try:
-            if faults.active:
-                faults.hit("save.announced")
-            self.log.retire()
+            self._after_written(name, fields)
         except Exception as error:
             leftover = error
         if leftover is not None:
             self._tell_failure(leftover, f"snapshot {name.id} is saved, but older ones could not be deleted")
         self._save_ended(name, None)
+
+    def _written(self, name: SnapshotName, fields: Mapping[str, Any], captured: Captured) -> None:
+        began_s = time.perf_counter()
+        if self.exactly_once is not None:
+            self.exactly_once.before_put(fields)
+        size_bytes = self.log.save(name, fields, captured)
+        with self._lock:
+            self._calls_saved = fields["calls"]
+            self._status.update(
+                last_snapshot=name.id,
+                last_saved_unix_s=time.time(),
+                size_bytes=size_bytes,
+                last_save_s=time.perf_counter() - began_s,
+                last_error=None,
+            )
+            self._status["saves"] += 1
+
+    def _after_written(self, name: SnapshotName, fields: Mapping[str, Any]) -> None:
+        if faults.active:
+            faults.hit("save.announced")
+        if self.exactly_once is not None:
+            self.exactly_once.saved(name, fields)
+        self.log.retire()
+        if self.exactly_once is not None:
+            self.exactly_once.retired()
 
     def _save_ended(self, name: SnapshotName, error: Exception | None) -> None:
         if error is not None:
@@ -377,7 +466,8 @@ class ActorSession:
         CheckpointError
             What capturing or saving raised.
         """
-        return self._save_and_wait(timeout_s, in_gap=not self._concurrent)
+        alone = self.exactly_once is not None and not self._host.is_async  # its engine gives this a turn
+        return self._save_and_wait(timeout_s, in_gap=alone or not self._concurrent)
 
     def _save_and_wait(self, timeout_s: float, in_gap: bool) -> str:
         """Request a save and wait for it; `in_gap`: no method runs while the present thread waits."""
@@ -440,6 +530,8 @@ class ActorSession:
             self._end = self._end or f"closed ({reason})"
             self._saved.notify_all()
         stopped = self._background.stop(max(0.0, deadline - time.monotonic()) if final or gone else 0.0)
+        if self.exactly_once is not None:
+            self.exactly_once.close(max(0.0, deadline - time.monotonic()), planned=final)
         if final and not stopped:
             self._report(
                 "final_save_failed",
@@ -477,11 +569,16 @@ class ActorSession:
 
     def status(self) -> dict[str, Any]:
         """Return what people want to know, as plain values."""
+        durable = self.exactly_once.status() if self.exactly_once is not None else {}
         with self._lock:
             scheduler = self._scheduler
+            saved_unix_s = self._status["last_saved_unix_s"]
             state = "ended" if self._end else "failing" if scheduler.failures else "ok"
             return {
                 **self._status,
+                **durable,
+                "mode": "snapshot" if self.exactly_once is None else "exactly_once",
+                "snapshot_age_s": None if saved_unix_s is None else max(0.0, time.time() - saved_unix_s),
                 "state": state,
                 "ended": self._end,
                 "store": self.log.store.url,

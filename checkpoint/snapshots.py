@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import faults, format, lineage
@@ -43,6 +43,7 @@ class Past(NamedTuple):
     ignored: list[SnapshotName]
     notes: list[str]
     history: str
+    sealed: Mapping[str, Any] = {}
 
 
 @functools.cache
@@ -100,19 +101,34 @@ class SnapshotLog:
         self._there: list[SnapshotName] = []
         self._counted: list[SnapshotName] = []
 
-    def claim(self, holder: Mapping[str, Any]) -> int:
+    @property
+    def counted(self) -> list[SnapshotName]:
+        """The kept snapshots that count, oldest first; once the past is sealed."""
+        return list(self._counted)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether this incarnation has said what its past is."""
+        return bool(self.history)
+
+    def claim(self, holder: Mapping[str, Any], check: Callable[[int], None] | None = None) -> int:
         """Take the next epoch, which fences every earlier holder.
 
         Parameters
         ----------
         holder : mapping
             JSON values for people: who holds the key, since when.
+        check : callable, optional
+            Called with the newest claimed epoch, if there is one, before the next is taken; raises to refuse.
         """
         record = format.encode_record(
             {**holder, "key": self.key, "boot_id": boot_id(), "since_unix_s": time.time()}
         )
         for _ in range(_CLAIM_ATTEMPTS):
-            epoch = self.store.scan(self.key).newest_epoch + 1
+            listing = self.store.scan(self.key)
+            if check is not None and listing.claims:
+                check(listing.claims[-1])
+            epoch = listing.newest_epoch + 1
             if self.store.claim(self.key, epoch, record):
                 self.epoch = epoch
                 if faults.active:
@@ -144,10 +160,11 @@ class SnapshotLog:
             if faults.active:
                 faults.hit("restore.verified")
             ignored = [s for s in listing.snapshots if s not in names]
-            return Past(Loaded(name, header, segments), skipped, ignored, notes, header.fields["history"])
+            loaded = Loaded(name, header, segments)
+            return Past(loaded, skipped, ignored, notes, header.fields["history"], sealed)
         if skipped:
             raise self._corrupted(skipped)
-        return Past(None, [], listing.snapshots, notes, str(sealed.get("history", "")))
+        return Past(None, [], listing.snapshots, notes, str(sealed.get("history", "")), sealed)
 
     def _check_belongs(self, name: SnapshotName, header: format.Header) -> None:
         said = (header.fields["key"], header.fields["epoch"], header.fields["sequence"])
@@ -163,8 +180,8 @@ class SnapshotLog:
         error.skipped = skipped
         return error
 
-    def seal(self, base: SnapshotName | None, history: str) -> None:
-        """Publish that this epoch continues from `base` (None: from nothing)."""
+    def seal(self, base: SnapshotName | None, history: str, extra: Mapping[str, Any] | None = None) -> None:
+        """Publish that this epoch continues from `base` (None: from nothing); `extra`: more JSON values."""
         here = present(self.store, self.key)
         self._there = here.listing.snapshots
         self._counted = [] if base is None else [n for n in here.counted if n <= base]
@@ -176,6 +193,7 @@ class SnapshotLog:
                 "history": self.history,
                 "base": base.id if base else None,
                 "line": [n.id for n in self._counted],
+                **(extra or {}),
             }
         )
         self.store.seal(self.key, self.epoch, record)

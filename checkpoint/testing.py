@@ -1,10 +1,14 @@
-"""For tests: a store in memory, and a host that runs an actor object in the present thread.
+"""For tests: a store in memory, a host that runs an actor object in the present thread, simulated crashes.
 
 `LocalHost` lets the tests of a `Checkpointable` class crash and restore it without an engine:
 
 >>> host = LocalHost("counter")
 >>> session = engine.open(counter, host)
 >>> host.call(session, "incr", 2)
+
+`crash_everywhere` does that at every step that there is, and compares with a run without crashes:
+
+>>> crash_everywhere(Counter, [("incr", 2), "incr"])
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import CheckpointSaveError, FencedError
 from .host import ActorIdentity, Incident
@@ -22,6 +26,15 @@ from .lineage import SnapshotName
 from .session import ActorSession
 from .stores.memory_journal import JournaledKey, MemoryJournals
 from .stores.protocol import Listing
+
+if TYPE_CHECKING:
+    from .callers import Call as Call
+    from .callers import Caller as Caller
+    from .crashes import CrashReport as CrashReport
+    from .crashes import crash_everywhere as crash_everywhere
+    from .serving import ExactlyOnceCalls
+
+_ELSEWHERE = {"Call": "callers", "Caller": "callers", "CrashReport": "crashes", "crash_everywhere": "crashes"}
 
 
 class _Key(JournaledKey):
@@ -33,8 +46,8 @@ class _Key(JournaledKey):
 class MemoryStore(MemoryJournals):
     """A store that lives and dies with the object. Behaves as any other; survives nothing."""
 
-    def __init__(self, name: str = "test") -> None:
-        self._name = name
+    def __init__(self, name: str = "test", *, survives: Iterable[str] = ()) -> None:
+        self._name, self._survives = name, frozenset(survives)
         self._keys: dict[str, _Key] = {}
         self._lock = threading.RLock()
 
@@ -45,8 +58,8 @@ class MemoryStore(MemoryJournals):
 
     @property
     def survives(self) -> frozenset[str]:
-        """Nothing."""
-        return frozenset()
+        """What was given: nothing, unless a test simulates its processes and lets the store outlive them."""
+        return self._survives
 
     def keys(self) -> list[str]:
         """Return all keys, sorted."""
@@ -141,8 +154,10 @@ class LocalHost:
     ----------
     incidents : list of Incident
         All that was reported.
-    fenced_by : list of BaseException
-        Arguments of `fenced`.
+    fenced_by, crashed_by : list of BaseException
+        Arguments of `fenced` and `crashed`.
+    caller : Caller
+        Who makes the calls of an exactly-once actor; give one to have it outlive this host.
     """
 
     max_concurrency = 1
@@ -156,12 +171,16 @@ class LocalHost:
         unique_id: str = "id",
         class_name: str = "Counter",
         incarnation: int = 1,
+        caller: Caller | None = None,
     ) -> None:
         self.identity = ActorIdentity(namespace, name, unique_id, class_name)
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
         self.incidents: list[Incident] = []
         self.fenced_by: list[BaseException] = []
+        self.crashed_by: list[BaseException] = []
+        self.caller = caller
+        self._calls: ExactlyOnceCalls | None = None
         self._actions: deque[Callable[[], None]] = deque()
         self._arrived = threading.Condition()
 
@@ -183,6 +202,12 @@ class LocalHost:
             self.fenced_by.append(error)
             self._arrived.notify_all()
 
+    def crashed(self, error: BaseException) -> None:
+        """Keep `error`; the session runs nothing more."""
+        with self._arrived:
+            self.crashed_by.append(error)
+            self._arrived.notify_all()
+
     def wait_for(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
         """Wait until `condition` holds; it is asked again after each event that reaches this host."""
         with self._arrived:
@@ -200,7 +225,9 @@ class LocalHost:
             self._actions.popleft()()
 
     def call(self, session: ActorSession, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Run one method as an engine does."""
+        """Run one method as an engine does; each time as a new call of `caller`."""
+        if session.exactly_once is not None:
+            return self._call_exactly_once(session, method, args, kwargs)
         self.run_actions()
         function = session.entry_points.get(method) or getattr(session.instance, method)
         try:
@@ -208,3 +235,74 @@ class LocalHost:
         finally:
             session.after_call(method)
             self.run_actions()
+
+    def _call_exactly_once(
+        self, session: ActorSession, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        from .callers import Caller
+
+        if self.caller is None:
+            self.caller = Caller()
+        call = self.caller.call(session.log.key, method, *args, **kwargs)
+        return self.send(session, call)
+
+    def send(self, session: ActorSession, call: Call, timeout_s: float = 10.0) -> Any:
+        """Send a call to an exactly-once actor, for the first time or again; its value, or its error."""
+        self.run_actions()
+        try:
+            return call.sent_to(self.calls_of(session), timeout_s)
+        finally:
+            if session.exactly_once is not None and session.exactly_once.dead is None:
+                self.run_actions()
+
+    def calls_of(self, session: ActorSession) -> ExactlyOnceCalls:
+        """Return what runs the calls of an exactly-once session."""
+        from .serving import ExactlyOnceCalls
+
+        if self._calls is None:
+            self._calls = ExactlyOnceCalls(session)
+        return self._calls
+
+
+class InlineBackground:
+    """Runs what a session does in the background at once, on the thread that asks."""
+
+    def __init__(self, name: str, on_timer: object, on_error: object) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._busy = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job` now, or after the one that is running."""
+        self._jobs.append(job)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._jobs:
+                self._jobs.popleft()()
+        finally:
+            self._busy = False
+
+    def set_timer(self, deadline_s: float | None) -> None:
+        """There is no time here."""
+
+    def stop(self, timeout_s: float) -> bool:
+        """Nothing is left to do."""
+        return True
+
+
+def crash(session: ActorSession) -> None:
+    """End a session as if its process had died: nothing is saved or told, the store stays as it is."""
+    from . import actor
+
+    actor.sessions.pop(id(session.instance), None)
+    if session.exactly_once is not None:
+        session.exactly_once.abandon()
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(f"{__package__}.{_ELSEWHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

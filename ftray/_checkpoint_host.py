@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ftray.checkpoint.host import ActorIdentity
@@ -40,6 +41,11 @@ class NativeHost:
     def report_incident(self, incident: Incident) -> None:
         """One line on stderr, which the driver prints with the actor's name and pid."""
         print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
+
+    def crashed(self, error: BaseException) -> None:
+        """See `Host.crashed`."""
+        print(f"actor crashes: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""

@@ -217,8 +217,15 @@ def _checkpoint_spec(cls: type) -> dict[str, object] | None:
     if not hasattr(cls, "__checkpoint_options__"):
         return None
     from ftray.checkpoint.engine import spec_of
+    from ftray.checkpoint.errors import UnsupportedOptionError
 
-    return spec_of(cls)
+    spec = spec_of(cls)
+    if spec is not None and spec.get("exactly_once"):
+        raise UnsupportedOptionError(
+            f"{cls.__name__}: exactly_once=True is not available in this version; allowed: False "
+            "(snapshots). Leave it out, and make calls that may run twice idempotent"
+        )
+    return spec
 
 
 class ActorHandle(Instance[T]):

@@ -16,7 +16,6 @@ from ftray.checkpoint import (
     Checkpointable,
     CheckpointOptionError,
     NoSessionError,
-    UnsupportedOptionError,
     UnsupportedStoreError,
     engine,
     readonly,
@@ -25,6 +24,7 @@ from ftray.checkpoint.actor import options_of, readonly_names
 from ftray.checkpoint.host import ActorIdentity
 from ftray.checkpoint.keys import from_file_name, key_of, to_file_name
 from ftray.checkpoint.lineage import SnapshotName, counted, doomed, parse_id
+from ftray.checkpoint.options import restart_defaults, validate
 from ftray.checkpoint.scheduler import CAPTURE, STARVED, SaveScheduler
 from ftray.checkpoint.stores import connect, resolve_url
 
@@ -129,7 +129,17 @@ class TestOptions:
             ({"store": ""}, "store=''"),
             ({"formerly": [1]}, "formerly"),
             ({"evry": 3}, "evry.*every"),
-            ({"exactly_once": True}, "exactly_once=True"),
+            ({"exactly_once": 1}, "exactly_once=1.*True or False"),
+            ({"after": "nothing"}, "'nothing' is not one.*incr|'nothing' is not one.*none"),
+            ({"after": [3]}, "after"),
+            ({"code_version": 3}, "code_version=3.*exactly_once=True"),
+            ({"takeover": True}, "takeover=True.*exactly_once=True"),
+            ({"exactly_once": True, "code_version": -1}, "code_version=-1"),
+            ({"exactly_once": True, "code_version": 1 << 63}, "code_version"),
+            ({"exactly_once": True, "takeover": "yes"}, "takeover='yes'"),
+            ({"exactly_once": True, "verify": None}, "verify=None"),
+            ({"exactly_once": True, "reply_bound_calls": 0}, "reply_bound_calls=0"),
+            ({"exactly_once": True, "reply_bound_bytes": 0}, "reply_bound_bytes=0"),
         ],
     )
     def test_what_is_wrong_is_named(self, given_options: dict[str, object], named: str) -> None:
@@ -142,10 +152,26 @@ class TestOptions:
         with pytest.raises(CheckpointOptionError, match=named):
             engine.spec_of(Fine, given_options)
 
-    def test_exactly_once_is_refused_by_its_own_error(self) -> None:
-        with pytest.raises(UnsupportedOptionError, match="exactly_once=True"):
-            type("A", (Checkpointable,), {}, exactly_once=True)
-        type("A", (Checkpointable,), {}, exactly_once=False)
+    def test_exactly_once_has_defaults_of_its_own(self) -> None:
+        plain, once = validate({}), validate({"exactly_once": True})
+        assert (plain.every, plain.durability) == (100, None)
+        assert (once.every, once.durability, once.exactly_once) == (1000, "process", True)
+        assert validate({"exactly_once": True, "interval_s": 3}).every is None
+        assert validate({"exactly_once": True, "every": None}).every is None
+        assert validate({"exactly_once": True, "durability": "power"}).durability == "power"
+        assert validate({"exactly_once": False}) == plain
+
+    def test_exactly_once_restarts_without_bound_unless_told(self) -> None:
+        assert restart_defaults({"exactly_once": True}) == {"max_restarts": -1, "max_task_retries": -1}
+        assert (
+            restart_defaults({"exactly_once": False}) == restart_defaults({}) == restart_defaults(None) == {}
+        )
+
+    def test_verifying_is_switched_on_for_a_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for value, expected in (("1", True), ("0", False), ("", False)):
+            monkeypatch.setenv("FTRAY_CHECKPOINT_VERIFY", value)
+            assert validate({"exactly_once": True}).verify is expected
+            assert validate({}).verify is False
 
     @pytest.mark.parametrize(
         "url", ["s3://bucket/x", "kv://", "actor://a", "memory://x", "file://host/x", "file://x"]

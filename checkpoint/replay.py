@@ -1,0 +1,427 @@
+"""Opens an exactly-once actor: claim, fence, newest snapshot, the journal's tail through the same methods.
+
+Owns the order of those steps and the comparison of replies. Invariants: nothing is sent while a finished
+call is run again; what counts was decided before the first one is (`marks.survey`); a call that had begun
+and sent something is run again at its place, before any other; the past is sealed before anything new is
+written; replay that takes long is saved on the way, so that an actor that is killed again and again gets
+ahead.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ftray._core.records import CallRecord, ReleaseRecord, StartRecord, ValueRecord, decode_record
+
+from . import actor, engine, faults, holders, marks, parking
+from .code import class_code_version
+from .codec import Arguments, Codec, reply_difference
+from .errors import CheckpointCorruptedError, CheckpointError, PoisonCallError, ReplayDivergedError
+from .exactly_once import ExactlyOnce, describe
+from .format import read_header, split_ledger
+from .host import Host, Incident
+from .journal import Durability
+from .options import Options
+from .running import run_method
+from .session import ActorSession
+from .snapshots import Past, present
+from .state import attribute_names
+
+REPLAY_BOUND_S = 1.0
+"""Replay longer than this is saved, so that the next one is shorter."""
+POISON_AFTER = 3
+_LEAP = 1 << 32
+
+
+def hash_seed() -> dict[str, Any]:
+    """Return what tells whether two processes iterate over sets of text in the same order."""
+    return {"PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", ""), "fingerprint": hash("ftray.checkpoint")}
+
+
+async def open_exactly_once(
+    session: ActorSession, host: Host, options: Options, codec: Codec
+) -> ActorSession:
+    """See `engine.open`. The session is new, and nothing has been touched yet."""
+    instance, log = session.instance, session.log
+    code = class_code_version(type(instance)) if options.code_version is None else options.code_version
+    session.trial_capture()
+    names_after_init = attribute_names(instance)
+    parking.check(log.store, log.key, host.identity.unique_id, code)
+    session.exactly_once = ExactlyOnce(session, host, options, log, codec, code)
+    identity = holders.identify(host)
+    _claim(session, host, options, {**engine.holder(host), **identity})
+    holders.open_here.add(identity["nonce"])
+    session.exactly_once.nonce = identity["nonce"]
+    actor.sessions[id(instance)] = session
+    try:
+        await _Recovery(session, session.exactly_once, host, options, codec).run(names_after_init)
+    except Exception as error:
+        session.exactly_once.abandon()
+        actor.sessions.pop(id(instance), None)
+        if parking.try_note(log.store, log.key, log.epoch, host.identity.unique_id, code, error):
+            raise parking.parked(log.store, log.key, f"{type(error).__name__}: {error}") from error
+        raise
+    return session
+
+
+def _claim(session: ActorSession, host: Host, options: Options, record: Mapping[str, Any]) -> None:
+    log = session.log
+
+    def check(epoch: int) -> None:
+        if not options.takeover:
+            holders.check_free(log.store, log.key, epoch, host)
+
+    log.claim(record, check)
+    log.store.fence_journals(log.key, log.epoch)
+    if faults.active:
+        faults.hit("once.fenced")
+
+
+class _Started(NamedTuple):
+    """A call that had begun when the actor died, and what it had got from outside."""
+
+    record: StartRecord
+    args: bytes
+    values: list[bytes]
+
+
+class _Recovery:
+    """One recovery."""
+
+    def __init__(
+        self, session: ActorSession, once: ExactlyOnce, host: Host, options: Options, codec: Codec
+    ) -> None:
+        self.session, self.once, self.host, self.options, self.codec = session, once, host, options, codec
+        self.log, self.store, self.key = session.log, session.log.store, session.log.key
+        self.past = Past(None, [], [], [], "")
+        self.base = 0
+        self.history = 1
+        self.fresh = False  # begins a new history
+        self.started: _Started | None = None
+        self.refused: set[bytes] = set()
+        self.migrated = False
+        self.replayed = 0
+        self.began_s = self.saved_s = time.monotonic()
+
+    async def run(self, names_after_init: frozenset[str]) -> None:
+        """Make the session ready to serve."""
+        self._restore()
+        self.session.remember(names_after_init, self.past)
+        tail = self._survey()
+        self._find_poison()
+        self._explain_hashing(tail)
+        await self._replay(tail)
+        self._seal()
+        self._open_journal(tail)
+        rerun = self.started is not None
+        self.session.start(names_after_init, self.past._replace(newest=None))
+        await self._rerun()
+        self._save_if_due()
+        self._tell(tail, rerun)
+
+    # -- the snapshot
+
+    def _restore(self) -> None:
+        self.fresh = self.options.restore == "never" and not self.host.is_reconstructed
+        if self.fresh:
+            self._set_aside()
+        else:
+            self.past = engine.restore(self.session.instance, self.host, self.options, self.log)
+            self._take_over()
+        self.once.position = self.base
+
+    def _set_aside(self) -> None:
+        """``restore='never'``: begin a new history behind all that there is."""
+        sealed = present(self.store, self.key).sealed
+        self.history = int(sealed.get("history_number", 0)) + 1
+        after = int(sealed.get("journal_position", 0))
+        try:
+            after = max([after, *self._positions()])
+            reading = self.store.read_journal(self.key, after)
+            for _ in reading:
+                pass
+            self.base = reading.last_position
+        except (CheckpointError, OSError):  # what is set aside may be what cannot be read
+            self.base = after + _LEAP
+        self.once.ledger = self.once.make_ledger(self.history)
+
+    def _positions(self) -> list[int]:
+        """What the snapshots there say that they contain of the journal."""
+        found = []
+        for name in self.store.scan(self.key).snapshots:
+            with self.store.read(self.key, name) as file:
+                found.append(int(read_header(file).fields.get("journal_position", 0)))
+        return found
+
+    def _take_over(self) -> None:
+        loaded, sealed = self.past.newest, self.past.sealed
+        self.history = int(sealed.get("history_number", 1))
+        self.base = int(sealed.get("journal_position", 0))
+        self.once.ledger = self.once.make_ledger(self.history)
+        if loaded is None:
+            return
+        self.base = int(loaded.header.fields.get("journal_position", self.base))
+        ledger = split_ledger(loaded.header, loaded.segments)[1]
+        if ledger is not None:
+            self.once.ledger.load(ledger)
+            self.history = self.once.ledger.history
+        self.once.contains(loaded.name, self.base)
+
+    # -- the journal
+
+    def _survey(self) -> marks.Tail:
+        reading = self.store.read_journal(self.key, self.base)
+        tail = marks.survey(reading, self.base, self.past.history, self.past.newest is not None)
+        for kind, lines in (("journal_lost", reading.lost), ("journal_note", reading.notes)):
+            for line in lines:
+                self._report(kind, line)
+        return tail
+
+    def _find_poison(self) -> None:
+        row = self.store.last_running(self.key)
+        if row is not None and row[1] >= POISON_AFTER:
+            self.once.poison = frozenset({row[0]})
+
+    def _explain_hashing(self, tail: marks.Tail) -> None:
+        """Say beforehand what may make replay diverge."""
+        saved = self.past.newest.header.fields.get("hash_seed") if self.past.newest else None
+        if tail.calls and saved and saved["fingerprint"] != hash_seed()["fingerprint"]:
+            wanted = saved["PYTHONHASHSEED"] or "was random"
+            self._report(
+                "hash_seed",
+                f"the {tail.calls} calls to be replayed ran with another hash seed (PYTHONHASHSEED "
+                f"{wanted}): methods whose "
+                ""
+                "result depends on the order of a set of str may diverge",
+            )
+
+    async def _replay(self, tail: marks.Tail) -> None:
+        if faults.active:
+            faults.hit("once.replay_begin")
+        for record in self.store.read_journal(self.key, self.base):
+            if record.position > tail.last:
+                break  # of a fenced writer that goes on: never answered, and our records take its place
+            if tail.counts(record.position):
+                await self._replay_record(record.position, record.payload)
+                self._save_on_the_way()
+        self.once.position = tail.last
+        if faults.active:
+            faults.hit("once.replay_done")
+
+    async def _replay_record(self, position: int, payload: bytes) -> None:
+        mark = marks.decode(payload)
+        if mark is not None:
+            if mark.kind == marks.REFUSED:
+                self.refused.add(bytes.fromhex(mark.fields["call_id"]))
+        else:
+            record = decode_record(payload)
+            if isinstance(record, CallRecord):
+                await self._replay_call(position, record)
+            elif isinstance(record, StartRecord):
+                self._note_start(position, record)
+            elif isinstance(record, ValueRecord):
+                self._note_value(position, record)
+            else:
+                assert isinstance(record, ReleaseRecord)
+                for parent in record.parents:
+                    self.once.ledger.release_caller(parent)
+                for root in record.roots:
+                    self.once.ledger.release_root(root)
+        if self.started is None:
+            self.once.position = position
+
+    def _note_start(self, position: int, record: StartRecord) -> None:
+        if self.started is not None:
+            raise self._broken(position, "a call begins inside of another one")
+        args = self._bytes_of(record.args, record.args_blob)
+        self.started = _Started(record, args, list(record.values))
+
+    def _note_value(self, position: int, record: ValueRecord) -> None:
+        started = self.started
+        if started is None or started.record.head[40:56] != record.call_id:
+            raise self._broken(position, "a value of a call that has not begun")
+        if record.nth != len(started.values):
+            raise self._broken(position, f"value {record.nth} of a call after {len(started.values)} values")
+        started.values.append(record.data)
+
+    def _broken(self, position: int, what: str) -> CheckpointCorruptedError:
+        return CheckpointCorruptedError(
+            f"the journal of checkpoint key {self.key!r} in {self.store.url} contradicts itself at position "
+            f"{position}: "
+            ""
+            f"{what}. Put back a good copy, or start anew with restore='never'"
+        )
+
+    def _bytes_of(self, data: bytes | None, blob: str | None) -> bytes:
+        if data is not None:
+            return data
+        assert blob is not None
+        try:
+            return self.store.read_blob(self.key, blob)
+        except (CheckpointError, OSError) as error:
+            raise CheckpointCorruptedError(
+                f"blob {blob} of checkpoint key {self.key!r} in {self.store.url}, which the journal names, "
+                "cannot be read: "
+                ""
+                f"{error}"
+            ) from error
+
+    # -- calls
+
+    async def _replay_call(self, position: int, record: CallRecord) -> None:
+        call_id = record.head[40:56]
+        if self.started is not None and self.started.record.head[40:56] != call_id:
+            raise self._broken(position, "a call ends inside of another one")
+        self.started = None
+        args = self._bytes_of(record.args, record.args_blob)
+        reply = self._bytes_of(record.reply, record.reply_blob)
+        self._enter(record._replace(reply=reply, reply_blob=None), position)
+        if call_id not in self.refused:
+            await self._run_again(position, record, args, reply)
+        self.session.count_replayed()
+        self.replayed += 1
+        if faults.active:
+            faults.hit("once.replayed")
+
+    def _enter(self, record: CallRecord, position: int) -> None:
+        try:
+            self.once.ledger.replay(record.head, record.digest, record.status, record.reply, position)
+        except ValueError as error:
+            raise self._broken(position, str(error)) from error
+
+    async def _run_again(self, position: int, record: CallRecord, args: bytes, reply: bytes) -> None:
+        execution = self.once.replaying(record.head, record.method, args, record.values)
+        function, arguments, migrated = self._prepare(record.method, args, record.code_version)
+        result, error = await run_method(self.once, execution, function, arguments)
+        if migrated:
+            return
+        execution.ended()
+        where = f"replay of {record.method!r}, {describe(record.head)} at position {position} of the journal,"
+        again = self.codec.encode_outcome(record.method, result, error)
+        found = reply_difference(self.codec, (record.status, reply), again)
+        if found is not None:
+            raise ReplayDivergedError(
+                f"{where} gives another reply than the first time: {found} (recorded first). Its method "
+                "depends on something "
+                ""
+                "besides state and arguments: pass it as an argument, get it through self.record(...), or "
+                "mark the method "
+                ""
+                "@nondeterministic. Nothing was changed; to give up what the journal has, start with "
+                "restore='never'"
+            )
+
+    def _prepare(
+        self, method: str, args: bytes, code_version: int
+    ) -> tuple[Callable[..., Any], Arguments, bool]:
+        """Return function and arguments; of a call of other code as `migrate_call` says."""
+        arguments = self.codec.decode_args(args)
+        migrated = code_version != self.once.code_version
+        if migrated:
+            name, positional, named = self.session.instance.migrate_call(method, *arguments, code_version)
+            method, arguments, self.migrated = name, (positional, named), True
+        function = getattr(self.session.instance, method, None)
+        if function is None:
+            raise ReplayDivergedError(
+                f"the journal has a call of {method!r}, and {type(self.session.instance).__name__} has no "
+                "such "
+                "method"
+            )
+        return function, arguments, migrated
+
+    async def _rerun(self) -> None:
+        """A call had begun and sent something: it goes on before any other, with what it had got."""
+        if self.started is None:
+            return
+        (record, args, values), self.started = self.started, None
+        call_id = record.head[40:56]
+        self.once.ledger.replay(record.head, record.digest, 0, None, 0)
+        if call_id in self.once.poison:
+            self.once.refuse(record.head, record.method, args, poisoned(record.head, record.method))
+            return
+        function, arguments, migrated = self._prepare(record.method, args, record.code_version)
+        execution = self.once.begin(record.head, record.method, args, tuple(values), started=True)
+        self.session.before_call(record.method)
+        result, error = await run_method(self.once, execution, function, arguments)
+        status, reply = self.codec.encode_outcome(record.method, result, error)
+        self.once.finish(execution, status, reply, by_snapshot=migrated)
+        self.session.after_call(record.method)
+        if faults.active:
+            faults.hit("once.resumed")
+
+    # -- the new incarnation
+
+    def _seal(self) -> None:
+        if self.log.sealed:
+            return
+        base = self.past.newest.name if self.past.newest else None
+        extra = {"history_number": self.history, "journal_position": self.base}
+        self.log.seal(base, self.past.history, extra)
+
+    def _open_journal(self, tail: marks.Tail) -> None:
+        last = max(tail.last, self.base)
+        durability: Durability = "power" if self.options.durability == "power" else "process"
+        journal = self.store.open_journal(self.key, self.log.epoch, last + 1, durability=durability)
+        if faults.active:
+            faults.hit("once.journal_opened")
+        self.once.attach(journal)
+        if tail.unwritten is not None:
+            first, end = tail.unwritten
+            journal.append(marks.encode(marks.VOID, first=first, last=end))
+            if faults.active:
+                faults.hit("once.void_appended")
+
+    def _save_on_the_way(self) -> None:
+        if self.started is not None or time.monotonic() - self.saved_s < REPLAY_BOUND_S:
+            return
+        self._seal()
+        self._save("replay")
+        self.saved_s = time.monotonic()
+
+    def _save_if_due(self) -> None:
+        if self.past.newest is None and not self.log.counted:
+            self.once.require_base()
+            self.session.want_now("base")
+        elif self.migrated or time.monotonic() - self.saved_s > REPLAY_BOUND_S:
+            self._save("replay")
+
+    def _save(self, reason: str) -> None:
+        try:
+            self.session.save_at_once(reason)
+        except CheckpointError as error:
+            if self.migrated:
+                raise
+            self._report("save_failed", f"the replayed state could not be saved: {error}")
+
+    def _tell(self, tail: marks.Tail, rerun: bool) -> None:
+        duration_s = time.monotonic() - self.began_s
+        self.once.recoveries.append(
+            {
+                "at_unix_s": time.time(),
+                "duration_s": duration_s,
+                "snapshot": self.past.newest.name.id if self.past.newest else None,
+                "calls_replayed": self.replayed,
+                "calls_resumed": int(rerun),
+                "records_void": 0 if tail.unwritten is None else tail.unwritten[1] - tail.unwritten[0] + 1,
+            }
+        )
+        if self.replayed or rerun:
+            what = f"{self.replayed} calls replayed in {duration_s:.3f} s"
+            self._report("replayed", what + (", one resumed that had begun" if rerun else ""))
+
+    def _report(self, kind: str, what: str) -> None:
+        message = f"checkpoint key {self.key!r} in {self.store.url}: {what}"
+        self.host.report_incident(Incident(kind, message))
+
+
+def poisoned(head: bytes, method: str) -> PoisonCallError:
+    """Return the error that a call gets which has killed too often."""
+    return PoisonCallError(
+        f"{describe(head)} of {method!r} is not run again: the actor's process died in it {POISON_AFTER} "
+        "times in a row. "
+        ""
+        "Look at the actor's log for how it died; a call under another identity is tried anew"
+    )

@@ -1,0 +1,44 @@
+"""Runs one method in the context of its call; the same for threads, event loops, replay and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .codec import Arguments
+from .values import Execution, _Reading, current
+
+if TYPE_CHECKING:
+    from .exactly_once import ExactlyOnce
+
+
+async def run_method(
+    once: ExactlyOnce, execution: Execution | _Reading, function: Callable[..., Any], arguments: Arguments
+) -> tuple[Any, Exception | None]:
+    """Return what the method returned, or the exception that is its reply.
+
+    Raises
+    ------
+    BaseException
+        What is no reply but the end of the process: `KeyboardInterrupt`, `SystemExit`, `MemoryError` and the
+        like.
+    """
+    token = current.set(execution)
+    try:
+        result = function(*arguments[0], **arguments[1])
+        if hasattr(type(result), "__await__"):
+            result = await result
+        if hasattr(type(result), "__next__") or hasattr(type(result), "__anext__"):
+            raise TypeError(
+                f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "
+                "decide how far it "
+                ""
+                "runs. Return a list"
+            )
+        return result, None
+    except Exception as error:
+        if once.is_crash(error):
+            raise
+        return None, error
+    finally:
+        current.reset(token)

@@ -1,0 +1,478 @@
+"""`ExactlyOnceCalls`: runs the calls of an exactly-once actor for hosts without a path of their own.
+
+The reference for engines: admit, take turns, run, finish, hold, answer; for threads (`call`) and for an
+event loop (`call_async`), from one text. Invariants: a call that was admitted as new runs once and is
+finished, or the process ends; nothing is answered before what it depends on may leave; a duplicate waits for
+the run that is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from ftray._core.gate import Outcome, Verdict
+
+from . import faults
+from .codec import Arguments
+from .drive import drive
+from .errors import (
+    CallCycleError,
+    CallerHeldBackError,
+    CallError,
+    CallMismatchError,
+    CheckpointError,
+    CheckpointRolledBackError,
+    CheckpointTimeoutError,
+    FencedError,
+    NoSessionError,
+    ReplyExpiredError,
+    StaleCallerError,
+)
+from .exactly_once import DURABLE_TIMEOUT_S, describe
+from .replay import poisoned
+from .running import run_method
+from .session import ActorSession
+from .turns import Ticket, Turns
+from .values import READING
+from .verify import Verifier
+
+
+class Answer(NamedTuple):
+    """A reply that may leave."""
+
+    status: int
+    reply: bytes
+
+
+_Setter = Callable[[Any], None]
+
+
+class _Waits(Protocol):
+    """How one caller waits: by blocking its thread, or on its event loop."""
+
+    def arm(self) -> _Setter:
+        """Return what ends the next `fired`, from any thread, with a value; an exception is raised there."""
+
+    async def fired(self, timeout_s: float) -> Any:
+        """Wait for it."""
+
+
+class _ThreadWaits:
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._value: Any = None
+
+    def arm(self) -> _Setter:
+        self._event, self._value = threading.Event(), None
+        event = self._event
+
+        def fire(value: Any) -> None:
+            if event is self._event and not event.is_set():
+                self._value = value
+                event.set()
+
+        return fire
+
+    async def fired(self, timeout_s: float) -> Any:
+        if not self._event.wait(timeout_s):
+            raise TimeoutError
+        return _or_raise(self._value)
+
+
+class _LoopWaits:
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[Any] = self._loop.create_future()
+
+    def arm(self) -> _Setter:
+        future = self._future = self._loop.create_future()
+
+        def settle(value: Any) -> None:
+            if not future.done():
+                future.set_result(value)
+
+        return lambda value: _soon(self._loop, settle, value)
+
+    async def fired(self, timeout_s: float) -> Any:
+        try:
+            return _or_raise(await asyncio.wait_for(self._future, timeout_s))
+        except asyncio.TimeoutError:
+            raise TimeoutError from None
+
+
+def _soon(loop: asyncio.AbstractEventLoop, settle: _Setter, value: Any) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(settle, value)
+
+
+def _or_raise(value: Any) -> Any:
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+class _Running:
+    """A call under way, and those who wait for its end."""
+
+    def __init__(self) -> None:
+        self.waiting: list[_Setter] = []
+        self.ticket = Ticket(0, True)
+
+
+_Done = tuple[int, bytes, int]  # status, reply, position
+
+
+class ExactlyOnceCalls:
+    """Runs the calls of one session.
+
+    Parameters
+    ----------
+    session : ActorSession
+        With ``exactly_once``.
+    held_back_s : float
+        How long a call may wait for the bound on unacknowledged replies, in seconds.
+    """
+
+    def __init__(self, session: ActorSession, *, held_back_s: float = DURABLE_TIMEOUT_S) -> None:
+        if session.exactly_once is None:
+            raise NoSessionError("this actor is not exactly_once: run its methods as they are")
+        self._session, self._once = session, session.exactly_once
+        self._held_back_s = held_back_s
+        self._lock = threading.Lock()
+        self._turns = Turns()
+        self._waiting: dict[Ticket, _Setter] = {}
+        self._running: dict[bytes, _Running] = {}
+        self._room: list[_Setter] = []
+        self._key_known = False
+        self._verifier = Verifier(session, self._once) if self._once.options.verify else None
+        self._once.on_room = self._made_room
+        session.count_beside()
+
+    def call(self, head: bytes, method: str, args: bytes, timeout_s: float = DURABLE_TIMEOUT_S) -> Answer:
+        """Run one call, or find its reply, and return that once it may leave; blocks the thread.
+
+        Parameters
+        ----------
+        head : bytes
+            The call's identity (``_core.records.encode_head``).
+        method : str
+        args : bytes
+            Arguments, as the codec of the session writes them.
+        timeout_s : float
+            Bound on each wait, in seconds: for a turn, for the same call under way, for durability.
+
+        Raises
+        ------
+        CallError
+            The call did not run, and why.
+        CheckpointTimeoutError
+            It may have run; ask again with the same head.
+        NoSessionError, FencedError, CheckpointSaveError
+            This process can answer nothing more; ask its successor with the same head.
+        """
+        return drive(self._call(_ThreadWaits(), head, method, args, timeout_s))
+
+    async def call_async(
+        self, head: bytes, method: str, args: bytes, timeout_s: float = DURABLE_TIMEOUT_S
+    ) -> Answer:
+        """`call` on the running event loop; cancelling it gives up waiting, and the method goes on."""
+        task = asyncio.ensure_future(self._call(_LoopWaits(), head, method, args, timeout_s))
+        return await asyncio.shield(task)
+
+    # -- the way of a call
+
+    async def _call(self, waits: _Waits, head: bytes, method: str, args: bytes, timeout_s: float) -> Answer:
+        self._check_alive()
+        once = self._once
+        arguments = once.codec.decode_args(args)  # a call that cannot even begin is not entered
+        if method in self._session.entry_points:
+            return await self._entry_point(waits, method, arguments, timeout_s)
+        function = getattr(self._session.instance, method)
+        if method in once.readonly_names:
+            return await self._read(waits, head, method, args, function, arguments, timeout_s)
+        verdict, running = await self._admit(waits, head, method, args)
+        if faults.active:
+            faults.hit("once.admitted")
+        if verdict.outcome == Outcome.NEW:
+            await self._turn_of(waits, head, running, timeout_s)
+            status, reply, position = await self._run(head, method, args, function, arguments, running)
+        elif verdict.outcome == Outcome.IN_PROGRESS:
+            status, reply, position = await _fired(waits, timeout_s, "the same call under way has not ended")
+        else:
+            assert verdict.reply is not None
+            status, reply, position = verdict.status, verdict.reply, verdict.position
+        await self._released(waits, position, timeout_s)
+        return Answer(status, reply)
+
+    def _check_alive(self) -> None:
+        if self._once.dead is not None:
+            raise NoSessionError(f"the actor's process has ended: {self._once.dead!r}")
+
+    async def _admit(self, waits: _Waits, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
+        deadline_s = time.monotonic() + self._held_back_s
+        while True:
+            verdict, running = self._ask(waits.arm(), head, method, args)
+            if verdict.outcome in (Outcome.NEW, Outcome.IN_PROGRESS, Outcome.RECORDED):
+                self._made_room()  # the head may have acknowledged others
+                return verdict, running
+            left_s = deadline_s - time.monotonic()
+            if verdict.outcome != Outcome.HELD_BACK or left_s <= 0:
+                raise refusal(verdict.outcome, head, method)
+            try:
+                await waits.fired(left_s)
+            except TimeoutError:
+                pass  # asked a last time
+            self._check_alive()
+
+    def _ask(self, fire: _Setter, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
+        call_id = head[40:56]
+        with self._lock:
+            verdict = self._once.gate.admit(head, method, args, True)
+            if verdict.outcome == Outcome.NEW:
+                self._running[call_id] = _Running()
+            elif verdict.outcome == Outcome.HELD_BACK:
+                self._room.append(fire)
+            elif verdict.outcome == Outcome.IN_PROGRESS:
+                self._running[call_id].waiting.append(fire)
+            return verdict, self._running.get(call_id) or _Running()
+
+    def _made_room(self) -> None:
+        with self._lock:
+            room, self._room = self._room, []
+        for fire in room:
+            fire(None)
+
+    async def _turn_of(self, waits: _Waits, head: bytes, running: _Running, timeout_s: float) -> None:
+        """Wait for the turn of a call that was entered; if it never comes, the call may come again."""
+        try:
+            running.ticket = await self._turn(waits, True, timeout_s)
+            try:
+                self._check_alive()
+            except NoSessionError:
+                self._leave(running.ticket)
+                raise
+        except BaseException as error:
+            with self._lock:
+                self._once.gate.forget(head)
+            self._ended(head, running, error)
+            raise
+
+    async def _run(
+        self,
+        head: bytes,
+        method: str,
+        args: bytes,
+        function: Callable[..., Any],
+        arguments: Arguments,
+        running: _Running,
+    ) -> _Done:
+        try:
+            done = await self._run_alone(head, method, args, function, arguments)
+        except BaseException as error:
+            self._die(error)
+            self._ended(head, running, _end_of(error))
+            raise
+        finally:
+            self._leave(running.ticket)
+        self._ended(head, running, done)
+        return done
+
+    async def _run_alone(
+        self, head: bytes, method: str, args: bytes, function: Callable[..., Any], arguments: Arguments
+    ) -> _Done:
+        once, session = self._once, self._session
+        if head[40:56] in once.poison:
+            return once.refuse(head, method, args, poisoned(head, method))
+        session.before_call(method)
+        execution = once.begin(head, method, args)
+        before = self._verifier.before() if self._verifier is not None else None
+        result, error = await run_method(once, execution, function, arguments)
+        if faults.active:
+            faults.hit("once.ran")
+        status, reply = once.codec.encode_outcome(method, result, error)
+        if self._verifier is not None:
+            await self._verifier.run_again(before, execution, function, (status, reply))
+        position = once.finish(execution, status, reply)
+        session.after_call(method)
+        return status, reply, position
+
+    def _ended(self, head: bytes, running: _Running, ended: object) -> None:
+        with self._lock:
+            self._running.pop(head[40:56], None)
+            waiting, running.waiting = running.waiting, []
+        for fire in waiting:
+            fire(ended)
+
+    def _die(self, error: BaseException) -> None:
+        """The state may be half of a method's: nothing more runs in this process."""
+        self._once.crash(error)
+        with self._lock:
+            waiting, self._waiting = list(self._waiting.values()), {}
+            room, self._room = self._room, []
+        for fire in [*waiting, *room]:
+            fire(_end_of(error))
+
+    # -- what changes nothing
+
+    async def _read(
+        self,
+        waits: _Waits,
+        head: bytes,
+        method: str,
+        args: bytes,
+        function: Callable[..., Any],
+        arguments: Arguments,
+        timeout_s: float,
+    ) -> Answer:
+        """A read-only method: beside its like, never beside one that changes what it looks at."""
+        once = self._once
+        with self._lock:
+            outcome = once.gate.admit(head, method, args, False).outcome
+        if outcome != Outcome.NEW:
+            raise refusal(outcome, head, method)
+        ticket = await self._turn(waits, False, timeout_s)
+        try:
+            self._check_alive()
+            position = once.last_position
+            before = self._verifier.before() if self._verifier is not None else None
+            result, error = await run_method(once, READING, function, arguments)
+            if self._verifier is not None:
+                self._verifier.unchanged(before, method)
+        except NoSessionError:
+            raise
+        except BaseException as raised:
+            self._die(raised)
+            raise
+        finally:
+            self._leave(ticket)
+        status, reply = once.codec.encode_outcome(method, result, error)
+        await self._released(waits, position, timeout_s)
+        self._check_key()
+        return Answer(status, reply)
+
+    def _check_key(self) -> None:
+        if not self._key_known:
+            if not self._once.holds_key():
+                raise FencedError(
+                    f"checkpoint key {self._once.log.key!r} is held by a newer incarnation: ask that one"
+                )
+            self._key_known = True
+
+    async def _entry_point(
+        self, waits: _Waits, method: str, arguments: Arguments, timeout_s: float
+    ) -> Answer:
+        """`checkpoint`, asked for from outside: between two methods."""
+        once, function = self._once, self._session.entry_points[method]
+        beside = (
+            self._session.is_async
+        )  # there it waits on a thread of its own, and the capture finds its gap
+        ticket = None if beside else await self._turn(waits, True, timeout_s)
+        try:
+            result, error = await run_method(once, READING, function, arguments)
+        finally:
+            if ticket is not None:
+                self._leave(ticket)
+        return Answer(*once.codec.encode_outcome(method, result, error))
+
+    # -- waiting
+
+    async def _turn(self, waits: _Waits, exclusive: bool, timeout_s: float) -> Ticket:
+        fire = waits.arm()
+        with self._lock:
+            ticket, begun = self._turns.arrive(exclusive)
+            self._waiting[ticket] = fire
+            ready = self._begun(begun)
+        for each in ready:
+            each(None)
+        try:
+            await _fired(waits, timeout_s, "the actor was busy, and no turn came for the call")
+        except BaseException:
+            self._leave(ticket)
+            raise
+        return ticket
+
+    def _begun(self, tickets: list[Ticket]) -> list[_Setter]:
+        return [self._waiting.pop(ticket) for ticket in tickets if ticket in self._waiting]
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._lock:
+            self._waiting.pop(ticket, None)
+            ready = self._begun(self._turns.leave(ticket))
+        for fire in ready:
+            fire(None)
+
+    async def _released(self, waits: _Waits, position: int, timeout_s: float) -> None:
+        self._once.hold(position, waits.arm())
+        if self._once.journal is not None and self._once.releases.position < position:
+            self._once.journal.flush()
+        await _fired(waits, timeout_s, f"position {position} of the journal is not durable yet")
+        if faults.active:
+            faults.hit("once.answered")
+
+
+async def _fired(waits: _Waits, timeout_s: float, what: str) -> Any:
+    try:
+        return await waits.fired(timeout_s)
+    except TimeoutError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointTimeoutError(
+            f"{what} within {timeout_s} s. Ask again with the same call, or allow more time"
+        ) from None
+
+
+def _end_of(error: BaseException) -> NoSessionError:
+    return NoSessionError(f"the actor's process has ended: {error!r}. Ask its successor, with the same call")
+
+
+def refusal(outcome: Outcome, head: bytes, method: str) -> CallError:
+    """Return the error for a call that the ledger does not let in."""
+    kind, why = _REFUSALS[outcome]
+    return kind(f"{describe(head)} of {method!r} {why}")
+
+
+_REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
+    Outcome.MISMATCH: (
+        CallMismatchError,
+        "was made before with another method or other arguments, and nothing was changed. A caller that is "
+        "executed "
+        ""
+        "again must make the same calls in the same order; a call_key must not be used for two different "
+        "calls",
+    ),
+    Outcome.STALE_ATTEMPT: (
+        StaleCallerError,
+        "comes from an attempt of its caller that a newer one has replaced. The newer one makes this call",
+    ),
+    Outcome.EXPIRED: (
+        ReplyExpiredError,
+        "has run, and its reply is not kept any more: it was acknowledged (or named by a key), and "
+        "reply_bound_bytes or "
+        ""
+        "reply_bound_calls made room for others. It is never run twice; raise the bounds to keep replies "
+        "longer",
+    ),
+    Outcome.ROLLED_BACK: (
+        CheckpointRolledBackError,
+        "belongs to a history that was given up: the actor was taken back to an earlier state. Begin anew "
+        "with a new "
+        ""
+        "handle, from what the actor has now",
+    ),
+    Outcome.CYCLE: (
+        CallCycleError,
+        "comes back to an actor whose own method waits for it, which would wait for ever. Return the value "
+        "instead, or mark the method @readonly if it changes nothing",
+    ),
+    Outcome.HELD_BACK: (
+        CallerHeldBackError,
+        "was not started: replies that nobody has acknowledged fill reply_bound_bytes or reply_bound_calls. "
+        "Get the "
+        ""
+        "results of earlier calls first, or raise the bounds",
+    ),
+}

@@ -1,0 +1,627 @@
+"""Serving an exactly-once actor: who is let in, in which order, and when an answer leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from ftray.checkpoint import (
+    CallCycleError,
+    CallerHeldBackError,
+    CallMismatchError,
+    Checkpointable,
+    CheckpointRolledBackError,
+    CheckpointSaveError,
+    CheckpointTimeoutError,
+    FencedError,
+    NoSessionError,
+    ReadonlyChangedError,
+    ReplayDivergedError,
+    ReplyExpiredError,
+    StaleCallerError,
+    engine,
+    readonly,
+)
+from ftray.checkpoint import open as open_store
+from ftray.checkpoint.serving import ExactlyOnceCalls
+from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost
+from ftray.checkpoint.values import current
+
+from .once_support import KEY, Lives, Tally, hooks, memory, started
+from .support import settle
+
+
+class TestAcceptance:
+    def test_a_duplicate_gets_the_recorded_reply(self) -> None:
+        lives = started()
+        call = lives.make("incr", 5)
+        assert lives.send(call) == 5 and lives.send(call) == 5
+        assert lives.call("value") == 5
+
+    def test_an_error_is_a_reply(self) -> None:
+        lives = started()
+        call = lives.make("fail")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="at 1"):
+                lives.send(call)
+        assert lives.call("value") == 1
+
+    def test_a_duplicate_attaches_to_the_call_in_progress(self) -> None:
+        lives = started()
+        inside, go = threading.Event(), threading.Event()
+
+        def slow(self: Tally) -> int:
+            inside.set()
+            assert go.wait(10)
+            self.n += 1
+            return self.n
+
+        hooks.append(slow)
+        call = lives.make("run", None)
+        calls, replies = lives.host.calls_of(lives.session), []
+        threads = [threading.Thread(target=lambda: replies.append(call.sent_to(calls))) for _ in range(3)]
+        threads[0].start()
+        assert inside.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        while len(calls._running[call.head[40:56]].waiting) < 2:
+            threading.Event().wait(0.001)
+        go.set()
+        for thread in threads:
+            thread.join(10)
+        assert replies == [1, 1, 1] and lives.call("value") == 1
+
+    def test_a_known_call_with_other_arguments_changes_nothing(self) -> None:
+        lives, caller = started(), Caller(parent=b"p" * 16)
+        lives.send(caller.call(KEY, "incr", 5))
+        for other in (caller.numbered(KEY, 1, "incr", 6), caller.numbered(KEY, 1, "fail")):
+            with pytest.raises(CallMismatchError, match="same calls in the same order"):
+                lives.send(other)
+        assert lives.call("value") == 5 and lives.send(caller.numbered(KEY, 1, "incr", 5)) == 5
+
+    def test_an_older_attempt_of_the_caller_is_refused(self) -> None:
+        lives, parent = started(), b"p" * 16
+        lives.send(Caller(b"r" * 16, parent=parent, attempt=1).call(KEY, "incr"))
+        with pytest.raises(StaleCallerError, match="newer one"):
+            lives.send(Caller(b"r" * 16, parent=parent, attempt=0).call(KEY, "incr"))
+        assert lives.call("value") == 1
+
+    def test_what_was_acknowledged_and_went_is_never_run_again(self) -> None:
+        lives = started()
+        first = lives.make("incr")
+        lives.send(first)
+        lives.call("incr")
+        with pytest.raises(ReplyExpiredError, match="never run twice"):
+            lives.send(first)
+        assert lives.call("value") == 2
+
+    def test_a_call_that_comes_back_is_refused(self) -> None:
+        from ftray._core.identity import call_id, derive_callee_key
+        from ftray._core.records import encode_head
+
+        lives, key = started(), derive_callee_key(KEY)
+        call = lives.make("incr")
+        call.head = encode_head(
+            root_kind=0,
+            root=b"r" * 16,
+            parent=b"p" * 16,
+            call_id=call_id(b"p" * 16, key, 1, 0),
+            n=1,
+            chain=(key,),
+        )
+        with pytest.raises(CallCycleError, match="comes back"):
+            lives.send(call)
+
+    def test_a_caller_is_held_back_until_there_is_room(self) -> None:
+        lives = started(reply_bound_calls=2)
+        lives.host._calls = ExactlyOnceCalls(lives.session, held_back_s=0.05)
+        forgetful = Caller(parent=b"p" * 16, acknowledges=False)
+        for _ in range(2):
+            lives.send(forgetful.call(KEY, "incr"))
+        third = forgetful.call(KEY, "incr")
+        with pytest.raises(CallerHeldBackError, match="reply_bound"):
+            lives.send(third)
+        lives.host._calls = ExactlyOnceCalls(lives.session, held_back_s=10)
+        replies: list[int] = []
+        calls = lives.host.calls_of(lives.session)
+        thread = threading.Thread(target=lambda: replies.append(third.sent_to(calls)))
+        thread.start()
+        while not calls._room:
+            threading.Event().wait(0.001)
+        lives.once.release([b"p" * 16], [])
+        thread.join(10)
+        assert replies == [3]
+
+    def test_an_unknown_method_is_not_entered(self) -> None:
+        lives = started()
+        with pytest.raises(AttributeError, match="nothing"):
+            lives.call("nothing")
+        assert lives.once.ledger.counters()["accepted"] == 0 and lives.once.last_position == 1
+
+
+class TestOrder:
+    def test_methods_that_change_the_state_run_alone(self) -> None:
+        lives = started()
+        depth: list[int] = []
+
+        def step(self: Tally) -> None:
+            depth.append(1)
+            threading.Event().wait(0.002)
+            assert len(depth) == 1
+            depth.pop()
+
+        calls = lives.host.calls_of(lives.session)
+        hooks.extend([step] * 12)
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                caller = Caller()
+                for _ in range(3):
+                    caller.call(KEY, "run", None).sent_to(calls)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert errors == [] and hooks == []
+
+    def test_async_methods_hold_the_actor_from_start_to_end(self) -> None:
+        class Slow(Tally):
+            async def slow(self) -> list[int]:
+                self.seen.append(1)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                self.seen.append(-1)
+                return list(self.seen)
+
+            @readonly
+            async def look(self) -> list[int]:
+                await asyncio.sleep(0)
+                return list(self.seen)
+
+        async def main() -> None:
+            session, calls = await _async_session(Slow)
+            caller = Caller()
+            made = [caller.call(KEY, "slow" if i % 2 else "look") for i in range(8)]
+            for reply in await asyncio.gather(*(c.sent_to_async(calls) for c in made)):
+                assert sum(reply) == 0, "half of a method was seen"
+            session.close(False, "test")
+
+        asyncio.run(main())
+
+    def test_cancelling_gives_up_waiting_only(self) -> None:
+        class Slow(Tally):
+            async def slow(self) -> int:
+                entered.set()
+                await go.wait()
+                self.n += 1
+                return self.n
+
+        async def main() -> None:
+            nonlocal entered, go
+            entered, go = asyncio.Event(), asyncio.Event()
+            session, calls = await _async_session(Slow)
+            call = Caller().call(KEY, "slow")
+            waiting = asyncio.ensure_future(call.sent_to_async(calls))
+            await entered.wait()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            go.set()
+            assert await call.sent_to_async(calls) == 1 and session.instance.n == 1  # type: ignore[attr-defined]
+            session.close(False, "test")
+
+        entered: Any = None
+        go: Any = None
+        asyncio.run(main())
+
+    def test_no_turn_in_time_enters_nothing(self) -> None:
+        lives = started()
+        inside, go = threading.Event(), threading.Event()
+
+        def slow(self: Tally) -> None:
+            inside.set()
+            assert go.wait(10)
+
+        hooks.append(slow)
+        thread = threading.Thread(target=lambda: lives.call("run", None))
+        thread.start()
+        assert inside.wait(10)
+        call = Caller().call(KEY, "incr")
+        with pytest.raises(CheckpointTimeoutError, match="no turn"):
+            call.sent_to(lives.host.calls_of(lives.session), 0.02)
+        go.set()
+        thread.join(10)
+        assert lives.send(call) == 1
+
+
+class AsyncHost(LocalHost):
+    is_async = True
+    max_concurrency = 8
+
+
+async def _async_session(cls: type[Checkpointable], store: Any = None, incarnation: int = 1) -> Any:
+    host = AsyncHost("tally", class_name=cls.__name__, incarnation=incarnation)
+    background: Any = InlineBackground
+    session = await engine.open_async(cls(), host, store=store or memory(), background=background)
+    return session, ExactlyOnceCalls(session)
+
+
+class TestOutputCommit:
+    def held(self) -> Lives:
+        lives = started()
+        lives.store.hold_durability = True
+        return lives
+
+    def in_thread(self, lives: Lives, method: str) -> tuple[threading.Thread, list[Any]]:
+        replies: list[Any] = []
+        call, calls = Caller().call(KEY, method), lives.host.calls_of(lives.session)
+
+        def work() -> None:
+            try:
+                replies.append(call.sent_to(calls))
+            except BaseException as error:
+                replies.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread, replies
+
+    def until_held(self, lives: Lives, count: int = 1) -> None:
+        while lives.once.releases.held < count:
+            threading.Event().wait(0.001)
+
+    def test_a_reply_waits_until_its_record_is_durable(self) -> None:
+        lives = self.held()
+        thread, replies = self.in_thread(lives, "incr")
+        self.until_held(lives)
+        assert replies == []
+        lives.once.journal.commit()
+        thread.join(10)
+        assert replies == [1]
+
+    def test_a_reader_waits_for_what_it_has_read(self) -> None:
+        lives = self.held()
+        first, _ = self.in_thread(lives, "incr")
+        self.until_held(lives)
+        second, replies = self.in_thread(lives, "value")
+        self.until_held(lives, 2)
+        assert replies == []
+        lives.once.journal.commit()
+        first.join(10)
+        second.join(10)
+        assert replies == [1]
+
+    def test_a_duplicate_waits_as_well(self) -> None:
+        lives = self.held()
+        call = lives.make("incr")
+        for _ in range(2):
+            with pytest.raises(CheckpointTimeoutError, match="not durable"):
+                lives.send(call, 0.02)
+        lives.once.journal.commit()
+        assert lives.send(call) == 1 and lives.session.instance.n == 1
+
+    def test_the_first_answer_of_a_reader_needs_the_key(self) -> None:
+        lives = started()
+        lives.store.claim(KEY, 99, b"somebody else")
+        with pytest.raises(FencedError, match="newer incarnation"):
+            lives.call("value")
+
+    def test_a_journal_that_fails_answers_nothing_more(self) -> None:
+        lives = self.held()
+        thread, replies = self.in_thread(lives, "incr")
+        self.until_held(lives)
+        lives.once.journal.fail(CheckpointSaveError("the disk is gone"))
+        thread.join(10)
+        assert isinstance(replies[0], CheckpointSaveError)
+        assert [type(e) for e in lives.host.crashed_by] == [CheckpointSaveError]
+        with pytest.raises(NoSessionError, match="disk is gone"):
+            lives.call("incr")
+        assert lives.start().send(Caller().call(KEY, "value")) == 1, "the record was appended, and counts"
+
+    def test_a_fenced_incarnation_ends_and_is_not_restarted(self) -> None:
+        old = started()
+        new = Lives(old.store)
+        new.number = 1
+        new.start()
+        call = Caller().call(KEY, "incr")
+        with pytest.raises(FencedError):
+            old.send(call)
+        assert [type(e) for e in old.host.fenced_by] == [FencedError] and old.host.crashed_by == []
+        assert new.send(call) == 1
+
+    def test_what_leaves_a_method_waits_for_its_start(self) -> None:
+        lives = self.held()
+        positions: list[int] = []
+
+        def calls_out(self: Tally) -> None:
+            execution: Any = current.get()
+            positions.append(execution.start())
+            with pytest.raises(CheckpointTimeoutError):
+                lives.once.wait(positions[0], 0.02)
+            lives.once.journal.commit()
+            lives.once.wait(positions[0], 10)
+            assert execution.start() == positions[0], "it starts once"
+
+        hooks.append(calls_out)
+        with pytest.raises(CheckpointTimeoutError):
+            lives.send(lives.make("run", None), 0.02)
+        assert positions[0] > 0
+
+
+class TestCrashes:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit, GeneratorExit])
+    @pytest.mark.parametrize("method", ["run", "look"])
+    def test_what_is_no_reply_ends_the_process(self, error: type[BaseException], method: str) -> None:
+        class Looks(Tally):
+            @readonly
+            def look(self, action: Any) -> Any:
+                return hooks.pop()(self)
+
+        def die(self: Tally) -> None:
+            self.n = 77
+            raise error
+
+        lives = started(cls=Looks)
+        lives.call("incr")
+        hooks.append(die)
+        call = lives.make(method, None)
+        with pytest.raises(error):
+            lives.send(call)
+        assert [type(e) for e in lives.host.crashed_by] == [error]
+        with pytest.raises(NoSessionError, match="has ended"):
+            lives.send(call)
+        lives.start()
+        assert lives.call("value") == 1, "nothing was recorded"
+
+    def test_those_who_wait_for_a_turn_are_told(self) -> None:
+        lives = started()
+        inside, go = threading.Event(), threading.Event()
+
+        def die(self: Tally) -> None:
+            inside.set()
+            assert go.wait(10)
+            raise MemoryError
+
+        hooks.append(die)
+        calls = lives.host.calls_of(lives.session)
+        raised: list[BaseException] = []
+
+        def work(call: Any) -> None:
+            try:
+                call.sent_to(calls)
+            except BaseException as error:
+                raised.append(error)
+
+        doomed, waiting = Caller().call(KEY, "run", None), Caller().call(KEY, "incr")
+        threads = [threading.Thread(target=work, args=(c,)) for c in (doomed, doomed, waiting)]
+        threads[0].start()
+        assert inside.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        while not (calls._waiting and calls._running[doomed.head[40:56]].waiting):
+            threading.Event().wait(0.001)
+        go.set()
+        for thread in threads:
+            thread.join(10)
+        assert sorted(type(e).__name__ for e in raised) == ["MemoryError", "NoSessionError", "NoSessionError"]
+        lives.start()
+        assert lives.send(waiting) == 1
+
+
+class TestPolicies:
+    def test_after_named_methods_in_every_mode(self) -> None:
+        for exactly_once in (False, True):
+            options: dict[str, Any] = {"exactly_once": exactly_once}
+
+            class Plain(Tally, after="fail", every=None, **options):
+                pass
+
+            lives = started(cls=Plain)
+            before = len(lives.store.scan(KEY).snapshots)
+            lives.call("incr")
+            assert len(lives.store.scan(KEY).snapshots) == before
+            with pytest.raises(ValueError, match="as asked"):
+                lives.call("fail")
+            assert open_store(lives.store).list(KEY)[-1].reason == "after"
+            assert open_store(lives.store).load(KEY)["n"] == 2
+            lives.session.close(False, "test")
+
+    def test_the_journal_is_trimmed_to_the_oldest_kept_snapshot(self) -> None:
+        lives = started(every=2)
+        for _ in range(9):
+            lives.call("incr")
+        kept = lives.store.scan(KEY).snapshots
+        assert len(kept) == 2
+        first = lives.store._keys[KEY].records[0].position
+        assert next(iter(lives.once._contained.values())) + 1 == first
+        assert lives.start().call("value") == 9
+
+    def test_a_snapshot_has_state_and_ledger_in_one_file(self) -> None:
+        lives = started(every=1)
+        call = lives.make("incr")
+        lives.send(call)
+        assert open_store(lives.store).load(KEY) == {"n": 1, "seen": []}
+        lives.store._keys[KEY].records.clear()
+        assert lives.start().send(call) == 1 and lives.call("value") == 1
+
+    def test_a_nondeterministic_method_is_a_snapshot_and_later_answers_wait_for_it(self) -> None:
+        lives = started()
+        rolled = lives.call("roll")
+        assert open_store(lives.store).list(KEY)[-1].reason == "nondeterministic"
+        saves = lives.store.put
+        lives.store.put = _failing  # type: ignore[method-assign]
+        call, later = lives.make("roll"), Caller().call(KEY, "incr")
+        for waiting in (call, later):
+            with pytest.raises(CheckpointTimeoutError, match="not durable"):
+                lives.send(waiting, 0.02)
+        lives.store.put = saves  # type: ignore[method-assign]
+        lives.start()
+        assert lives.call("value") == rolled, "neither was answered, so neither counts"
+        assert lives.send(later) == rolled + 1
+        assert lives.start().call("value") == rolled + 1, "what was void stays void, and no more than that"
+        assert lives.send(call) > rolled + 1
+
+    def test_a_snapshot_is_never_ahead_of_the_journal(self) -> None:
+        store = memory()
+        host = LocalHost("tally", class_name="Tally")
+        session = engine.open(Tally(), host, engine.spec_of(Tally, {"every": 1}), store=store)
+        once: Any = session.exactly_once
+        host.call(session, "incr")
+        settle(session)
+        before = store.scan(KEY).snapshots
+        store.hold_durability = True
+        with pytest.raises(CheckpointTimeoutError, match="not durable"):
+            host.send(session, Caller().call(KEY, "incr"), 0.05)
+        assert session.status()["in_flight"] and store.scan(KEY).snapshots == before
+        once.journal.commit()
+        settle(session)
+        assert store.scan(KEY).snapshots[-1] > before[-1]
+        session.close(False, "test")
+
+    def test_snapshot_mode_does_not_take_over_what_a_journal_has(self) -> None:
+        from ftray.checkpoint import CheckpointMismatchError
+
+        class Plain(Tally, exactly_once=False, formerly="Tally"):
+            pass
+
+        lives = started()
+        lives.call("incr")
+        with pytest.raises(CheckpointMismatchError, match="exactly_once=True"):
+            lives.start(Plain)
+        assert lives.start().call("value") == 1
+
+    def test_a_snapshot_mode_key_goes_on_as_exactly_once(self) -> None:
+        class Plain(Tally, exactly_once=False, every=1):
+            pass
+
+        lives = Lives().start(Plain)
+        lives.call("incr")
+        lives.start(type("Tally", (Tally,), {}), formerly="Plain")
+        assert lives.call("incr") == 2
+        assert lives.start(type("Tally", (Tally,), {}), formerly="Plain").call("value") == 2
+
+    def test_restore_never_begins_a_new_history_that_callers_notice(self) -> None:
+        from ftray._core.records import decode_head, encode_head
+
+        lives = started()
+        lives.call("incr", 7)
+        lives.number = 0
+        lives.start(restore="never")
+        assert lives.call("value") == 0
+        lives.call("incr", 2)
+        assert lives.once.ledger.history == 2
+        stale = Caller().call(KEY, "incr")
+        head = decode_head(stale.head)._replace(history=1)
+        stale.head = encode_head(**head._asdict())
+        with pytest.raises(CheckpointRolledBackError, match="given up"):
+            lives.send(stale)
+        lives.start(restore="never")
+        assert lives.call("value") == 2, "a restart of it restores"
+
+
+def _failing(*_: object) -> None:
+    raise CheckpointSaveError("the disk is full")
+
+
+class TestPeople:
+    def test_status(self) -> None:
+        lives = started()
+        lives.call("incr")
+        lives.start()
+        status = lives.session.status()
+        assert (status["mode"], status["durability"], status["callers"], status["replies_kept"]) == (
+            "exactly_once",
+            "process",
+            1,
+            1,
+        )
+        assert status["journal_bytes"] > 0 and status["journal_records"] > 0
+        assert status["durable_position"] == status["journal_position"] == status["released_position"]
+        (recovery,) = status["recoveries"]
+        assert (
+            recovery["calls_replayed"] == 1 and recovery["snapshot"] == "1-1" and recovery["duration_s"] > 0
+        )
+        lives.call("checkpoint")
+        status = lives.session.status()
+        assert status["snapshot_age_s"] >= 0 and status["last_save_s"] > 0 and status["last_pause_s"] > 0
+
+    def test_outcome(self) -> None:
+        lives = started()
+        done, never = lives.make("incr"), lives.make("incr")
+        assert lives.once.outcome(done.head).state == "unknown", "nothing is known of this caller"
+        lives.send(done)
+        outcome = lives.once.outcome(done.head)
+        assert outcome.state == "committed" and lives.once.codec.decode_reply(*outcome[1:]) == 1
+        assert lives.once.outcome(never.head).state == "not committed"
+        lives.store.hold_durability = True
+        with pytest.raises(CheckpointTimeoutError):
+            lives.send(never, 0.02)
+        assert lives.once.outcome(never.head).state == "unknown"
+        lives.once.journal.commit()
+        assert lives.once.outcome(never.head).state == "committed"
+        lives.call("value")
+        assert lives.once.outcome(done.head) == ("committed", None, None), "acknowledged, and gone"
+
+    def test_record_outside_of_a_call(self) -> None:
+        class Asks(Tally):
+            def __init__(self) -> None:
+                super().__init__()
+                self.born = self.record(lambda: 1)
+
+            @readonly
+            def look(self) -> int:
+                return self.record(lambda: 2)
+
+        lives = started(cls=Asks)
+        assert lives.session.instance.born == 1 and lives.call("look") == 2
+        with pytest.raises(NoSessionError, match="flow of a method"):
+            lives.session.instance.record(lambda: 3)
+
+    def test_close_ends_the_journal_and_frees_the_key(self) -> None:
+        lives = started()
+        lives.call("incr")
+        assert lives.session.close(True, "exit_actor") == "1-2"
+        other = Lives(lives.store)
+        assert other.start().call("value") == 1
+
+
+class TestVerify:
+    def test_a_method_that_depends_on_the_world_is_found(self) -> None:
+        lives = started(verify=True)
+        assert lives.call("incr") == 1 and lives.call("value") == 1 and len(lives.call("ask", 2)) == 2
+        assert lives.session.instance.n == 1
+        with pytest.raises(ReplayDivergedError, match="verify: Tally.ask_badly.*reply: .* and "):
+            lives.call("ask_badly")
+
+    def test_a_state_that_differs_is_found(self) -> None:
+        class Hidden(Tally):
+            def hide(self) -> None:
+                self.n = id(object()) + sum(counted)
+                counted.append(1)
+
+        counted: list[int] = []
+        lives = started(cls=Hidden, verify=True)
+        with pytest.raises(ReplayDivergedError, match=r"state\['n'\]"):
+            lives.call("hide")
+
+    def test_readonly_methods_change_nothing(self) -> None:
+        class Lies(Tally):
+            @readonly
+            def look(self) -> int:
+                self.n += 1
+                return self.n
+
+        lives = started(cls=Lies)
+        assert lives.call("look") == 1
+        lives.session.close(False, "test")
+        lives = started(cls=Lies, verify=True)
+        with pytest.raises(ReadonlyChangedError, match=r"Lies.look.*\['n'\]: 0 and 1"):
+            lives.call("look")
