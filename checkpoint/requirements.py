@@ -13,14 +13,6 @@ from .host import Host
 from .options import Options
 from .stores.protocol import Store
 
-NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph",
-        "fuse.ceph", "lustre", "beegfs", "gpfs", "gfs2", "ocfs2", "glusterfs", "fuse.glusterfs", "fuse.sshfs",
-        "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse",
-    }
-)  # fmt: skip
-"""Where exclusive creation, rename or mapped memory are not what they are on a local disk."""
 _GENERATOR = 0x20 | 0x200  # inspect.CO_GENERATOR, inspect.CO_ASYNC_GENERATOR
 
 
@@ -109,15 +101,12 @@ def check_store(options: Options, store: Store) -> None:
             f"durability={options.durability!r} was asked for, and {store.url} survives only: "
             f"{', '.join(sorted(store.survives)) or 'nothing'}. Choose another store, or a lower durability"
         )
-    file_system = getattr(store, "file_system", "")
-    if options.exactly_once and file_system in NETWORK_FILE_SYSTEMS:
-        raise UnsupportedStoreError(
-            f"exactly_once=True: {store.url} lies on {file_system}, a network file system, where a lost or "
-            "repeated "
-            ""
-            "exclusive creation would let two actors hold one key. Choose a local disk or an object store"
-        )
-    if options.exactly_once and not hasattr(store, "open_journal"):
+    if not options.exactly_once:
+        return
+    if not hasattr(store, "open_journal"):
         raise UnsupportedStoreError(
             f"exactly_once=True: {store.url} keeps snapshots but no journal. Choose a store that does"
         )
+    probe = getattr(store, "check_exactly_once", None)
+    if probe is not None:  # network file systems, and what fails at exclusive creation
+        probe()

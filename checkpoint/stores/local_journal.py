@@ -294,6 +294,10 @@ class LocalJournals:
 
     # -- the writing side
 
+    def check_exactly_once(self) -> None:
+        """Raise `UnsupportedStoreError` if the directory lies where a key could be held twice."""
+        check_exactly_once(self._directory("probe"))
+
     def open_journal(
         self,
         key: str,

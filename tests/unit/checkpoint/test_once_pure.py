@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -29,6 +30,8 @@ from ftray.checkpoint.codec import ERROR, OK, ToolkitCodec, reply_difference, sp
 from ftray.checkpoint.compare import difference
 from ftray.checkpoint.journal import JournalRecord
 from ftray.checkpoint.releases import NO_CEILING, Releases
+from ftray.checkpoint.stores import local_files
+from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import LocalHost, MemoryStore
 from ftray.checkpoint.turns import Ticket, Turns
 
@@ -94,9 +97,6 @@ class TestRefusals:
         class A(Checkpointable, exactly_once=True):
             pass
 
-        class Network(MemoryStore):
-            file_system = "nfs4"
-
         with pytest.raises(UnsupportedStoreError, match="durability='process'.*only: nothing"):
             engine.open(A(), LocalHost("a"), store=MemoryStore())
         with pytest.raises(UnsupportedStoreError, match="durability='power'"):
@@ -106,8 +106,15 @@ class TestRefusals:
                 engine.spec_of(A, {"durability": "power"}),
                 store=MemoryStore(survives=("process",)),
             )
-        with pytest.raises(UnsupportedStoreError, match="nfs4, a network file system"):
-            engine.open(A(), LocalHost("a"), store=Network(survives=("process",)))
+
+    def test_network_file_systems(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class A(Checkpointable, exactly_once=True):
+            pass
+
+        monkeypatch.setattr(local_files, "file_system", lambda path: "nfs4")
+        with pytest.raises(UnsupportedStoreError, match="nfs4 file system"):
+            engine.open(A(), LocalHost("a"), store=LocalStore(str(tmp_path / "new")))
+        assert list(tmp_path.iterdir()) == []
 
 
 SOURCE = '''
