@@ -317,6 +317,13 @@ KEYWORDS: dict[str, list[Any]] = {
     "checkpoint_version": [0, "1", 1.5],
     "durability": ["fire", True],
     "formerly": [5, [5], [""]],
+    "after": [5, [5], [""]],
+    "exactly_once": [1, "yes", None],
+    "code_version": [-1, "3", True, 1],  # a right one, too, is for exactly-once actors only
+    "takeover": [1, "yes", True],
+    "verify": [1, "yes", True],
+    "reply_bound_bytes": [0, -1, "1", True],
+    "reply_bound_calls": [0, -1, 1.5, True],
 }
 
 
