@@ -20,6 +20,7 @@ from ftray._core.calls import (
     next_actor_id,
 )
 from ftray._core.generators import DynamicObjectRefGenerator, ObjectRefGenerator
+from ftray._core.guards import guard_of_process as the_guard
 from ftray._core.nodeask import ask_node, tell_node
 from ftray._core.objects import ObjectRef, get
 from ftray._core.puts import put
@@ -34,6 +35,7 @@ from ftray._core.session import (
     inbox_next,
     lineage_configure,
     set_memory_retries,
+    set_root,
 )
 from ftray._core.waits import wait
 
@@ -66,13 +68,18 @@ __all__ = [
     "put",
     "segment_stats",
     "set_memory_retries",
+    "set_root",
     "tell_node",
+    "the_guard",
     "wait",
 ]
 
 EXPORTS = (
     *__all__,
+    "answers.decode_outcome",
+    "answers.encode_outcome",
     "callargs.deserialize_args",
+    "context.HeadContext",
     "callargs.serialize_args",
     "eventfold.EventTable",
     "events.clock_pair",
@@ -80,6 +87,7 @@ EXPORTS = (
     "gate.Gate",
     "gate.Outcome",
     "gate.Verdict",
+    "guards.set_guard",
     "identity.call_id",
     "identity.derive_callee_key",
     "journal.LocalJournal",
@@ -104,5 +112,7 @@ EXPORTS = (
     "records.encode_head",
     "serial.deserialize",
     "serial.serialize",
+    "objects.plain_get",
+    "waits.plain_wait",
     "worker.Executor",
 )

@@ -18,10 +18,17 @@ cdef class AsyncCalls(Beside):
     cdef dict lanes             # concurrency group -> Lane; "" is the default one
     cdef Lane default
     cdef public object on_terminate
+    cdef object turns           # of an exactly-once actor: checkpoint.turns.Turns
+    cdef dict tickets           # of those turns -> Call
     cdef bint stalled           # calls stay in the queue until a coroutine of the default lane has ended
 
     cdef Lane lane_of(self, Call call)
     cdef int take(self, Call call) except -1
+    cdef int begin_or_wait(self, Call call, Lane lane) except -1
+    cdef int queue_up(self, Call call) except -1
+    cdef int begin_turns(self, list begun) except -1
+    cdef int leave_turn(self, Call call) except -1
+    cdef int run_parked(self, Call call) except -1
     cdef int begin(self, Call call, Lane lane) except -1
     cdef int ended(self, Call call, Lane lane) except -1
     cdef bint next_call(self, Call call) except -1

@@ -10,17 +10,19 @@ Leaves to others: finding a call and leaving (beside.pyx), the queue (execqueue.
 
 import collections
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from ftray._core.awaits cimport LoopWatch, watch_actor_loop
 from ftray._core.beside cimport Beside
-from ftray._core.context cimport CallContext, context_fill, context_variable
-from ftray._core.execqueue cimport EXEC_ACTION, exec_begin, exec_runnable
+from ftray._core.context cimport CallContext, context_durable, context_fill, context_variable
+from ftray._core.durable cimport callers_done
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_CALLERS_DONE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
-from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call
+from ftray._core.flows cimport flow_end
+from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call, call_head
 from ftray._core.objects cimport ObjectRef
 from ftray._core.runtime cimport core, core_enter, core_leave, poll_now
-from ftray._core.types cimport TASK_STREAM, Core, full_fence, load64, store32, swap32
+from ftray._core.types cimport TASK_STREAM, Core, blob_hold, full_fence, load64, store32, swap32
 from ftray._core.wire cimport TaskHead
 from ftray._core.yields cimport is_generator, resume_generators, run_generator_async
 
@@ -59,7 +61,7 @@ cdef class AsyncCalls(Beside):
         self.loop = self.execution.loop = asyncio.get_running_loop()
         self.watch = watch_actor_loop(self.loop)
         self.limit(1, {})
-        start()                             # the constructor may use the running loop
+        await start()                       # the constructor may use the running loop
         self.stop = stop = self.loop.create_future()
         c.loop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.loop.add_reader(c.epoll_fd, self.step)
@@ -98,6 +100,9 @@ cdef class AsyncCalls(Beside):
                     break
                 if call.t.ch != NULL:
                     self.take(call)
+                elif call.t.seq == EXEC_CALLERS_DONE:
+                    if self.execution.durable is not None:
+                        callers_done(self.execution.durable, call.t.frame)
                 elif call.t.seq != EXEC_ACTION:
                     self.on_terminate(1)
                     self.stop.set_result(None)
@@ -157,11 +162,49 @@ cdef class AsyncCalls(Beside):
         cdef Lane lane = self.lane_of(call)
         if self.execution.exiting:
             return 0                            # it ends with this process
+        if self.execution.durable is not None and not self.execution.enter(call):
+            return 0
         self.open[call.key] = call
+        if self.execution.durable is not None:
+            return self.queue_up(call)
+        self.begin_or_wait(call, lane)
+        return 0
+
+    cdef int begin_or_wait(self, Call call, Lane lane) except -1:
         if lane.running < lane.limit:
             self.begin(call, lane)
         else:
             lane.waiting.append(call)
+        return 0
+
+    cdef int queue_up(self, Call call) except -1:
+        """A call of an exactly-once actor: methods that change the state run alone, from start to end."""
+        if self.turns is None:
+            from ftray.checkpoint.turns import Turns
+            self.turns = Turns()
+            self.tickets = {}
+        call.ticket, begun = self.turns.arrive(bool(call.entered))
+        self.tickets[call.ticket] = call
+        self.begin_turns(begun)
+        return 0
+
+    cdef int run_parked(self, Call call) except -1:
+        """It has waited for room among the kept replies."""
+        self.open[call.key] = call
+        return self.queue_up(call)
+
+    cdef int begin_turns(self, list begun) except -1:
+        cdef Call call
+        for ticket in begun:
+            call = self.tickets[ticket]
+            self.begin_or_wait(call, self.lane_of(call))
+        return 0
+
+    cdef int leave_turn(self, Call call) except -1:
+        """Its turn is over, or it will not have one."""
+        ticket, call.ticket = call.ticket, None
+        del self.tickets[ticket]
+        self.begin_turns(self.turns.leave(ticket))
         return 0
 
     cdef int begin(self, Call call, Lane lane) except -1:
@@ -173,6 +216,8 @@ cdef class AsyncCalls(Beside):
             call.nret = h.nret
             self.open.pop(call.key, None)
             self.execution.answer(call, None, e)
+            if call.ticket is not None:
+                self.leave_turn(call)
             return 0
         lane.running += 1
         call.task = self.loop.create_task(self.coroutine(call, lane))
@@ -185,8 +230,12 @@ cdef class AsyncCalls(Beside):
             self.ended(call, lane)
             return
         call.stage = RUNNING
-        context_fill(&own.c, h.id, h.call_id, call.key, h.attempt, h.depth)
+        own.frame = blob_hold(call.t.frame)
+        context_fill(&own.c, h.id, h.call_id, call.key, h.attempt, h.depth, call_head(&call.t), h.head_size)
         self.variable.set(own)
+        if call.entered:
+            context_durable(&own.c, <uint32_t>self.execution.durable.epoch)
+            self.execution.durable.begin(call)
         result = error = None
         begun = False
         try:
@@ -203,10 +252,15 @@ cdef class AsyncCalls(Beside):
                 self.execution.leave(e)
         except BaseException as e:
             error = e
-        if begun:
+            if call.entered and self.execution.durable.is_crash(e) and not call.exits:
+                self.execution.durable.crash(e)
+        call.touched = flow_end(&own.c)
+        if begun and not call.entered:
             error = self.execution.after(call, error)
         if not call.exits:
             self.execution.answer(call, result, error)
+        elif call.entered:
+            self.execution.record_last(call)
         self.ended(call, lane)
 
     cdef int ended(self, Call call, Lane lane) except -1:
@@ -214,6 +268,8 @@ cdef class AsyncCalls(Beside):
         self.open.pop(call.key, None)
         call.task = None
         lane.running -= 1
+        if call.ticket is not None:
+            self.leave_turn(call)
         if self.execution.exiting:
             self.leave_when_done()
         while lane.waiting and lane.running < lane.limit and not self.execution.exiting:
@@ -239,10 +295,18 @@ cdef class AsyncCalls(Beside):
             self.open.pop(key, None)
             if call.task is None:
                 lane = self.lane_of(call)
-                lane.waiting.remove(call)
+                if call in lane.waiting:
+                    lane.waiting.remove(call)
+            if call.entered:
+                self.execution.durable.forget(call)
             self.execution.answer_cancelled(call)
+            if call.ticket is not None and call.task is None:
+                self.leave_turn(call)
             return 0
         if recursive:
             self.execution.cancel_submitted(call)
-        call.task.cancel()
+        if call.entered:
+            call.cancelled = True               # half of its effect cannot be recorded: it runs to its end
+        else:
+            call.task.cancel()
         return 0

@@ -15,10 +15,12 @@ from ftray._core.callargs cimport encode_args
 from ftray._core.cancels cimport cancel_at_owner, task_cancel
 from ftray._core.context cimport Context, child_task_id, context
 from ftray._core.events cimport events_function
+from ftray._core.flows cimport callee_key, flow_name, flow_name_call, flow_needs_root
 from ftray._core.generators cimport ObjectRefGenerator, blank_generator, fill_generator
 from ftray._core.intake cimport intake_open
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
-from ftray._core.puts cimport put_value
+from ftray._core.guards cimport the_guard
+from ftray._core.puts cimport placeholder_ref, put_value
 from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
 from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
@@ -28,7 +30,7 @@ from ftray._core.tasks cimport task_submit
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
-                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, store8)
+                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, mix64, note_new, store8)
 
 cdef enum:
     DEF_FUNCTION = 0
@@ -46,11 +48,21 @@ cdef dict fn_indices = {}
 cdef uint64_t fn_session = 0
 
 
+cdef int name_of(bytes definition, Id16 *key) except -1:
+    """What a function is known by to all attempts of its callers: kind and name."""
+    cdef const char *p = definition
+    cdef uint16_t size
+    memcpy(&size, p + 1, 2)
+    callee_key(p, min(<size_t>size + 3, <size_t>len(definition)), key)
+    return 0
+
+
 cdef uint32_t function_index(Core *c, bytes definition) except? 0xFFFFFFFF:
     """The index of a definition in this process's function table; peers are told what it means when it is first used."""
     global fn_session
     cdef Blob *b
     cdef uint32_t index
+    cdef Id16 key
     if fn_session != c.session:
         fn_indices.clear()
         fn_session = c.session
@@ -58,10 +70,12 @@ cdef uint32_t function_index(Core *c, bytes definition) except? 0xFFFFFFFF:
     if known is not None:
         return known
     b = blob_copy(definition, len(definition))
+    name_of(definition, &key)
     with nogil:
         core_enter(c)
         index = <uint32_t>c.fns.size()
         c.fns.push_back(b)
+        c.fn_keys.push_back(key)
         events_function(c, index, b.data, b.size)
         core_leave(c)
     fn_indices[definition] = index
@@ -170,11 +184,12 @@ cdef void submit_locked(Core *c, TaskRec *t, Context *x) noexcept nogil:
     """Ids, holds, and off it goes."""
     cdef uint32_t i
     if t.actor != NULL:
-        child_task_id(x, c.job, t.actor.id.b, t.id, t.call_id)
+        child_task_id(x, c.job, t.actor.id.b, t.id)
     else:
-        child_task_id(x, c.job, NULL, t.id, t.call_id)
+        child_task_id(x, c.job, NULL, t.id)
     t.depth = x.depth + 1
     t.parent = x.unique
+    flow_name_call(c, x, t)
     for i in range(t.ndeps + t.nnested):
         t.deps[i].holds += 1
 
@@ -188,6 +203,13 @@ cdef ObjEntry *new_return(Core *c, TaskRec *t, uint32_t index) noexcept nogil:
     e = refs_new(c, &id, True)
     e.task = t
     return e
+
+
+cdef object placeholders(int nret):
+    """What a call returns that an earlier run of the same method has made."""
+    if nret == 1:
+        return placeholder_ref()
+    return [placeholder_ref() for _ in range(nret)] if nret else None
 
 
 cdef object submit_one(Core *c, TaskRec *t):
@@ -233,6 +255,8 @@ cdef object submit_many(Core *c, TaskRec *t, int nret):
 cdef object submit_stream(Core *c, TaskRec *t, int code):
     """A call of a generator: its one return is the completion, or with `DYNAMIC` the value that lists what it yielded."""
     cdef bint dynamic = code == DYNAMIC
+    if c.guards:
+        the_guard().refuse('a call with num_returns="streaming" or "dynamic"')
     cdef ObjectRef r = None
     cdef ObjectRefGenerator g = None
     cdef Context *x = context()
@@ -280,6 +304,8 @@ cdef class FunctionCaller:
             self.bind()
         if not c.node_alive:
             check_usable()
+        if c.guards and the_guard().sends(self.nret):
+            return placeholders(self.nret)
         t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), self.fn, self.nret, self.max_retries, deps, refs, NULL)
         t.cls = self.cls
         t.flags = self.quiet
@@ -322,14 +348,18 @@ cdef class ActorTarget:
     cdef readonly ObjectRef ref
     cdef ActorClient *a
 
-    def __init__(self, ObjectRef ref, bint out_of_order=False):
+    def __init__(self, ObjectRef ref, bint out_of_order=False, bytes key=b"", bint durable=False):
         cdef Core *c = core()
         cdef Id16 id
+        cdef Id16 given
+        memcpy(given.b, <const char *>key if len(key) == 16 else <const char *>(usable(ref).id.b + 8), 16)
         memcpy(id.b, usable(ref).id.b + 8, 16)
         self.ref = ref
         with nogil:
             core_enter(c)
             self.a = actor_client(c, &id)
+            self.a.key = given
+            self.a.durable = durable
             if out_of_order:
                 self.a.out_of_order = 1
             core_leave(c)
@@ -341,6 +371,8 @@ cdef class ActorTarget:
     def kill(self, bint no_restart):
         """Have the actor's process ended; calls made from now on do not reach it."""
         cdef Core *c = core()
+        if c.guards and the_guard().sends(0):
+            return
         usable(self.ref)
         with nogil:
             core_enter(c)
@@ -361,10 +393,13 @@ cdef class ActorTarget:
             actor_on_state(c, &self.a.id, ACTOR_DEAD, 1, &nobody, p, n)
             core_leave(c)
 
-    cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, uint8_t quiet, tuple args, dict kwargs):
+    cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, uint8_t quiet, bytes call_key, tuple args, dict kwargs):
         cdef list deps = [], refs = []
         cdef TaskRec *t
-        cdef ObjEntry *handle = usable(self.ref)
+        cdef ObjEntry *handle
+        if c.guards and the_guard().sends(nret):
+            return placeholders(nret)
+        handle = usable(self.ref)
         if not c.node_alive:
             check_usable()
         if max_pending >= 0 and self.a.npending >= <uint64_t>max_pending:
@@ -373,11 +408,25 @@ cdef class ActorTarget:
         t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), fn, nret, max_retries, deps, refs, handle)
         t.actor = self.a
         t.flags = quiet
+        if self.a.durable:
+            self.prepare(c, t, nret, call_key)
         if nret == 1:
             return submit_one(c, t)
         if nret < 0:
             return submit_stream(c, t, nret)
         return submit_many(c, t, nret)
+
+
+    cdef int prepare(self, Core *c, TaskRec *t, int nret, bytes call_key) except -1:
+        """What a call to an exactly-once actor needs before it is submitted."""
+        if flow_needs_root(c, context()):
+            from ftray import _lifecycle
+            _lifecycle.learn_root()
+        if call_key is not None:
+            t.note = note_new()
+            t.note.keyed = True
+            memcpy(t.note.named.b, <const char *>call_key, 16)
+        return 0
 
 
 cdef class MethodCaller:
@@ -390,6 +439,7 @@ cdef class MethodCaller:
     cdef int nret, max_retries
     cdef int64_t max_pending
     cdef uint8_t quiet
+    cdef bytes call_key         # 16 bytes made of the user's name for the call, or None
     cdef Py_ssize_t least, most
 
     def __init__(self, ActorTarget target, bytes definition, int num_returns, int max_task_retries, int64_t max_pending,
@@ -405,6 +455,9 @@ cdef class MethodCaller:
     def _record_events(self, bint wanted):
         self.quiet = 0 if wanted else <uint8_t>TASK_QUIET
 
+    def _name_call(self, bytes call_key):
+        self.call_key = call_key
+
     def remote(self, *args, **kwargs):
         """Call the method on the actor; returns a ref (or a list, or None)."""
         cdef Core *c = core()
@@ -414,7 +467,7 @@ cdef class MethodCaller:
             check_usable()
             self.fn = function_index(c, self.definition)
             self.session = c.session
-        return self._target.call(c, self.fn, self.nret, self.max_retries, self.max_pending, self.quiet, args, kwargs)
+        return self._target.call(c, self.fn, self.nret, self.max_retries, self.max_pending, self.quiet, self.call_key, args, kwargs)
 
 
 def current_group():
@@ -503,21 +556,28 @@ def foreign_actor_ref(bytes actor_id, bytes owner):
     return r
 
 
-def next_actor_id():
-    """16 bytes: 12 unique, 4 of the job; made from the current context like a task id."""
+def next_actor_id(bytes name):
+    """16 bytes: 12 unique, 4 of the job; made from the current context like a task id. And 16 bytes that another attempt
+    of the creator gives to the actor in its place; `name`: of its class."""
     cdef Core *c = core()
     cdef uint8_t task[24]
     cdef uint8_t call[16]
     cdef uint8_t actor[16]
+    cdef uint64_t more
+    cdef Id16 key
     cdef Context *x = context()
+    callee_key(name, len(name), &key)
     with nogil:
         core_enter(c)
-        child_task_id(x, c.job, NULL, task, call)
+        child_task_id(x, c.job, NULL, task)
+        flow_name(x, &key, call)
         core_leave(c)
+    memcpy(&more, task, 8)
+    more = mix64(more)
     memcpy(actor, task, 8)
-    memcpy(actor + 8, call, 4)
+    memcpy(actor + 8, &more, 4)
     memcpy(actor + 12, &c.job, 4)
-    return actor[:16]
+    return actor[:16], call[:16]
 
 
 cdef enum:
@@ -551,6 +611,8 @@ def cancel(ref, *, force=False, recursive=True):
     cdef Core *c = core()
     cdef ObjEntry *e
     cdef bint f = force, r = recursive
+    if c.guards and the_guard().sends(0):
+        return
     if type(ref) is ObjectRefGenerator:
         if (<ObjectRefGenerator>ref).gate == NULL:
             return                      # closed: the task is ended at its next yield

@@ -12,19 +12,90 @@ asyncio tasks that a call makes inherit.
 from cpython.contextvars cimport get_value
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from ftray._core.types cimport mix64
+from ftray._core.flows cimport FLOW_LIVE, flow_end
+from ftray._core.records cimport CallHead
+from ftray._core.types cimport blob_drop, mix64
 
 cdef extern from *:
     """
     #include "context.hpp"
+    #include <sys/syscall.h>
+    #include <unistd.h>
     static thread_local Context thread_context = {};
+    static thread_local int8_t is_main = -1;        // of this thread; looked at when first needed
     static Context root_context = {};
+    static Context stray_context = {};
+    static bool main_flow() {
+        if (is_main < 0) is_main = syscall(SYS_gettid) == getpid();
+        return is_main > 0;
+    }
     """
     Context thread_context
     Context root_context
+    Context stray_context
+    bint main_flow() noexcept nogil
 
 cdef enum:
     PUT_INDEX_BASE = 0x80000000u
+    STRAY_PUTS = 0x40000000u
+    STRAY_CHILDREN = 0x4000000000u
+
+
+cdef class CallContext:
+    """See context.pxd."""
+
+    def __dealloc__(self):
+        flow_end(&self.c)
+        blob_drop(self.frame)
+
+
+cdef class HeadContext:
+    """Runs code as a call is run: what it submits is named by the call that `head` (CallHead) describes.
+
+    Parameters
+    ----------
+    head : bytes
+    epoch : int
+        Of the exactly-once actor whose method it is.
+    """
+
+    cdef bytes head
+    cdef uint32_t epoch
+    cdef Context saved
+    cdef object token
+
+    def __init__(self, bytes head not None, uint32_t epoch):
+        if <size_t>len(head) < sizeof(CallHead):
+            raise ValueError("not a call head")
+        self.head, self.epoch = head, epoch
+
+    cdef int fill(self, Context *x) except -1:
+        cdef const char *p = self.head
+        cdef const CallHead *h = <const CallHead *>p
+        cdef uint8_t task_id[24]
+        memcpy(task_id, h.call_id, 16)
+        memcpy(task_id + 16, h.parent, 8)
+        context_fill(x, task_id, h.call_id, 0, 0, h.nattempts + 1, p, <uint32_t>len(self.head))
+        context_durable(x, self.epoch)
+        return 0
+
+    def __enter__(self):
+        cdef CallContext own
+        if async_call is None:
+            memcpy(&self.saved, &thread_context, sizeof(Context))
+            self.fill(&thread_context)
+        else:
+            own = CallContext.__new__(CallContext)
+            self.fill(&own.c)
+            own.keep = self.head
+            self.token = async_call.set(own)
+        return self
+
+    def __exit__(self, *exc_info):
+        if self.token is not None:
+            async_call.reset(self.token)
+        else:
+            context_end(&self.saved)
 
 
 cdef object async_call = None       # the ContextVar, once this process is an async actor
@@ -39,6 +110,11 @@ cdef object context_variable():
     return async_call
 
 
+cdef Context *thread_call() noexcept nogil:
+    """The context of the call that this thread executes (not of an event loop's)."""
+    return &thread_context
+
+
 cdef Context *context() noexcept:
     """What the calling code belongs to. The result is good as long as this code runs."""
     if thread_context.set:
@@ -47,11 +123,12 @@ cdef Context *context() noexcept:
         call = get_value(async_call)
         if call is not None:
             return &(<CallContext>call).c       # the variable keeps it
-    return &root_context
+    return &root_context if main_flow() else &stray_context
 
 
-cdef void context_fill(Context *x, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth) noexcept nogil:
-    """The context of a call that begins."""
+cdef void context_fill(Context *x, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth,
+                       const char *block, uint32_t block_size) noexcept nogil:
+    """The context of a call that begins. `block`: its call head, which stays where it is until `context_end`."""
     memcpy(x.task_id, task_id, 24)
     memcpy(x.call_id, call_id, 16)
     memcpy(&x.unique, task_id, 8)
@@ -60,32 +137,68 @@ cdef void context_fill(Context *x, const uint8_t *task_id, const uint8_t *call_i
     x.depth = depth
     x.children = 0
     x.puts = 0
+    x.flow = NULL
+    x.block = block
+    x.block_size = block_size
+    x.epoch = 0
+    x.durable = 0
+    x.touched = False
+    x.stray = False
     x.set = True
 
 
-cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth) noexcept nogil:
+cdef void context_begin(Context *saved, const uint8_t *task_id, const uint8_t *call_id, uint64_t key, uint32_t attempt, uint32_t depth,
+                        const char *block, uint32_t block_size) noexcept nogil:
     """This thread starts to execute a call."""
-    saved[0] = thread_context
-    context_fill(&thread_context, task_id, call_id, key, attempt, depth)
+    memcpy(saved, &thread_context, sizeof(Context))
+    context_fill(&thread_context, task_id, call_id, key, attempt, depth, block, block_size)
 
 
-cdef void context_end(Context *saved) noexcept nogil:
-    thread_context = saved[0]
+cdef bint context_end(Context *saved) noexcept nogil:
+    """The call is over. Has it called exactly-once actors, which have all answered?"""
+    cdef bint touched = flow_end(&thread_context)
+    memcpy(&thread_context, saved, sizeof(Context))
+    return touched
+
+
+cdef void context_durable(Context *x, uint32_t epoch) noexcept nogil:
+    """The call is a mutating method of an exactly-once actor: what it calls names that in its chain, and the epoch in
+    place of an attempt."""
+    x.durable = FLOW_LIVE
+    x.epoch = epoch
 
 
 cdef void context_root(uint64_t root, uint32_t job) noexcept nogil:
-    """The process's own context: the driver's main flow, and threads outside any call."""
-    memset(&root_context, 0, sizeof(Context))
-    root_context.unique = root
-    memcpy(root_context.task_id, &root, 8)
-    memset(root_context.task_id + 8, 0xff, 12)
-    memcpy(root_context.task_id + 20, &job, 4)
-    memcpy(root_context.call_id, &root, 8)
+    """What runs in this process outside of any call: its main thread, and its other ones, whose children and puts are
+    numbered apart."""
+    own_context(&root_context, root, job)
+    own_context(&stray_context, root, job)
+    stray_context.children = STRAY_CHILDREN
+    stray_context.puts = STRAY_PUTS
 
 
-cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *out, uint8_t *call_out) noexcept nogil:
+cdef void own_context(Context *x, uint64_t root, uint32_t job) noexcept nogil:
+    cdef uint64_t more = mix64(root + 0x9e3779b97f4a7c15ull)
+    flow_end(x)
+    memset(x, 0, sizeof(Context))
+    x.unique = root
+    memcpy(x.task_id, &root, 8)
+    memset(x.task_id + 8, 0xff, 12)
+    memcpy(x.task_id + 20, &job, 4)
+    memcpy(x.call_id, &root, 8)
+    memcpy(x.call_id + 8, &more, 8)
+    x.stray = True
+
+
+cdef void context_main(const uint8_t *root_call) noexcept nogil:
+    """The main thread is the flow that all CallIDs of a driver's work come from."""
+    memcpy(root_context.call_id, root_call, 16)
+    root_context.stray = False
+
+
+cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *out) noexcept nogil:
     """The id of the next task that this context submits; `actor_tail`: the actor's 16 bytes for an actor call."""
-    cdef uint64_t unique, call
+    cdef uint64_t unique
     x.children += 1
     unique = mix64(x.unique ^ mix64((<uint64_t>x.attempt << 40) + x.children))
     memcpy(out, &unique, 8)
@@ -94,11 +207,6 @@ cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *
     else:
         memset(out + 8, 0xff, 12)
         memcpy(out + 20, &job, 4)
-    memcpy(&call, x.call_id, 8)
-    call = mix64(call ^ mix64(x.children))      # without the attempt: a re-executed parent names the same calls
-    memcpy(call_out, &call, 8)
-    call = mix64(call)
-    memcpy(call_out + 8, &call, 8)
 
 
 cdef void put_id(Context *x, uint8_t *out) noexcept nogil:

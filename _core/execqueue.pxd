@@ -11,6 +11,7 @@ cdef enum:
     EXEC_TERMINATE = 2
     EXEC_ACTION = 3
     EXEC_ASSIGN = 4
+    EXEC_CALLERS_DONE = 5
 
 cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil

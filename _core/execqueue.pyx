@@ -12,7 +12,7 @@ from ftray._core.cancels cimport cancel_children, cancel_kill
 from ftray._core.channel cimport (F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin,
                                   chan_commit)
 from ftray._core.events cimport event_begin
-from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
+from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_CALLERS_DONE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
 from ftray._core.productions cimport production_begin
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_GIVEN_BACK
 from ftray._core.types cimport (CH_OPEN, OBJ_OWNED, TASK_STREAM, Blob, CancelAsk, Channel, Core, ExecTask, blob_copy, blob_drop, call_key,
@@ -230,6 +230,10 @@ cdef bint exec_runnable(Core *c) noexcept nogil:
 cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
     if h.kind == N_ACTOR_START:
         push_start(c, blob_copy(body, h.size))
+    elif h.kind == N_CALLERS_DONE:
+        push_first(c, EXEC_CALLERS_DONE, blob_copy(body, h.size))
+        if c.loop_fd >= 0:
+            kick(c.loop_fd)
     elif h.kind == N_ACTOR_TERMINATE:
         push(c, NULL, EXEC_TERMINATE, NULL)
     elif h.kind == N_EXIT:

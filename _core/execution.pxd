@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 from ftray._core.buf cimport Buf
+from ftray._core.durable cimport DurableCalls
 from ftray._core.invocation cimport Call, Callables
 
 
@@ -12,6 +13,8 @@ cdef class Execution:
     cdef readonly str method            # of an actor whose calls run one at a time, while it runs
     cdef str label                      # what the call is named that runs or ran last
     cdef object before_call, after_call # the checkpoint session's hooks, or None
+    cdef DurableCalls durable           # of an exactly-once actor, else None
+    cdef Call running                   # such an actor's call that the main thread runs
     cdef public object on_exit          # callback: end this actor on purpose; does not return
     cdef readonly bint exiting                   # exit_actor() was called
     cdef bint left                      # in the call that the main thread runs
@@ -27,6 +30,15 @@ cdef class Execution:
     cdef int send(self, Call call, uint8_t status, Buf *b, list refs) except -1
     cdef int execute(self, Call call) except -1
     cdef int count(self, list left) except -1
+    cdef int record(self, Call call, uint8_t status, Buf *b) except -1
+    cdef int record_last(self, Call call) except -1
+    cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1
+    cdef int answer_recorded(self, Call call) except -1
+    cdef bint enter(self, Call call) except -1
+    cdef bint entered(self, Call call, int entrance) except -1
+    cdef int run_parked(self, Call call) except -1
+    cdef int run_call(self, Call call) except -1
+    cdef int idle(self) except -1
     cdef uint8_t error_status(self, Call call, object error)
     cdef int flush_soon(self) except -1
     cdef int cancel_submitted(self, Call call) except -1

@@ -10,25 +10,32 @@ Leaves to others: which call is next and where it runs (worker.pyx, pools.pyx, a
 
 import collections
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
-from ftray._core.answers cimport Yielded, encode_failure, encode_results, send_reply
+from ftray._core.answers cimport Yielded, count_results, encode_failure, encode_results, no_refs, send_reply
 from ftray._core.awaits cimport loops_take_back_cpus
-from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init
+from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init, buf_put
 from ftray._core.cancels cimport cancel_children
-from ftray._core.context cimport Context, context_begin, context_end
+from ftray._core.context cimport Context, context_begin, context_durable, context_end, thread_call
+from ftray._core.durable cimport ENTER_ERROR, ENTER_REPLY, ENTER_RUN, ENTER_WAIT, DurableCalls, Entrance
 from ftray._core.events cimport event_end, event_text
 from ftray._core.execqueue cimport exec_give_back_all, exec_post
-from ftray._core.invocation cimport Call, Callables
+from ftray._core.held cimport held_release
+from ftray._core.invocation cimport Call, Callables, call_head
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.productions cimport production_end
+from ftray._core.serial cimport INLINE_LIMIT
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try
 from ftray._core.types cimport TASK_QUIET, TASK_STREAM, Channel, Core, ObjEntry, lock_drop, store32
-from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, ReplyHead, TaskHead
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, REPLY_TOUCHED, ReplyHead, TaskHead
 from ftray._core.yields cimport is_generator, run_generator
+
+
+cdef enum:
+    RECORDED_LIMIT = 1 << 31    # replies that are recorded stay inline, whatever their size
 
 
 cdef class Execution:
@@ -42,6 +49,7 @@ cdef class Execution:
 
     def __cinit__(self):
         self.callables = Callables()
+        self.durable = None
         self.actions = collections.deque()
         self.current = ""
 
@@ -58,7 +66,9 @@ cdef class Execution:
                 raise MemoryError()
             if error is None:
                 try:
-                    encode_results(&b, call.name, call.nret, result, refs)
+                    encode_results(&b, call.name, call.nret, result, refs, RECORDED_LIMIT if call.entered else INLINE_LIMIT)
+                    if refs and call.entered:
+                        raise TypeError(no_refs(call.name))
                     if type(result) is Yielded and (<Yielded>result).error is not None:
                         status = self.error_status(call, (<Yielded>result).error)
                 except Exception as e:
@@ -74,7 +84,11 @@ cdef class Execution:
                 encode_failure(&b, make_task_error(error, call.name, os.getpid(), actor_repr=self.callables.describe()), call.nret)
                 error = None
             call.release()
+            if self.durable is not None:
+                self.record(call, status, &b)
             self.send(call, status, &b, refs)
+            if self.durable is not None:
+                self.after_record(call, status, &b)
         finally:
             buf_free(&b)
         return 0
@@ -87,9 +101,91 @@ cdef class Execution:
             if buf_extend(&b, sizeof(ReplyHead)) == NULL:
                 raise MemoryError()
             call.release()
+            if self.durable is not None:
+                self.record(call, REPLY_CANCELLED, &b)
             self.send(call, REPLY_CANCELLED, &b, [])
+            if self.durable is not None:
+                self.after_record(call, REPLY_CANCELLED, &b)
         finally:
             buf_free(&b)
+        return 0
+
+    # --- exactly-once actors
+
+    cdef int record(self, Call call, uint8_t status, Buf *b) except -1:
+        """Before a call of an exactly-once actor is answered."""
+        if call.entered:
+            self.durable.finish(call, status, b)
+            if self.after_call is not None:
+                self.after_call(call.method)    # it counts now that it is recorded: a snapshot has both or neither
+        elif call.seen:
+            self.durable.look(call)
+        return 0
+
+    cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1:
+        """The call was answered: so are its repetitions, and the next that wait for room may come."""
+        cdef Call other
+        for other in self.durable.repetitions(call):
+            other.position = call.position
+            other.nret = call.nret
+            self.send(other, status, b, [])
+        if self.durable.parked:
+            self.post(self.enter_parked)
+        return 0
+
+    cdef int answer_recorded(self, Call call) except -1:
+        """The call has run before: this was its reply."""
+        cdef Buf b
+        cdef bytes reply = self.durable.reply
+        cdef int n = count_results(reply, len(reply))
+        buf_init(&b)
+        try:
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL or buf_put(&b, <const char *>reply, len(reply)) < 0:
+                raise MemoryError()
+            if n < 0:
+                raise RuntimeError(f"the recorded reply of {call.name} cannot be read")
+            call.nret = n
+            self.send(call, self.durable.status, &b, [])
+        finally:
+            buf_free(&b)
+        return 0
+
+    cdef bint enter(self, Call call) except -1:
+        """Shall this call of an exactly-once actor run? If not it is answered, now or later."""
+        cdef Entrance entrance
+        try:
+            entrance = self.durable.enter(self.callables, call)
+        except Exception as e:
+            call.name = call.name or "?"
+            self.answer(call, None, e)
+            return False
+        return entrance == ENTER_RUN or self.entered(call, entrance)
+
+    cdef bint entered(self, Call call, int entrance) except -1:
+        if entrance == ENTER_REPLY:
+            self.answer_recorded(call)
+        elif entrance == ENTER_ERROR:
+            self.answer(call, None, self.durable.error)
+        return False
+
+    def enter_parked(self):
+        """Calls that wait for room among the kept replies: begin those that have it, in order."""
+        cdef Call call
+        cdef Entrance entrance
+        while self.durable.parked and not self.exiting:
+            call = self.durable.parked[0]
+            entrance = self.durable.enter(self.callables, call)
+            if entrance == ENTER_WAIT:
+                return
+            self.durable.parked.popleft()
+            if entrance == ENTER_RUN:
+                self.run_parked(call)
+            else:
+                self.entered(call, entrance)
+
+    cdef int run_parked(self, Call call) except -1:
+        if self.run_call(call):
+            self.on_exit()
         return 0
 
     cdef int cancel_submitted(self, Call call) except -1:
@@ -141,8 +237,14 @@ cdef class Execution:
         cdef uint64_t ended
         cdef bint beside = self.beside
         cdef bint streams = h.flags & TASK_STREAM
+        cdef uint64_t may_leave = 0
         memset(r, 0, sizeof(ReplyHead))
         r.status = status
+        if self.durable is not None:
+            r.epoch = self.durable.epoch
+            may_leave = self.durable.may_leave() if call.position else 0
+        if call.touched:
+            r.held |= REPLY_TOUCHED
         r.nret = call.nret if status != REPLY_CANCELLED else 0
         for ref in refs:
             inner.push_back(usable(<ObjectRef>ref))
@@ -150,7 +252,9 @@ cdef class Execution:
             if streams:
                 production_end(c, ch, call.t.seq)
             ended = event_end(c, h.id, not beside, ch)
-            send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
+            if may_leave:
+                held_release(c, may_leave)
+            send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended, call.position)
             if self.loop is not None:
                 lock_drop(&c.lock)
                 self.flush_soon()
@@ -162,7 +266,9 @@ cdef class Execution:
                 if streams:
                     production_end(c, ch, call.t.seq)
                 ended = event_end(c, h.id, not beside, ch)
-                send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended)
+                if may_leave:
+                    held_release(c, may_leave)
+                send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended, call.position)
                 core_leave(c)
         self.finished += 1
         return 0
@@ -171,12 +277,33 @@ cdef class Execution:
 
     cdef int execute(self, Call call) except -1:
         """Run one call on this thread. 1: it has called exit_actor(), so that it is not answered."""
+        if self.durable is not None and not self.enter(call):
+            self.idle()
+            return 0
+        return self.run_call(call)
+
+    cdef int idle(self) except -1:
+        """Nothing runs on the main thread."""
+        cdef Core *c = core()
+        c.running_key = 0
+        c.running_ch = NULL
+        if not self.beside:
+            store32(&c.me.busy, 0)
+        return 0
+
+    cdef int run_call(self, Call call) except -1:
         cdef Core *c = core()
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
         cdef Context saved
         cdef object result = None, error = None
         cdef bint begun = False
-        context_begin(&saved, h.id, h.call_id, call.key, h.attempt, h.depth)
+        context_begin(&saved, h.id, h.call_id, call.key, h.attempt, h.depth, call_head(&call.t), h.head_size)
+        if call.entered:
+            self.running = call
+            context_durable(thread_call(), <uint32_t>self.durable.epoch)
+            self.durable.begin(call)
+        elif call.seen:
+            self.running = call
         try:
             if h.flags & HEAD_IN_GROUP or self.in_group:
                 self.enter_group(call)
@@ -200,8 +327,12 @@ cdef class Execution:
                 self.leave(e)
         except BaseException as e:
             error = e
+            if call.entered and self.durable.is_crash(e):
+                self.durable.crash(e)
         if self.left or call.exits:
             context_end(&saved)
+            if call.entered:
+                self.record_last(call)
             if begun:
                 self.after(call, None)
             return 1
@@ -217,11 +348,12 @@ cdef class Execution:
                 loops_take_back_cpus(c)
                 core_leave(c)
         self.method = None
-        context_end(&saved)
+        self.running = None
+        call.touched = context_end(&saved)
         if call.name is None:
             call.name = "?"
             call.nret = h.nret
-        if begun and self.after_call is not None:
+        if begun and self.after_call is not None and not call.entered:
             error = self.after(call, error)
         if call.left is not None:
             self.count(call.left)
@@ -237,6 +369,19 @@ cdef class Execution:
                 core_enter(c)
                 exec_give_back_all(c)
                 core_leave(c)
+        return 0
+
+    cdef int record_last(self, Call call) except -1:
+        """The method has called exit_actor(): it has run, though nobody gets its reply."""
+        cdef Buf b
+        buf_init(&b)
+        try:
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL:
+                raise MemoryError()
+            encode_results(&b, call.name, 1, None, [], RECORDED_LIMIT)
+            self.durable.finish(call, REPLY_OK, &b)
+        finally:
+            buf_free(&b)
         return 0
 
     cdef int count(self, list left) except -1:

@@ -19,6 +19,7 @@ from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.identity cimport derive_call_id
+from ftray._core.journal cimport LocalJournal, Part
 from ftray._core.ledger cimport (CYCLE, DEFAULT_BOUND_BYTES, DEFAULT_BOUND_CALLS, EXPIRED, HELD_BACK, IN_PROGRESS, MISMATCH, NEW, RECORDED,
                                  ROLLED_BACK, STALE_ATTEMPT, Admission, Ledger, ledger_admit, ledger_find, ledger_forget,
                                  ledger_release_caller, ledger_settle)
@@ -60,11 +61,24 @@ cdef uint64_t append_null(object journal, const char *payload, size_t size) exce
     return (<NullJournal>journal).last_position
 
 
+cdef uint64_t append_local(object journal, const char *payload, size_t size) except 0:
+    cdef Part part
+    cdef int code = 0
+    cdef uint64_t position
+    part.data, part.size = payload, size
+    position = (<LocalJournal>journal).append_c(&part, 1, &code)
+    if position == 0:
+        raise (<LocalJournal>journal)._error(code)
+    return position
+
+
 cdef AppendFunction append_function(object journal):
     """The C function that appends to journals of this type. A journal implemented in C gets its line here; it must be final, or a
     subclass that overrides `append` would be passed by."""
     if type(journal) is NullJournal:
         return append_null
+    if type(journal) is LocalJournal:
+        return append_local
     return NULL
 
 

@@ -1,6 +1,7 @@
 """A call that has come in: what to call, with which arguments."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from ftray._core.buf cimport Buf
 from ftray._core.types cimport Channel, ExecTask
 from ftray._core.wire cimport DepHead
 
@@ -16,6 +17,14 @@ cdef class Call:
     cdef uint64_t key           # call_key
     cdef Stage stage            # of a call that runs beside others
     cdef bint cancelled         # somebody asked for it while it ran
+    cdef uint64_t position      # in the journal of an exactly-once actor: the answer waits until that is durable; 0: it does not
+    cdef uint64_t seen          # of the journal, by a read-only method of an exactly-once actor
+    cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
+    cdef bint parked            # waits for room among the replies that this actor keeps
+    cdef bytes deps             # top-level refs among the arguments by value, as records have them
+    cdef object outside         # what the toolkit records of an entered call that asks for something outside
+    cdef object ticket          # turn of a call of an exactly-once actor with an event loop
+    cdef bint touched           # it has called exactly-once actors
     cdef bint exits             # exit_actor() was called in it: it is not answered
     cdef object task            # of asyncio, in an async actor
     cdef object function        # what to call
@@ -43,3 +52,6 @@ cdef class Callables:
     cdef tuple load(self, bytes definition)
     cdef tuple load_method(self, bytes definition, unpickle)
     cdef str describe(self)
+
+cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes) except -1
+cdef const char *call_head(ExecTask *t) noexcept nogil

@@ -10,14 +10,16 @@ Leaves to others: running the call (worker.pyx), the bytes of arguments (callarg
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+from ftray._core.buf cimport Buf, buf_put, buf_put_u64
 from ftray._core.callargs cimport decode_args
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_of
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_bytes, value_of
 from ftray._core.refs cimport refs_borrowed
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.serial cimport decode_value
-from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_STREAM, Blob, Channel, Core, Id28, ObjEntry, blob_drop
+from ftray._core.records cimport CallHead, head_size
+from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_STREAM, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_drop
 from ftray._core.values cimport entry_set_shm
-from ftray._core.wire cimport VALUE_INLINE, DepHead, StreamStart, TaskHead
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, VALUE_INLINE, DepHead, StreamStart, TaskHead
 
 
 cdef class Call:
@@ -128,19 +130,51 @@ cdef class Callables:
         return 0
 
 
+cdef const char *call_head(ExecTask *t) noexcept nogil:
+    """The call head of a call, NULL when it has none (or one that cannot be whole)."""
+    cdef TaskHead *h = <TaskHead *>t.frame.data
+    cdef uint64_t behind = GROUP_SIZE if h.flags & HEAD_IN_GROUP else 0
+    cdef char *p = t.frame.data + t.frame.size - behind - h.head_size
+    if h.head_size < sizeof(CallHead) or t.frame.size < sizeof(TaskHead) + h.args_size + h.head_size + behind:
+        return NULL
+    return p if head_size((<CallHead *>p).nattempts, (<CallHead *>p).nchain) == h.head_size else NULL
+
+
 cdef object own_method(instance, str name):
     """A method that every actor has."""
     from ftray._own_methods import OWN_METHODS
     return OWN_METHODS[name].__get__(instance)
 
 
+cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes) except -1:
+    """Append a top-level argument that was a ref, by value: u64 size and the bytes of the value."""
+    cdef ObjectRef r
+    if d.kind == VALUE_INLINE:
+        if buf_put_u64(b, d.size) < 0 or buf_put(b, inline_bytes, d.size) < 0:
+            raise MemoryError()
+        return 0
+    r = dep_ref(d)
+    data = value_bytes(r)
+    if buf_put_u64(b, len(data)) < 0 or buf_put(b, <const char *>data, len(data)) < 0:
+        raise MemoryError()
+    return 0
+
+
 cdef object dep_value(DepHead *d, char *inline_bytes, list keep):
     """The value of a top-level argument that was a ref."""
+    cdef ObjectRef r
+    if d.kind == VALUE_INLINE:
+        return decode_value(inline_bytes, d.size, None)
+    r = dep_ref(d)
+    keep.append(r)
+    return value_of(r, -1)
+
+
+cdef ObjectRef dep_ref(DepHead *d):
+    """A ref of an argument in shared memory."""
     cdef Core *c = core()
     cdef ObjectRef r
     cdef ObjEntry *e
-    if d.kind == VALUE_INLINE:
-        return decode_value(inline_bytes, d.size, None)
     r = blank_ref()
     with nogil:
         core_enter(c)
@@ -149,5 +183,4 @@ cdef object dep_value(DepHead *d, char *inline_bytes, list keep):
         if e.state < OBJ_INLINE and not e.flags & OBJ_OWNED:     # ours: it is made again, and is not there any more
             entry_set_shm(c, e, d.seg, d.off, d.size)
         core_leave(c)
-    keep.append(r)
-    return value_of(r, -1)
+    return r

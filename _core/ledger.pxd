@@ -26,6 +26,8 @@ cdef enum:
 # (none of a call that does not mutate). An entry is valid until the next change.
 cdef Admission ledger_admit(LedgerState *l, const char *head, uint64_t digest, bint mutating, Entry **found) noexcept nogil
 cdef Entry *ledger_find(LedgerState *l, const char *head) noexcept nogil
+# A call that has come and is not admitted yet: what its head says of replies that its caller has.
+cdef void ledger_acknowledge(LedgerState *l, const char *head) noexcept nogil
 # The accepted call has this reply, which the ledger takes over; afterwards the entry may be gone.
 cdef void ledger_settle(LedgerState *l, Entry *e, uint8_t status, Blob *reply, uint64_t position) noexcept nogil
 # An accepted call did not run.

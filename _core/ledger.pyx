@@ -212,6 +212,16 @@ cdef Admission ledger_admit(LedgerState *l, const char *head, uint64_t digest, b
     return admit_numbered(l, c, h, digest, found) if mutating else NEW
 
 
+cdef void ledger_acknowledge(LedgerState *l, const char *head) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef Caller *c
+    if h.flags & HEAD_KEYED:
+        return
+    c = l.caller(id_at(h.parent))
+    if c != NULL and compare_attempts(head, c) == 0:
+        acknowledge(l, c, h.acked)
+
+
 cdef inline bint contradicts(Entry *e, const CallHead *h, uint64_t digest) noexcept nogil:
     return e != NULL and (e.digest != digest or memcmp(&e.call_id, h.call_id, 16) != 0)
 

@@ -171,6 +171,8 @@ cdef void lineage_free(Core *c, TaskRec *t) noexcept nogil:
     if t.rets != NULL:
         free(t.rets)
     del t.items
+    if t.note != NULL:
+        c.spent_notes.push_back(t.note)         # flows.pyx sees to it
     blob_drop(t.args)
     c.task_slab.drop(t)
 

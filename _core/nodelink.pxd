@@ -19,6 +19,7 @@ cdef enum NodeFrame:
     N_ACTOR_START = 35
     N_ACTOR_EXIT = 36
     N_ACTOR_TERMINATE = 37
+    N_CALLERS_DONE = 38
     N_SEG_RESERVE = 40
     N_SEG_RESERVED = 41
     N_SEG_REGISTER = 42

@@ -13,6 +13,7 @@ cdef ObjectRef blank_ref()
 cdef void fill_ref(Core *c, ObjectRef r, ObjEntry *e) noexcept nogil
 cdef ObjEntry *usable(ObjectRef r) except NULL
 cdef object value_of(ObjectRef r, int64_t deadline_ns)
+cdef bytes value_bytes(ObjectRef r)
 cdef void lend_cpus(Core *c) noexcept nogil
 cdef void take_back_cpus(Core *c) noexcept nogil
 cdef int wait_blocking(Core *c, condition done, void *arg, int64_t deadline_ns) except -1

@@ -22,6 +22,7 @@ from ftray._core.nodelink cimport N_BLOCKED, N_SEG_OPEN, N_UNBLOCKED, node_put
 from ftray._core.pickler cimport note_ref
 from ftray._core.refs cimport refs_borrowed, refs_drop_local, refs_expose
 from ftray._core.recovery cimport value_lost
+from ftray._core.guards cimport the_guard
 from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.segments cimport segment_known, segment_pin
 from ftray._core.serial cimport TAG_PICKLE_OOB, decode_value
@@ -88,6 +89,11 @@ cdef class ObjectRef:
         return False
 
     def __await__(self):
+        if core().guards:
+            return the_guard().awaited(self).__await__()
+        return self._plain_await()
+
+    def _plain_await(self):
         return awaits_module().wait_for(self)
 
     def future(self):
@@ -95,6 +101,8 @@ cdef class ObjectRef:
 
         Cancelling it ends the waiting, not the task.
         """
+        if core().guards:
+            the_guard().refuse("ref.future()")
         return awaits_module().future_of(self)
 
     def as_future(self):
@@ -310,13 +318,22 @@ cdef object system_error(const char *p, uint64_t n):
 cdef object NOWHERE = object()      # what `shared_value` returns when the value is lost, and is being made again
 
 
-cdef object shared_value(ObjEntry *e):
+cdef object shared_value(ObjEntry *e, bint raw):
+    cdef PinnedBuffer buffer = pinned(e)
+    if buffer is None:
+        return NOWHERE
+    if raw:
+        return PyBytes_FromStringAndSize(buffer.pin.data, buffer.pin.size)
+    return decode_value(buffer.pin.data, buffer.pin.size, buffer)
+
+
+cdef PinnedBuffer pinned(ObjEntry *e):
+    """The memory of a value, which stays as long as the result; None when the value is not there."""
     cdef Core *c = core()
     cdef Pin *pin = NULL
-    cdef PinnedBuffer buffer
     cdef int code
     if not segment_known(e.seg) and not open_segment(c, e):
-        return NOWHERE
+        return None
     if core_try(c):
         code = pin_value(c, e, &pin)
         core_leave(c)
@@ -326,12 +343,11 @@ cdef object shared_value(ObjEntry *e):
             code = pin_value(c, e, &pin)
             core_leave(c)
     if code == STORE_UNKNOWN:
-        return NOWHERE
+        return None
     if code != 0:
         from ftray.exceptions import ObjectLostError
         raise ObjectLostError(e.id.b[:28].hex(), f"its shared memory cannot be read (code {code})")
-    buffer = PinnedBuffer.wrap(pin)
-    return decode_value(pin.data, pin.size, buffer)
+    return PinnedBuffer.wrap(pin)
 
 
 cdef int pin_value(Core *c, ObjEntry *e, Pin **out) noexcept nogil:
@@ -374,6 +390,16 @@ cdef bint open_segment(Core *c, ObjEntry *e) except -1:
 
 
 cdef object value_of(ObjectRef r, int64_t deadline_ns):
+    return resolve(r, deadline_ns, False)
+
+
+cdef bytes value_bytes(ObjectRef r):
+    """A copy of the bytes that a value is encoded in."""
+    return resolve(r, -1, True)
+
+
+cdef object resolve(ObjectRef r, int64_t deadline_ns, bint raw):
+    """The value of a ref, or its bytes."""
     cdef ObjEntry *e = usable(r)
     cdef object value = NOWHERE
     while value is NOWHERE:
@@ -385,8 +411,8 @@ cdef object value_of(ObjectRef r, int64_t deadline_ns):
                 raise_without_value(e)
             continue
         if e.state == OBJ_INLINE:
-            return inline_value(e)
-        value = shared_value(e)
+            return PyBytes_FromStringAndSize(e.blob.data, e.blob.size) if raw else inline_value(e)
+        value = shared_value(e, raw)
     return value
 
 
@@ -439,7 +465,13 @@ def get(refs, *, timeout=None):
     TypeError
         `refs` is neither a ref nor a list of refs.
     """
-    cdef list out
+    if core().guards:
+        return the_guard().get(refs, timeout)
+    return plain_get(refs, timeout)
+
+
+def plain_get(refs, timeout):
+    """`get`, whatever guards this process."""
     cdef int64_t deadline
     if type(refs) is ObjectRef:
         return value_of(refs, -1 if timeout is None else deadline_of(timeout))

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 from libcpp.string cimport string
 
 from ftray._core.events cimport EV_DEPENDENCY, event_death, event_failed
+from ftray._core.flows cimport flow_answered
 from ftray._core.intake cimport intake_outcome, intake_over
 from ftray._core.lineage cimport lineage_free, task_return
 from ftray._core.refs cimport refs_check, refs_finish_shared, refs_unhold
@@ -28,6 +29,8 @@ cdef void finish(Core *c, TaskRec *t) noexcept nogil:
     cdef uint16_t i
     cdef ObjEntry *e
     cdef bint shared = False
+    if t.note != NULL:
+        flow_answered(c, t)
     t.state = TASK_DONE
     if t.stream != NULL:
         intake_over(c, t)

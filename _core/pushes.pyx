@@ -19,6 +19,10 @@ from ftray._core.wire cimport (GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK
                                StreamStart, TaskHead)
 
 
+cdef extern from "flows.hpp":
+    pass
+
+
 cdef uint64_t deps_size(TaskRec *t) noexcept nogil:
     cdef uint64_t n = 0
     cdef uint16_t i
@@ -84,6 +88,8 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
         size += deps_size(t)
     if t.stream != NULL:
         size += sizeof(StreamStart)
+    if t.note != NULL and t.note.head != NULL:
+        size += t.note.head.size
     t.seq = ch.next_seq
     ch.next_seq += 1
     t.ch = ch
@@ -96,7 +102,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     h.epoch = 0
     h.fn = t.fn
     h.attempt = t.attempt
-    h.ancestors = 0
+    h.head_size = <uint32_t>t.note.head.size if t.note != NULL and t.note.head != NULL else 0
     h.depth = t.depth
     h.nret = t.nret
     h.ndeps = t.ndeps
@@ -110,8 +116,12 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     if t.ndeps:
         p = write_deps(c, t, p)
     memcpy(p, t.args.data, t.args.size)
+    p += t.args.size
+    if h.head_size:
+        memcpy(p, t.note.head.data, h.head_size)
+        p += h.head_size
     if in_group:
-        memcpy(p + t.args.size, t.cls.group.data(), GROUP_SIZE)
+        memcpy(p, t.cls.group.data(), GROUP_SIZE)
     chan_commit(c, ch, size)
     if ch.ninflight == 0:
         ch.last_reply_ns = mono_ns()

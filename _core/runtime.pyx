@@ -23,6 +23,7 @@ from ftray._core.cancels cimport cancel_due_kills
 from ftray._core.borrows cimport borrow_carry_out
 from ftray._core.channel cimport chan_accept, chan_drain, chan_event, chan_free, chan_ring_dirty
 from ftray._core.events cimport event_clock
+from ftray._core.flows cimport flow_report
 from ftray._core.leases cimport leases_idle
 from ftray._core.nodelink cimport node_flush, node_readable
 from ftray._core.refs cimport refs_drain
@@ -219,6 +220,7 @@ cdef bint core_poll(Core *c) noexcept nogil:
             tasks_delayed(c, now)
             actors_pump_waiting(c)
             cancel_due_kills(c, now)
+            flow_report(c)
     settle(c)
     return progress
 

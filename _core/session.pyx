@@ -10,18 +10,19 @@ startstop.pyx).
 """
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 from libcpp.utility cimport pair
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close, getpid
 
-from ftray._core.context cimport Context, context, context_root
+from ftray._core.context cimport Context, context, context_main, context_root
 from ftray._core.dispatch cimport dispatch_install, wake_inbox
 from ftray._core.events cimport events_close, events_open
 from ftray._core.lineage cimport lineage_clear
 from ftray._core.nodelink cimport node_pending
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_fork
+from ftray._core.records cimport ROOT_JOB, ROOT_SESSION, ROOT_PROCESS
 from ftray._core.segments cimport segments_close, segments_open
 from ftray._core.startstop cimport runtime_close, runtime_open, runtime_start, runtime_stop
 from ftray._core.types cimport BlobP, Core, Slot, blob_drop, futex_wait, lock_drop, lock_take, renew_core
@@ -97,6 +98,24 @@ def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id
             core_enter(c)
             node_pending(c)
             core_leave(c)
+
+
+def set_root(bytes root, bint resumes, uint32_t job):
+    """What all CallIDs of job `job` come from: 16 bytes, which are the same for every driver with its job_key when it
+    `resumes`. b"": nobody knows any more. In that job's driver, its main thread is where they begin."""
+    cdef Core *c = core()
+    cdef const char *raw = root
+    cdef bint known = len(root) == 16
+    with nogil:
+        core_enter(c)
+        c.root_job = job
+        c.root_kind = (ROOT_JOB if resumes else ROOT_SESSION) if known else ROOT_PROCESS
+        memset(c.root_call.b, 0, 16)
+        if known:
+            memcpy(c.root_call.b, raw, 16)
+        if known and c.is_driver:
+            context_main(<const uint8_t *>raw)
+        core_leave(c)
 
 
 def set_memory_retries(int retries, uint64_t delay_ms):

@@ -18,6 +18,7 @@ from ftray._core.channel cimport FrameHeader
 from ftray._core.depends cimport depends_forget, depends_wait
 from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, event_failed, event_renewed,
                                  event_submitted)
+from ftray._core.flows cimport flow_learn, flow_retried, flow_touched
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
 from ftray._core.outcomes cimport complete, fail_crashed, refuse_values, task_fail, tasks_fail_dep
 from ftray._core.refs cimport refs_borrower
@@ -26,7 +27,7 @@ from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_LAST, RE
 from ftray._core.types cimport (TASK_CANCELLED, TASK_HELD, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec,
                                 load64, mono_ns)
-from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, REPLY_TIMES, ReplyHead, ReplyTimes
+from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, REPLY_TIMES, REPLY_TOUCHED, ReplyHead, ReplyTimes
 
 
 cdef enum:
@@ -156,6 +157,10 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
         take_borrows(c, ch, r, body + n)
     if t == NULL:
         return
+    if r.epoch:
+        flow_learn(t, r.epoch)
+    if r.held & REPLY_TOUCHED:
+        flow_touched(c, t)
     c.n_replies += 1
     if l != NULL:
         if r.status == REPLY_GIVEN_BACK:
@@ -178,6 +183,7 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
             else:
                 event_failed(c, t, attempt, EV_EXCEPTION, ch.worker.b)
             event_renewed(c, t)
+            flow_retried(t)
         requeue(c, t)
     elif v == FAIL_CANCELLED:
         task_fail(c, t, ERR_CANCELLED, NULL, 0)

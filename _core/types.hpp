@@ -63,6 +63,7 @@ struct ObjEntry;
 struct Lease;
 struct AwaitBox;
 struct Stream;
+struct CallNote;
 
 enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_SHM = 3 };  // >= OBJ_INLINE: the value is here
 enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64, OBJ_STREAM = 128 };
@@ -158,6 +159,7 @@ struct TaskRec {
     uint32_t kept;          // returns for which it is kept as lineage
     uint8_t handleless;     // an actor call that was kept: it does not hold the actor's handle any more
     uint64_t kept_bytes;    // what keeping it costs, while it is kept
+    CallNote *note;         // flows.hpp; most calls have none
 };
 
 static const uint64_t NO_END = ~0ull;
@@ -279,6 +281,9 @@ struct ActorClient {
     uint8_t subscribed = 0;
     uint8_t out_of_order = 0;  // a call whose arguments are not there lets later ones pass
     uint8_t killing = 0;     // kill() was called: no call leaves until ftrayd says what came of it
+    uint8_t durable = 0;     // an exactly-once actor: calls carry a head
+    Id16 key{};              // the same for whatever actor is made in its place (flows.pyx)
+    uint64_t epoch = 0;      // the newest that a reply came from
     uint32_t incarnation = 0;
     Channel *ch = nullptr;
     TaskList queue;        // not pushed yet, in order
@@ -313,6 +318,13 @@ struct ExecTask {          // a call that this process shall run
 
 // Names one call among all that come in here, whoever its caller is.
 static inline uint64_t call_key(const Channel *ch, uint64_t seq) { return (ch->uid << 40) | seq; }
+
+struct HeldReply {         // an answer of an exactly-once actor that waits until what it tells of is durable
+    uint64_t position;     // in the actor's journal
+    Channel *ch;
+    bool gated;            // it also waits for acknowledgements of refs (borrows.pyx)
+    std::string frame;
+};
 
 struct CancelAsk {         // a caller wants a call cancelled that was begun
     uint64_t key;
@@ -420,6 +432,14 @@ struct Core {
     uint64_t lineage_bytes = 0, max_lineage_bytes = 1000000000, n_recovered = 0;
     bool lineage_off = false;
     uint64_t root = 0;               // seeds TaskIDs of this process's own flow
+    Id16 root_call{};                // of the driver whose work this is: what all CallIDs come from
+    uint8_t root_kind = 255;         // ROOT_*; of `root_job` only
+    uint32_t root_job = 0;
+    Id16 own_key{};                  // of the exactly-once actor that lives here
+    bool guards = false;             // what leaves it, and what comes in, is asked for first (guards.pyx)
+    std::vector<Id16> fn_keys;       // of the functions in `fns`, for CallIDs
+    std::vector<CallNote *> spent_notes;  // of records that have gone
+    std::vector<Id16> done_callers;  // tasks that have called exactly-once actors and can never run again: to be told
     uint64_t child_index = 0;
     std::vector<TaskRec *> ready;    // dependencies came while something else was being done
     std::vector<DueKill> due_kills;
@@ -460,6 +480,9 @@ struct Core {
     // Python side's inbox
     std::deque<std::pair<uint32_t, Blob *>> py_inbox;
     uint32_t py_gen = 0;             // (futex)
+    std::deque<HeldReply> held;      // in order of their positions
+    uint64_t durable_position = 0;   // of the journal of the actor that lives here
+    uint64_t held_ceiling = ~0ull;   // no answer above this leaves, durable or not
     bool loop_armed = false;         // an asyncio loop sleeps: wake it through loop_fd when a call comes
     int loop_fd = -1;
     // counters

@@ -131,6 +131,25 @@ cdef extern from "types.hpp" nogil:
         uint32_t missing
         cbool again
 
+cdef extern from "flows.hpp" nogil:
+    cppclass Callee:
+        int32_t holders
+        uint32_t n, acked
+        uint64_t history
+    cppclass CallNote:
+        Blob *head
+        Callee *callee
+        uint32_t n
+        cbool touched, keyed
+        Id16 named, call
+    CallNote *note_new() noexcept
+    cppclass Flow:
+        pass
+    void callee_drop(Callee *) noexcept
+    void callee_done(Callee *, uint32_t) noexcept
+
+
+cdef extern from "types.hpp" nogil:
     cppclass TaskRec:
         uint8_t state, flags
         uint16_t nret
@@ -164,6 +183,7 @@ cdef extern from "types.hpp" nogil:
         uint32_t kept
         uint8_t handleless
         uint64_t kept_bytes
+        CallNote *note
 
     const uint64_t NO_END
     cppclass StreamState:
@@ -255,10 +275,19 @@ cdef extern from "types.hpp" nogil:
         ObjEntry *handle
         uint64_t npending
         int64_t max_pending
+        uint8_t durable
+        Id16 key
+        uint64_t epoch
 
     cppclass DueKill:
         Id28 worker
         uint64_t ch_uid, seq, at_ns
+
+    cppclass HeldReply:
+        uint64_t position
+        Channel *ch
+        cbool gated
+        string frame
 
     cppclass CancelAsk:
         uint64_t key
@@ -358,6 +387,16 @@ cdef extern from "types.hpp" nogil:
         uint64_t lineage_bytes, max_lineage_bytes, n_recovered
         cbool lineage_off
         uint64_t task_number, root, child_index
+        Id16 root_call
+        uint8_t root_kind
+        uint32_t root_job
+        Id16 own_key
+        cbool guards
+        vector[Id16] fn_keys
+        vector[Id16] done_callers
+        vector[CallNote *] spent_notes
+        deque[HeldReply] held
+        uint64_t durable_position, held_ceiling
         vector[TaskRec *] ready
         vector[DueKill] due_kills
         uint64_t delayed_ns

@@ -30,3 +30,6 @@ def wait(
     timeout: float | None = None,
     fetch_local: bool = True,
 ) -> tuple[list[Any], list[Any]]: ...
+def plain_wait(
+    refs: Any, num_returns: int, timeout: float | None, fetch_local: bool
+) -> tuple[list[Any], list[Any]]: ...

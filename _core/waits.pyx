@@ -15,6 +15,7 @@ from libc.stdlib cimport free, malloc
 from ftray._core.borrows cimport borrow_fetch
 from ftray._core.generators cimport ObjectRefGenerator
 from ftray._core.objects cimport ObjectRef, deadline_of, usable, wait_blocking
+from ftray._core.guards cimport the_guard
 from ftray._core.runtime cimport core, core_enter, core_leave, session_alive
 from ftray._core.session cimport check_usable
 from ftray._core.types cimport OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, Core, ObjEntry, load8, mono_ns
@@ -173,6 +174,13 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
     ValueError
         A ref stands in the list twice, or `num_returns` is out of range.
     """
+    if core().guards:
+        return the_guard().wait(refs, num_returns, timeout, fetch_local)
+    return plain_wait(refs, num_returns, timeout, fetch_local)
+
+
+def plain_wait(refs, num_returns, timeout, fetch_local):
+    """`wait`, whatever guards this process."""
     cdef Py_ssize_t wanted
     cdef tuple out
     cdef int64_t deadline

@@ -1,7 +1,7 @@
 """Layout of the frames between processes (channel.pxd lists their types). Little-endian, packed, ids raw.
 
 TASK: TaskHead, with the flag TASK_STREAM a StreamStart, `ndeps` x (DepHead + inline bytes), argument bytes (serial's argument
-format), and at the end, with the flag HEAD_IN_GROUP, the placement group of the task: 18s id, u8 whether it captures the tasks that the task submits.
+format), `head_size` bytes of CallHead (records.pxd), and at the end, with the flag HEAD_IN_GROUP, the placement group of the task: 18s id, u8 whether it captures the tasks that the task submits.
 REPLY: ReplyHead, `nret` x (RetHead + inline bytes + `ncontained` x (28s id, 28s owner)), at the end `nborrow` x 28s id, and
 ReplyTimes when `held` says so.
 FN_DEF: seq = index in the sender's function table, body = pickled function, or a method's name.
@@ -31,6 +31,7 @@ cdef enum:
 
 cdef enum:
     REPLY_TIMES = 2          # in ReplyHead.held
+    REPLY_TOUCHED = 4
 
 cdef enum SystemError:
     ERR_CRASHED = 1          # payload: WORKER_DIED frame, or empty
@@ -53,7 +54,7 @@ cdef packed struct TaskHead:
     uint64_t epoch           # of the callee's state that the caller knows; 0 = none
     uint32_t fn
     uint32_t attempt
-    uint32_t ancestors       # attempts of the caller's ancestors, folded
+    uint32_t head_size       # of the CallHead behind the arguments (flows.pyx), 0: none
     uint32_t depth
     uint16_t nret
     uint16_t ndeps
@@ -84,7 +85,7 @@ cdef packed struct DepHead:
 
 cdef packed struct ReplyHead:
     uint8_t status
-    uint8_t held             # 1: released later, by the frame that says it is durable; 2: ReplyTimes stand at the very end
+    uint8_t held             # REPLY_TIMES: these stand at the very end; REPLY_TOUCHED: the call has called exactly-once actors
     uint16_t nret
     uint32_t nborrow
     uint64_t epoch

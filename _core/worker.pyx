@@ -13,10 +13,14 @@ Leaves to others: the queue (execqueue.pyx), what a call's frame says (invocatio
 (execution.pyx).
 """
 
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
 from ftray._core.asynccalls cimport AsyncCalls
 from ftray._core.beside cimport Beside
 from ftray._core.context cimport context
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ASSIGN, EXEC_TERMINATE, exec_begin, exec_runnable
+from ftray._core.durable cimport DurableCalls, callers_done
+from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ASSIGN, EXEC_CALLERS_DONE, EXEC_TERMINATE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport Call
 from ftray._core.pools cimport Pools
@@ -73,6 +77,9 @@ cdef class Executor(Execution):
                 if call.t.seq == EXEC_TERMINATE:
                     self.on_terminate(1)
                     return
+                if call.t.seq == EXEC_CALLERS_DONE:
+                    self.callers_done(call)
+                    continue
                 if call.t.seq == EXEC_ASSIGN:
                     self.assign(call.t.frame.data[:call.t.frame.size])
                     continue
@@ -85,7 +92,49 @@ cdef class Executor(Execution):
                 self.on_exit()
             call = None
 
+    cdef int callers_done(self, Call call) except -1:
+        """CALLERS_DONE: u32 size, CallIDs, u32 size, roots. What was answered to them is not wanted any more."""
+        if self.durable is not None:
+            callers_done(self.durable, call.t.frame)
+        return 0
+
+    cdef int run_parked(self, Call call) except -1:
+        if self.async_calls is not None:
+            return self.async_calls.run_parked(call)
+        return Execution.run_parked(self, call)
+
     # --- actors
+
+    def become_durable(self, once, uint64_t epoch):
+        """The actor is an exactly-once one: calls go through its gate. `epoch`: history and epoch, as replies carry them."""
+        self.durable = DurableCalls(once, epoch)
+        once.on_room = self.make_room
+
+    def set_own_key(self, bytes key not None):
+        """The callee key of the exactly-once actor that lives here, for the chains of its calls."""
+        cdef Core *c = core()
+        cdef const char *p = key
+        if len(key) != 16:
+            raise ValueError(f"a callee key has 16 bytes, not {len(key)}")
+        with nogil:
+            core_enter(c)
+            memcpy(c.own_key.b, p, 16)
+            core_leave(c)
+
+    def make_room(self):
+        """Replies were released: calls that wait for that may begin."""
+        if self.durable.parked:
+            self.post(self.enter_parked)
+
+    def call_outside(self):
+        """What the toolkit records of the exactly-once call that the calling code belongs to; None when it belongs to none,
+        "reading" in a read-only method."""
+        cdef Call call = self.running if self.async_calls is None else self.async_calls.current()
+        if call is None or not context().set:
+            return None
+        if call.entered:
+            return self.durable.execution_of(call)
+        return "reading" if call.seen else None
 
     def become_actor(self, instance, checkpoints, int max_concurrency, bint is_async, dict groups):
         """From now on this process is an actor. `groups`: concurrency groups and how many calls of each run together."""

@@ -34,6 +34,9 @@ class Codec(Protocol):
     def decode_reply(self, status: int, reply: bytes) -> Any:
         """Return the value of a reply, or the exception of an error reply."""
 
+    def same_status(self, recorded: int, again: int) -> bool:
+        """Whether a call that was recorded with one status may give the other when it runs again."""
+
 
 class ToolkitCodec:
     """See `Codec`."""
@@ -67,6 +70,10 @@ class ToolkitCodec:
         """See `Codec.decode_reply`."""
         return deserialize(reply)
 
+    def same_status(self, recorded: int, again: int) -> bool:
+        """See `Codec.same_status`."""
+        return recorded == again
+
 
 def split_args(body: bytes) -> tuple[list[bytes], int]:
     """Return the values of the refs among the arguments, and where the argument bytes begin."""
@@ -89,7 +96,7 @@ def reply_difference(codec: Codec, recorded: tuple[int, bytes], again: tuple[int
     if recorded == again:
         return None
     one, other = (codec.decode_reply(*reply) for reply in (recorded, again))
-    if recorded[0] != again[0]:
+    if not codec.same_status(recorded[0], again[0]):
         return f"status {recorded[0]} ({_short(one)}) was recorded, now it is {again[0]} ({_short(other)})"
     return difference(one, other, "reply")
 

@@ -37,6 +37,7 @@ from .stores.protocol import Store
 
 if TYPE_CHECKING:
     from .codec import Codec
+    from .exactly_once import ExactlyOnce
 
 __all__ = ["OUT_OF_SCOPE", "ActorSession", "discard", "open", "open_async", "restart_defaults", "spec_of"]
 
@@ -77,6 +78,7 @@ def open(
     store: Store | None = None,
     codec: Codec | None = None,
     background: Callable[..., Background] = Background,
+    prepare: Callable[[ExactlyOnce], None] | None = None,
 ) -> ActorSession:
     """Restore an actor's state and begin its session. Call after ``__init__`` and before the first method.
 
@@ -92,6 +94,8 @@ def open(
         How the engine writes arguments and replies of exactly-once calls. Default: the toolkit's own way.
     background : callable, optional
         Makes what saves snapshots; `ftray.checkpoint.testing` has one without a thread.
+    prepare : callable, optional
+        Called with the exactly-once session before anything is replayed.
 
     Raises
     ------
@@ -105,7 +109,10 @@ def open(
     """
     from .drive import drive
 
-    return drive(open_async(instance, host, spec, store=store, codec=codec, background=background))
+    opening = open_async(
+        instance, host, spec, store=store, codec=codec, background=background, prepare=prepare
+    )
+    return drive(opening)
 
 
 async def open_async(
@@ -116,6 +123,7 @@ async def open_async(
     store: Store | None = None,
     codec: Codec | None = None,
     background: Callable[..., Background] = Background,
+    prepare: Callable[[ExactlyOnce], None] | None = None,
 ) -> ActorSession:
     """`open` for an actor with async methods: replay awaits them on the running loop."""
     options = validate(spec if spec is not None else spec_of(type(instance)) or {})
@@ -130,7 +138,7 @@ async def open_async(
         from .codec import ToolkitCodec
         from .replay import open_exactly_once
 
-        return await open_exactly_once(session, host, options, codec or ToolkitCodec())
+        return await open_exactly_once(session, host, options, codec or ToolkitCodec(), prepare)
     session.trial_capture()
     names_after_init = attribute_names(instance)
     log.claim(holder(host))

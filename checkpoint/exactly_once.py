@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftray._core.gate import Gate
@@ -30,7 +31,7 @@ from .lineage import SnapshotName
 from .options import Options
 from .releases import NO_CEILING, Action, Releases
 from .snapshots import SnapshotLog
-from .values import READING, Execution, current, user_value
+from .values import CALL_ID, READING, Execution, current, user_value
 
 if TYPE_CHECKING:
     from .session import ActorSession
@@ -60,6 +61,10 @@ class CallOutcome(NamedTuple):
     reply: bytes | None = None
 
 
+def _no_context(_execution: object) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 class ExactlyOnce:
     """The exactly-once part of one session. Made by `engine.open`."""
 
@@ -87,6 +92,8 @@ class ExactlyOnce:
         self.poison: frozenset[bytes] = frozenset()
         self.locate: Callable[[], Execution | object | None] = current.get
         """Returns the execution of the present context, `values.READING` in a read-only method, else None."""
+        self.context: Callable[[object], AbstractContextManager[object]] = _no_context
+        """What a method runs in, for engines whose calls need to know whose they are."""
         self.recoveries: list[dict[str, Any]] = []
         self.on_room: Callable[[], None] | None = None
         self.dead: BaseException | None = None
@@ -200,13 +207,13 @@ class ExactlyOnce:
         self, head: bytes, method: str, args: bytes, recorded: tuple[bytes, ...] = (), started: bool = False
     ) -> Execution:
         """A method that changes the state begins; the engine makes `locate` return what this returns."""
-        call_id = head[40:56]
+        call_id = head[CALL_ID]
         self._open_journal().running(call_id)
         return Execution(head, method, args, call_id, self.gate, recorded, started)
 
     def replaying(self, head: bytes, method: str, args: bytes, recorded: Sequence[bytes]) -> Execution:
         """A finished call is run again for recovery."""
-        return Execution(head, method, args, head[40:56], None, recorded)
+        return Execution(head, method, args, head[CALL_ID], None, recorded)
 
     def finish(self, execution: Execution, status: int, reply: bytes, *, by_snapshot: bool = False) -> int:
         """The method has ended with this reply, which may leave once the position returned is released.
@@ -227,7 +234,7 @@ class ExactlyOnce:
     def refuse(self, head: bytes, method: str, args: bytes, error: Exception) -> tuple[int, bytes, int]:
         """Give an accepted call an error for good, without running it; returns status, reply and position."""
         status, reply = self.codec.encode_outcome(method, None, error)
-        self._open_journal().append(marks.encode(marks.REFUSED, call_id=head[40:56].hex()))
+        self._open_journal().append(marks.encode(marks.REFUSED, call_id=head[CALL_ID].hex()))
         return status, reply, self.gate.finish(head, method, args, [], status, reply)
 
     def _finish_by_snapshot(self, e: Execution, status: int, reply: bytes) -> int:

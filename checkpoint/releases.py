@@ -31,11 +31,18 @@ class Releases:
         self._durable = 0
         self._ceiling = NO_CEILING
         self._error: BaseException | None = None
+        self.on_advance: Callable[[int, int], None] | None = None
+        """For engines that hold answers themselves: told `position` and the ceiling when one has changed."""
 
     @property
     def position(self) -> int:
         """What depends on positions up to this one may leave."""
         return min(self._durable, self._ceiling)
+
+    @property
+    def ceiling(self) -> int:
+        """See `set_ceiling`."""
+        return self._ceiling
 
     @property
     def held(self) -> int:
@@ -58,6 +65,7 @@ class Releases:
         with self._lock:
             self._durable = max(self._durable, position)
             ready = self._ready()
+        self._advanced()
         _run(ready)
 
     def set_ceiling(self, ceiling: int) -> None:
@@ -65,7 +73,12 @@ class Releases:
         with self._lock:
             self._ceiling = ceiling
             ready = self._ready()
+        self._advanced()
         _run(ready)
+
+    def _advanced(self) -> None:
+        if self.on_advance is not None:
+            self.on_advance(self.position, self._ceiling)
 
     def fail(self, error: BaseException) -> None:
         """Nothing more becomes durable. The first error stands."""

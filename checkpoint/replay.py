@@ -29,6 +29,7 @@ from .running import run_method
 from .session import ActorSession
 from .snapshots import Past, present
 from .state import attribute_names
+from .values import CALL_ID
 
 REPLAY_BOUND_S = 1.0
 """Replay longer than this is saved, so that the next one is shorter."""
@@ -42,7 +43,11 @@ def hash_seed() -> dict[str, Any]:
 
 
 async def open_exactly_once(
-    session: ActorSession, host: Host, options: Options, codec: Codec
+    session: ActorSession,
+    host: Host,
+    options: Options,
+    codec: Codec,
+    prepare: Callable[[ExactlyOnce], None] | None = None,
 ) -> ActorSession:
     """See `engine.open`. The session is new, and nothing has been touched yet."""
     instance, log = session.instance, session.log
@@ -51,6 +56,8 @@ async def open_exactly_once(
     names_after_init = attribute_names(instance)
     parking.check(log.store, log.key, host.identity.unique_id, code)
     session.exactly_once = ExactlyOnce(session, host, options, log, codec, code)
+    if prepare is not None:
+        prepare(session.exactly_once)
     identity = holders.identify(host)
     _claim(session, host, options, {**engine.holder(host), **identity})
     holders.open_here.add(identity["nonce"])
@@ -241,7 +248,7 @@ class _Recovery:
 
     def _note_value(self, position: int, record: ValueRecord) -> None:
         started = self.started
-        if started is None or started.record.head[40:56] != record.call_id:
+        if started is None or started.record.head[CALL_ID] != record.call_id:
             raise self._broken(position, "a value of a call that has not begun")
         if record.nth != len(started.values):
             raise self._broken(position, f"value {record.nth} of a call after {len(started.values)} values")
@@ -272,8 +279,8 @@ class _Recovery:
     # -- calls
 
     async def _replay_call(self, position: int, record: CallRecord) -> None:
-        call_id = record.head[40:56]
-        if self.started is not None and self.started.record.head[40:56] != call_id:
+        call_id = record.head[CALL_ID]
+        if self.started is not None and self.started.record.head[CALL_ID] != call_id:
             raise self._broken(position, "a call ends inside of another one")
         self.started = None
         args = self._bytes_of(record.args, record.args_blob)
@@ -337,7 +344,7 @@ class _Recovery:
         if self.started is None:
             return
         (record, args, values), self.started = self.started, None
-        call_id = record.head[40:56]
+        call_id = record.head[CALL_ID]
         self.once.ledger.replay(record.head, record.digest, 0, None, 0)
         if call_id in self.once.poison:
             self.once.refuse(record.head, record.method, args, poisoned(record.head, record.method))

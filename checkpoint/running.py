@@ -25,9 +25,10 @@ async def run_method(
     """
     token = current.set(execution)
     try:
-        result = function(*arguments[0], **arguments[1])
-        if hasattr(type(result), "__await__"):
-            result = await result
+        with once.context(execution):
+            result = function(*arguments[0], **arguments[1])
+            if hasattr(type(result), "__await__"):
+                result = await result
         if hasattr(type(result), "__next__") or hasattr(type(result), "__anext__"):
             raise TypeError(
                 f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "

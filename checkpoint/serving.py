@@ -37,7 +37,7 @@ from .replay import poisoned
 from .running import run_method
 from .session import ActorSession
 from .turns import Ticket, Turns
-from .values import READING
+from .values import CALL_ID, READING
 from .verify import Verifier
 
 
@@ -229,7 +229,7 @@ class ExactlyOnceCalls:
             self._check_alive()
 
     def _ask(self, fire: _Setter, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
-        call_id = head[40:56]
+        call_id = head[CALL_ID]
         with self._lock:
             verdict = self._once.gate.admit(head, method, args, True)
             if verdict.outcome == Outcome.NEW:
@@ -285,7 +285,7 @@ class ExactlyOnceCalls:
         self, head: bytes, method: str, args: bytes, function: Callable[..., Any], arguments: Arguments
     ) -> _Done:
         once, session = self._once, self._session
-        if head[40:56] in once.poison:
+        if head[CALL_ID] in once.poison:
             return once.refuse(head, method, args, poisoned(head, method))
         session.before_call(method)
         execution = once.begin(head, method, args)
@@ -302,7 +302,7 @@ class ExactlyOnceCalls:
 
     def _ended(self, head: bytes, running: _Running, ended: object) -> None:
         with self._lock:
-            self._running.pop(head[40:56], None)
+            self._running.pop(head[CALL_ID], None)
             waiting, running.waiting = running.waiting, []
         for fire in waiting:
             fire(ended)

@@ -24,6 +24,8 @@ simulated: dict[tuple[bytes, int], bytes] | None = None
 USER_VALUE = 0
 ENGINE_KINDS = 16
 _VALUE, _ERROR = b"\x00", b"\x01"
+CALL_ID = slice(48, 64)
+"""Where a call head has the CallID."""
 
 
 class ValueJournal(Protocol):
@@ -54,6 +56,7 @@ class Execution:
 
     __slots__ = (
         "args",
+        "awaits",
         "call_id",
         "diverged",
         "head",
@@ -79,6 +82,7 @@ class Execution:
         self.recorded = list(recorded)
         self.used = 0
         self.started = started
+        self.awaits: Any = None  # an engine's own order of what the method awaits at the same time
         self.position = 0
         self.diverged: ReplayDivergedError | None = None
 

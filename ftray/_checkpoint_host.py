@@ -1,20 +1,29 @@
-"""The native engine's `Host` for the checkpoint toolkit: who the actor is, and how to reach its thread."""
+"""The native engine's `Host` for the checkpoint toolkit: who the actor is, how to reach its thread, and how
+its calls are written.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 
 from ftray.checkpoint.host import ActorIdentity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from ftray._core.worker import Executor
+    from ftray.checkpoint.codec import Arguments
+    from ftray.checkpoint.exactly_once import ExactlyOnce
     from ftray.checkpoint.host import Incident
     from ftray.checkpoint.session import ActorSession
+
+_CRASHED = 70  # exit status of an actor whose method was interrupted half-way
+_OK, _ERROR, _CANCELLED, _RETRY = 0, 1, 2, 4  # statuses of replies, see _core/rules.pxd
 
 
 class NativeHost:
@@ -23,9 +32,7 @@ class NativeHost:
     def __init__(
         self, spec: dict[str, Any], incarnation: int, executor: Executor, end: Callable[[BaseException], None]
     ) -> None:
-        self.identity = ActorIdentity(
-            spec["checkpoint_namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"]
-        )
+        self.identity = _identity(spec)
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
         # Groups run beside the default one.
@@ -42,14 +49,76 @@ class NativeHost:
         """One line on stderr, which the driver prints with the actor's name and pid."""
         print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
 
-    def crashed(self, error: BaseException) -> None:
-        """See `Host.crashed`."""
-        print(f"actor crashes: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""
         self._end(error)
+
+    def crashed(self, error: BaseException) -> None:
+        """See `Host.crashed`."""
+        import traceback
+
+        print(f"{self.identity.class_name} ends because of {type(error).__name__}:", file=sys.stderr)
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(_CRASHED)
+
+
+class NativeCodec:
+    """How this engine writes calls and replies; see `ftray.checkpoint.codec.Codec`."""
+
+    def __init__(self, class_name: str) -> None:
+        self._class_name = class_name
+
+    def decode_args(self, body: bytes) -> Arguments:
+        """See `Codec.decode_args`."""
+        from ftray._core.callargs import deserialize_args
+        from ftray._core.serial import deserialize
+        from ftray.checkpoint.codec import split_args
+
+        values, at = split_args(body)
+        args, kwargs = deserialize_args(body[at:], [deserialize(value) for value in values])
+        return args, kwargs or {}
+
+    def encode_outcome(self, method: str, result: object, error: BaseException | None) -> tuple[int, bytes]:
+        """See `Codec.encode_outcome`."""
+        from ftray._core.answers import encode_outcome
+        from ftray._task_errors import make_task_error
+
+        name = f"{self._class_name}.{method}"
+        if error is None:
+            try:
+                return _OK, encode_outcome(name, result, None)
+            except Exception as raised:
+                error = raised
+        return _ERROR, encode_outcome(name, None, make_task_error(error, name, os.getpid()))
+
+    def decode_reply(self, status: int, reply: bytes) -> Any:
+        """See `Codec.decode_reply`."""
+        from ftray._core.answers import decode_outcome
+
+        values = decode_outcome(reply)
+        if status in (_ERROR, _RETRY):
+            return getattr(values[0], "cause", values[0])
+        return values[0] if len(values) == 1 else values
+
+    def same_status(self, recorded: int, again: int) -> bool:
+        """See `Codec.same_status`."""
+        return recorded == again or (recorded == _RETRY and again == _ERROR)
+
+
+def callee_key(spec: dict[str, Any]) -> bytes:
+    """Return the 16 bytes by which the callers of an exactly-once actor number their calls."""
+    from ftray._core.identity import derive_callee_key
+    from ftray.checkpoint.keys import key_of
+
+    given = spec["checkpoint"].get("checkpoint_key")
+    return derive_callee_key(key_of(_identity(spec), given).text)
+
+
+def _identity(spec: dict[str, Any]) -> ActorIdentity:
+    return ActorIdentity(
+        spec["checkpoint_namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"]
+    )
 
 
 def open_session(
@@ -62,4 +131,66 @@ def open_session(
     """Restore the instance's state and begin its checkpoints."""
     from ftray.checkpoint import engine
 
-    return engine.open(instance, NativeHost(spec, incarnation, executor, end), spec["checkpoint"])
+    host = NativeHost(spec, incarnation, executor, end)
+    codec = NativeCodec(spec["class_name"])
+    prepare = _preparing(executor)
+    session = engine.open(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
+    _connect(session, executor)
+    return session
+
+
+async def open_session_async(
+    instance: Any,
+    spec: dict[str, Any],
+    incarnation: int,
+    executor: Executor,
+    end: Callable[[BaseException], None],
+) -> ActorSession:
+    """The same inside the event loop of an actor whose recorded calls may have to be awaited."""
+    from ftray.checkpoint import engine
+
+    host = NativeHost(spec, incarnation, executor, end)
+    codec = NativeCodec(spec["class_name"])
+    prepare = _preparing(executor)
+    session = await engine.open_async(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
+    _connect(session, executor)
+    return session
+
+
+def _connect(session: ActorSession, executor: Executor) -> None:
+    """Have the calls of an exactly-once actor go through its gate."""
+    once = session.exactly_once
+    if once is not None:
+        executor.become_durable(once, once.gate.ledger.history << 32 | once.log.epoch)
+
+
+def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
+    """Return what makes an exactly-once session this engine's, before anything is replayed."""
+
+    def prepare(once: ExactlyOnce) -> None:
+        from ftray._core.context import HeadContext
+        from ftray._core.guards import set_guard
+        from ftray._outside import Outside
+        from ftray.checkpoint.values import READING
+
+        def context(execution: Any) -> AbstractContextManager[object]:
+            if execution is READING:
+                return nullcontext()
+            return HeadContext(execution.head, once.log.epoch)
+
+        once.locate = lambda: _locate(executor)
+        once.context = context
+        executor.set_own_key(once.callee_key)
+        set_guard(Outside(once))
+
+    return prepare
+
+
+def _locate(executor: Executor) -> Any:
+    """Return what the present code is for the toolkit, see `ExactlyOnce.locate`."""
+    from ftray.checkpoint.values import READING, current
+
+    found = executor.call_outside()
+    if found is None:
+        return current.get()
+    return READING if found == "reading" else found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OWN = (
     "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
-    " ignore_reinit_error, log_to_driver, runtime_env"
+    " ignore_reinit_error, log_to_driver, runtime_env, job_key"
 )
 LEAST_STORE_BYTES = 1 << 20
 _NO_DASHBOARD = "there is no dashboard. Leave it out, or give include_dashboard=False"
@@ -90,6 +90,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "object_store_memory": _options.integer(LEAST_STORE_BYTES, " (bytes)"),
     "labels": _labels,
     "namespace": _options.text,
+    "job_key": _options.text,
     "ignore_reinit_error": _options.boolean,
     "log_to_driver": _options.boolean,
 }

@@ -13,6 +13,7 @@ import struct
 import sys
 
 from ftray import _core
+from ftray._node.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def init(
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
     runtime_env: dict[str, Any] | None = None,
+    job_key: str | None = None,
     **unsupported: Any,
 ) -> RayContext:
     """Start ftray in this process, or attach to a running one.
@@ -147,6 +149,10 @@ def init(
     runtime_env : dict, optional
         The environment of tasks and actors that name none, see ``docs/api.md``; this process itself is not
         changed by it.
+    job_key : str, optional
+        A name for the work of this driver, unique in its namespace. A driver that is run again under the same
+        key makes the same exactly-once calls again: those that were applied give the replies recorded then.
+        By default each run's calls are its own. Two living drivers cannot have the same key.
 
     Returns
     -------
@@ -180,7 +186,10 @@ def init(
         labels=labels,
     )
     _init_arguments.checked(
-        namespace=namespace, ignore_reinit_error=ignore_reinit_error, log_to_driver=log_to_driver
+        namespace=namespace,
+        job_key=job_key,
+        ignore_reinit_error=ignore_reinit_error,
+        log_to_driver=log_to_driver,
     )
     _owner_pid = os.getpid()
     env = _checked_env(runtime_env)
@@ -192,9 +201,10 @@ def init(
             " call ftray.shutdown() first, or give ignore_reinit_error=True"
         )
     OwnSettings(is_driver=True)
+    names = _Names(namespace, job_key or "")
     address, origin = _choose(address)
     if address == "local":
-        _session = _start(namespace, **offer)
+        _session = _start(names, **offer)
     else:
         wrong = [name for name, value in offer.items() if value is not None]
         if wrong:
@@ -202,7 +212,7 @@ def init(
                 f"{', '.join(wrong)} cannot be given when attaching to a running session ({origin});"
                 ' address="local" starts a node of this process\'s own'
             )
-        _session = _attach(address, origin, namespace)
+        _session = _attach(address, origin, names)
     if env:
         _set_job_env(_session, env)
     _start_printer(_session, log_to_driver)
@@ -260,19 +270,26 @@ def _choose(address: str | None) -> tuple[str, str]:
     return address, f"address={address!r}"
 
 
-def _attach(address: str, origin: str, namespace: str | None) -> Session:
+class _Names(Record):
+    """What the user calls this driver's work."""
+
+    namespace: str | None
+    job_key: str
+
+
+def _attach(address: str, origin: str, names: _Names) -> Session:
     from ftray._node.client import RegistrationError
     from ftray._node.launch import find_node
     from ftray._node.session import SessionError
 
     try:
-        return _register(find_node(address), None, namespace)
+        return _register(find_node(address), None, names)
     except (SessionError, RegistrationError) as error:
         raise ConnectionError(f"{origin}: {error}") from None
 
 
 def _start(
-    namespace: str | None,
+    names: _Names,
     *,
     num_cpus: float | None,
     num_gpus: float | None,
@@ -295,7 +312,7 @@ def _start(
         meanwhile=_warm_up,
     )
     try:
-        session = _register(node.session_dir, node.token, namespace)
+        session = _register(node.session_dir, node.token, names)
     except BaseException:
         node.shutdown()
         raise
@@ -314,20 +331,40 @@ def _warm_up() -> None:
     from ftray._node import client  # noqa: F401
 
 
-def _register(session_dir: str, token: bytes | None, namespace: str | None) -> Session:
+def _register(session_dir: str, token: bytes | None, names: _Names) -> Session:
     from ftray._node.client import VersionMismatch
     from ftray._node.frames import KIND_DRIVER
 
-    anonymous = not namespace
-    job = _describe_job(anonymous)
+    anonymous = not names.namespace
+    root = _root_of(names)
+    job = _describe_job(anonymous, root, bool(names.job_key))
     try:
-        session = connect(session_dir, token, KIND_DRIVER, namespace or _random_uuid(), job)
+        session = connect(
+            session_dir, token, KIND_DRIVER, names.namespace or _random_uuid(), job, names.job_key
+        )
     except VersionMismatch as error:
         from ftray.exceptions import VersionMismatchError
 
         raise VersionMismatchError(str(error)) from None
     session.is_anonymous = anonymous
+    _core.set_root(root, bool(names.job_key), session.job_id)
     return session
+
+
+def _root_of(names: _Names) -> bytes:
+    """Return the 16 bytes that the CallIDs of this driver's work come from."""
+    if not names.job_key:
+        return os.urandom(16)
+    from _blake2 import blake2b  # hashlib would load OpenSSL
+
+    return blake2b(f"job\0{names.namespace or ''}\0{names.job_key}".encode(), digest_size=16).digest()
+
+
+def learn_root() -> None:
+    """Ask, in a worker, whose work the present call is; when that driver is gone, it is nobody's."""
+    job = current().ask_job()
+    root = bytes.fromhex(job["root"]) if job is not None else b""
+    _core.set_root(root, job is not None and job["resumes"], _core.current_context()["job_id"])
 
 
 def _random_uuid() -> str:
@@ -339,7 +376,7 @@ def _random_uuid() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def _describe_job(anonymous: bool) -> bytes:
+def _describe_job(anonymous: bool, root: bytes, resumes: bool) -> bytes:
     """Say what workers of this driver have to know when the node is not its own."""
     import json
 
@@ -348,11 +385,17 @@ def _describe_job(anonymous: bool) -> bytes:
     except FileNotFoundError:
         cwd = ""
     path = [os.path.abspath(entry) for entry in sys.path if cwd or os.path.isabs(entry)]
-    return json.dumps({"anonymous": anonymous, "sys_path": path, "cwd": cwd}).encode()
+    described = {"anonymous": anonymous, "sys_path": path, "cwd": cwd, "root": root.hex(), "resumes": resumes}
+    return json.dumps(described).encode()
 
 
 def connect(
-    session_dir: str, token: bytes | None, kind: int, namespace: str | None, job: bytes = b""
+    session_dir: str,
+    token: bytes | None,
+    kind: int,
+    namespace: str | None,
+    job: bytes = b"",
+    job_key: str = "",
 ) -> Session:
     """Register this process with a session and hand the connection to the core."""
     from ftray._node import client, protocol, session
@@ -372,6 +415,7 @@ def connect(
             kind=kind,
             sock_name=name,
             namespace=namespace or "",
+            job_key=job_key,
             job=job,
         )
         found = Session(connection, worker_id, namespace)

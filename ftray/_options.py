@@ -109,6 +109,7 @@ class MethodOptions(Record):
     retry_exceptions: bool | tuple[type[Exception], ...]
     concurrency_group: str
     enable_task_events: bool
+    call_key: str
 
 
 # --- checks of one value: (option, value) -> normalised value -------------------------------------
@@ -347,6 +348,7 @@ _CHECKS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
         "retry_exceptions": _retry_exceptions,
         "concurrency_group": _text,
         "enable_task_events": _boolean,
+        "call_key": _text,
     },
 }
 _KIND_NAMES = {"task": "a remote function", "actor": "an actor", "method": "an actor method"}
@@ -545,4 +547,5 @@ def method_options(explicit: Mapping[str, Any], *, is_generator: bool | None = N
         retry_exceptions=_get(explicit, "retry_exceptions", False),
         concurrency_group=_get(explicit, "concurrency_group", ""),
         enable_task_events=_get(explicit, "enable_task_events", True),
+        call_key=_get(explicit, "call_key", ""),
     )

@@ -20,7 +20,7 @@ from ftray.exceptions import AsyncioActorExit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from types import FrameType
     from typing import Any, NoReturn, TextIO
 
@@ -184,13 +184,13 @@ def _enter_job() -> None:
         print(f"tasks run in {os.getcwd()}, not where their driver does: {error}", file=sys.stderr)
 
 
-def _start_actor(payload: bytes) -> Callable[[], None] | None:
+def _start_actor(payload: bytes) -> Callable[[], Coroutine[Any, Any, None]] | None:
     """ACTOR_START: 16s actor, u32 incarnation, blob pickled spec, blob assigned devices.
 
     Returns
     -------
     callable or None
-        For an async actor what makes the instance, to be called inside the running event loop.
+        For an async actor what makes the instance, to be awaited inside the running event loop.
     """
     (number,) = struct.unpack_from("<I", payload, 16)
     (size,) = struct.unpack_from("<I", payload, 20)
@@ -204,33 +204,63 @@ def _start_actor(payload: bytes) -> Callable[[], None] | None:
     if spec["group"]:
         _core.enter_group(spec["group"])
     if spec["is_async"]:
-        return lambda: _make_actor(spec, number)
+        return lambda: _make_actor_in_loop(spec, number)
     _make_actor(spec, number)
     return None
 
 
 def _make_actor(spec: dict[str, Any], number: int) -> None:
-    assert _State.executor is not None
     try:
-        instance, hook = _construct(spec, number)
-    except BaseException as error:
-        if _State.executor.exiting:
-            _leave()
-        if isinstance(error, SystemExit):
-            raise
-        from ftray._task_errors import make_task_error
+        instance = _construct(spec)
+        if spec["checkpoint"] is not None:
+            from ftray._checkpoint_host import open_session
 
-        _State.executor.refuse_calls()
-        _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
+            assert _State.executor is not None
+            _State.checkpoint = open_session(instance, spec, number, _State.executor, _leave_fenced)
+    except BaseException as error:
+        _not_made(spec, error)
         return
+    _made(spec, instance)
+
+
+async def _make_actor_in_loop(spec: dict[str, Any], number: int) -> None:
+    try:
+        instance = _construct(spec)
+        if spec["checkpoint"] is not None:
+            from ftray._checkpoint_host import open_session_async
+
+            assert _State.executor is not None
+            _State.checkpoint = await open_session_async(
+                instance, spec, number, _State.executor, _leave_fenced
+            )
+    except BaseException as error:
+        _not_made(spec, error)
+        return
+    _made(spec, instance)
+
+
+def _made(spec: dict[str, Any], instance: Any) -> None:
+    assert _State.executor is not None
     _State.executor.become_actor(
-        instance, hook, spec["max_concurrency"], spec["is_async"], spec["concurrency_groups"]
+        instance, _State.checkpoint, spec["max_concurrency"], spec["is_async"], spec["concurrency_groups"]
     )
     _ready(None)
 
 
-def _construct(spec: dict[str, Any], number: int) -> tuple[Any, Any]:
-    """Make the instance, and restore its state when its class keeps checkpoints."""
+def _not_made(spec: dict[str, Any], error: BaseException) -> None:
+    assert _State.executor is not None
+    if _State.executor.exiting:
+        _leave()
+    if isinstance(error, SystemExit):
+        raise error
+    from ftray._task_errors import make_task_error
+
+    _State.executor.refuse_calls()
+    _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
+
+
+def _construct(spec: dict[str, Any]) -> Any:
+    """Make the instance."""
     from ftray._core.callargs import deserialize_args
     from ftray._pickling import unpickle_function
 
@@ -239,14 +269,7 @@ def _construct(spec: dict[str, Any], number: int) -> tuple[Any, Any]:
     _enter_job()
     cls = unpickle_function(spec["class_blob"])
     args, kwargs = deserialize_args(spec["args_blob"])
-    instance = cls(*args, **(kwargs or {}))
-    if spec["checkpoint"] is None:
-        return instance, None
-    from ftray._checkpoint_host import open_session
-
-    assert _State.executor is not None
-    _State.checkpoint = open_session(instance, spec, number, _State.executor, _leave_fenced)
-    return instance, _State.checkpoint
+    return cls(*args, **(kwargs or {}))
 
 
 def _ready(error: bytes | None) -> None:

@@ -89,7 +89,16 @@ def typed(handle: ActorHandle[T]) -> T:
 class _Meta:
     """What a handle carries of its actor; goes along when the handle is pickled."""
 
-    __slots__ = ("class_name", "groups", "max_pending_calls", "max_task_retries", "methods", "out_of_order")
+    __slots__ = (
+        "class_name",
+        "exactly_once",
+        "groups",
+        "key",
+        "max_pending_calls",
+        "max_task_retries",
+        "methods",
+        "out_of_order",
+    )
 
     def __init__(
         self,
@@ -99,6 +108,8 @@ class _Meta:
         max_pending: int,
         groups: tuple[str, ...] = (),
         out_of_order: bool = False,
+        key: bytes = b"",
+        exactly_once: bool = False,
     ) -> None:
         self.class_name = class_name
         self.methods = methods
@@ -106,6 +117,8 @@ class _Meta:
         self.max_pending_calls = max_pending
         self.groups = groups
         self.out_of_order = out_of_order
+        self.key = key  # callee key: of whatever actor is made in this one's place
+        self.exactly_once = exactly_once
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Meta, tuple(getattr(self, name) for name in _META_FIELDS)
@@ -120,7 +133,16 @@ class _Meta:
             )
 
 
-_META_FIELDS = ("class_name", "methods", "max_task_retries", "max_pending_calls", "groups", "out_of_order")
+_META_FIELDS = (
+    "class_name",
+    "methods",
+    "max_task_retries",
+    "max_pending_calls",
+    "groups",
+    "out_of_order",
+    "key",
+    "exactly_once",
+)
 
 
 def _methods_of(cls: type) -> dict[str, tuple[dict[str, Any], _signature.Arity | None]]:
@@ -187,6 +209,8 @@ class ActorMethod(_core.MethodCaller):
             _signature.NO_LIMIT if arity is None else arity.simple_max,
         )
         self._record_events(options.enable_task_events)
+        if options.call_key:
+            self._name_call(_named_call(meta, name, options.call_key))
         self._arity = arity
         self._meta = meta
         self._name = name
@@ -212,20 +236,34 @@ class ActorMethod(_core.MethodCaller):
         return f"ActorMethod({self._meta.class_name}.{self._name})"
 
 
+def _restart_defaults(cls: type) -> dict[str, int]:
+    """Return the options that an exactly-once class has unless they are given."""
+    if not getattr(cls, "__checkpoint_options__", None):
+        return {}
+    from ftray.checkpoint.engine import restart_defaults
+
+    return restart_defaults(_checkpoint_spec(cls))
+
+
+def _named_call(meta: _Meta, method: str, call_key: str) -> bytes:
+    """Return 16 bytes of the user's name for a call."""
+    if not meta.exactly_once:
+        raise ValueError(
+            f"call_key={call_key!r} was given for {meta.class_name}.{method}: only exactly-once actors know"
+            " calls by their key (class ...(ftray.Checkpointable, exactly_once=True))"
+        )
+    from _blake2 import blake2b  # hashlib would load OpenSSL
+
+    return blake2b(b"call\0" + call_key.encode(), digest_size=16).digest()
+
+
 def _checkpoint_spec(cls: type) -> dict[str, object] | None:
     """Return what the actor's incarnations must know of its checkpoints, None for a class that keeps none."""
     if not hasattr(cls, "__checkpoint_options__"):
         return None
     from ftray.checkpoint.engine import spec_of
-    from ftray.checkpoint.errors import UnsupportedOptionError
 
-    spec = spec_of(cls)
-    if spec is not None and spec.get("exactly_once"):
-        raise UnsupportedOptionError(
-            f"{cls.__name__}: exactly_once=True is not available in this version; allowed: False "
-            "(snapshots). Leave it out, and make calls that may run twice idempotent"
-        )
-    return spec
+    return spec_of(cls)
 
 
 class ActorHandle(Instance[T]):
@@ -249,7 +287,7 @@ class ActorHandle(Instance[T]):
     def _make(cls, ref: _core.ObjectRef, meta: _Meta) -> ActorHandle[T]:
         handle = cls.__new__(cls)
         handle._meta = meta
-        handle._target = _core.ActorTarget(ref, meta.out_of_order)
+        handle._target = _core.ActorTarget(ref, meta.out_of_order, meta.key, meta.exactly_once)
         return handle
 
     def __getattr__(self, name: str) -> ActorMethod:
@@ -310,7 +348,7 @@ class ActorClass(Instance[T]):
     def __init__(self, cls: type[T], explicit: dict[str, Any]) -> None:
         self._cls = cls
         self._explicit = explicit
-        self._options = _options.actor_options(explicit)
+        self._options = _options.actor_options({**_restart_defaults(cls), **explicit})
         self._blob: bytes | None = None
         self._class_refs: list[Any] = []  # what methods' closures refer to lives as long as the class
         functools.update_wrapper(self, cls, updated=())
@@ -350,6 +388,13 @@ class ActorClass(Instance[T]):
             of an async or a threaded actor were to run in order.
         """
         _signature.check(_signature.constructor_arity(self._cls), args, kwargs)
+        guard = _core.the_guard()
+        if guard is not None:
+            handle: ActorHandle[T] = guard.made(lambda: self._create(args, kwargs))
+            return handle
+        return self._create(args, kwargs)
+
+    def _create(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle[T]:
         options = self._options
         meta = _Meta(
             self._cls.__name__,
@@ -366,10 +411,13 @@ class ActorClass(Instance[T]):
             from ftray._pickling import pickle_function
 
             self._blob = pickle_function(self._cls, self._class_refs)
-        actor_id = _core.next_actor_id()
+        actor_id, call_id = _core.next_actor_id(self._cls.__qualname__.encode())
         ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
+        spec = self._spec(actor_id)
+        meta.exactly_once = bool((spec["checkpoint"] or {}).get("exactly_once"))
+        meta.key = _callee_key(spec, call_id, meta.exactly_once)
+        spec["meta"] = pickle.dumps(meta, 5)
         handle: ActorHandle[T] = ActorHandle._make(ref, meta)
-        spec = self._spec(actor_id, meta)
         if options.name:
             return _create_named(handle, actor_id, spec, args, kwargs)
         _create(handle, actor_id, spec, args, kwargs)
@@ -403,7 +451,7 @@ class ActorClass(Instance[T]):
             )
         return beside if given is None else given
 
-    def _spec(self, actor_id: bytes, meta: _Meta) -> dict[str, Any]:
+    def _spec(self, actor_id: bytes) -> dict[str, Any]:
         options = self._options
         session = _lifecycle.current()
         held, needed = options.resources, options.placement_resources
@@ -430,8 +478,6 @@ class ActorClass(Instance[T]):
             "strategy": strategy,
             "group": group,
             "class_blob": self._blob,
-            "meta": pickle.dumps(meta, 5),
-            "call_id": b"",
             "checkpoint": _checkpoint_spec(self._cls),
             "runtime_env": _lifecycle.runtime_env_text(options.runtime_env),
         }
@@ -441,6 +487,19 @@ class ActorClass(Instance[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_class, (self._cls, self._explicit)
+
+
+def _callee_key(spec: dict[str, Any], call_id: bytes, exactly_once: bool) -> bytes:
+    """Return what the actor's callers number their calls by: the same for every actor in its place."""
+    if exactly_once:
+        from ftray._checkpoint_host import callee_key
+
+        return callee_key(spec)
+    if not spec["name"]:
+        return call_id
+    from _blake2 import blake2b  # hashlib would load OpenSSL
+
+    return blake2b(f"actor\0{spec['namespace']}\0{spec['name']}".encode(), digest_size=16).digest()
 
 
 def _rebuild_class(cls: type, explicit: dict[str, Any]) -> ActorClass[Any]:
@@ -555,11 +614,16 @@ def find(name: str, namespace: str | None) -> ActorHandle[Any]:
     TypeError
         The name or the namespace is no string.
     """
-    from ftray._api import node_rpc
-
     _options.text("name", name)
     if namespace is not None:
         _options.text("namespace", namespace)
+    guard = _core.the_guard()
+    return _find(name, namespace) if guard is None else guard.made(lambda: _find(name, namespace))
+
+
+def _find(name: str, namespace: str | None) -> ActorHandle[Any]:
+    from ftray._api import node_rpc
+
     info = node_rpc("get_named_actor", name=name, namespace=namespace)
     if info is None or "spec" not in info:
         where = "this namespace" if namespace is None else f"namespace {namespace!r}"

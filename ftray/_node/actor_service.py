@@ -13,6 +13,7 @@ import time
 
 from ftray._node import actors as machine
 from ftray._node.amounts import CPU, UNIT, ResourceError, fixed_point
+from ftray._node.caller_releases import CallerReleases
 from ftray._node.frames import (
     DEATH_INTENDED,
     INFEASIBLE_GROUP_REMOVED,
@@ -26,6 +27,7 @@ from ftray._node.frames import (
     ActorState,
     ActorSubscribe,
     ActorTerminate,
+    CallersDone,
     RpcReply,
 )
 from ftray._node.group_service import NoPlace
@@ -73,6 +75,7 @@ class ActorService:
         self._kept: dict[bytes, _Kept] = {}
         self._stories: dict[bytes, list[tuple[str, int, float]]] = {}
         self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
+        self.releases = CallerReleases(self._tell_actor)
 
     # Frames ---------------------------------------------------------------------------------------
 
@@ -103,6 +106,8 @@ class ActorService:
         self.apply(self.table.created(spec, client.number, req))
         if self.table.info(spec.actor_id) is None:
             self._kept.pop(spec.actor_id, None)
+        elif (fields["checkpoint"] or {}).get("exactly_once"):
+            self.releases.created(spec.actor_id)
 
     def on_subscribe(self, client: Client, frame: ActorSubscribe) -> None:
         """ACTOR_SUBSCRIBE."""
@@ -123,6 +128,8 @@ class ActorService:
         self.apply(
             self.table.constructed(frame.actor_id, frame.incarnation, worker.number, error, time.monotonic())
         )
+        if error is None:
+            self.releases.ready(frame.actor_id)
 
     def on_exit(self, worker: WorkerProcess, frame: ActorExit) -> None:
         """ACTOR_EXIT."""
@@ -249,6 +256,7 @@ class ActorService:
                 self._set_timer(command.actor_id, command.incarnation, command.when_s)
             elif isinstance(command, machine.Forget):
                 self._kept.pop(command.actor_id, None)
+                self.releases.gone(command.actor_id)
                 self._node.groups.actor_dead(command.actor_id)
 
     def _set_timer(self, actor_id: bytes, incarnation: int, when_s: float) -> None:
@@ -301,6 +309,15 @@ class ActorService:
             self._node.workers.kill(worker, DEATH_INTENDED, command.text)
         else:
             self._node.leases.release_actor_worker(worker)
+
+    def _tell_actor(self, actor_id: bytes, frame: CallersDone) -> bool:
+        """Send to the process of an actor that serves; False when there is none."""
+        number = self.table.serving_worker(actor_id)
+        worker = self._node.workers.get(number) if number is not None else None
+        if worker is None or worker.client is None:
+            return False
+        self._node.clients.send(worker.client, frame)
+        return True
 
     def _publish(self, command: machine.Publish) -> None:
         if command.incarnation:

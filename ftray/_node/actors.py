@@ -406,6 +406,11 @@ class ActorTable:
         """Return every actor that is known, the dead ones that are remembered included."""
         return list(self._actors)
 
+    def serving_worker(self, actor_id: bytes) -> int | None:
+        """Return the worker of an actor whose constructor has ended; None if it is not there, or not yet."""
+        actor = self._actors.get(actor_id)
+        return None if actor is None or actor.ready_s is None else actor.worker
+
     def actor_of(self, worker: int) -> bytes | None:
         """Return the actor that runs in ``worker``."""
         return self._by_worker.get(worker)

@@ -180,6 +180,7 @@ class Node:
             frames.ActorKill: lambda c, m: actors.on_kill(m.frame),
             frames.ActorReady: lambda c, m: actors.on_ready(_worker(c), m.frame),
             frames.ActorExit: lambda c, m: actors.on_exit(_worker(c), m.frame),
+            frames.CallersDone: lambda c, m: actors.releases.report(m.frame),
             frames.SegReserve: lambda c, m: objects.on_reserve(c, m.frame, m.req, m.flags),
             frames.SegRegister: lambda c, m: objects.on_register(c, m.frame, m.fds[0]),
             frames.SegRelease: lambda c, m: objects.on_release(c, m.frame),
@@ -342,6 +343,9 @@ class Node:
         death = Death(client.worker_id, client.pid, frames.DEATH_DRIVER_LEFT, 0, time.time(), text)
         self._process_died(client, None, death)
         self.groups.job_ended(client.job_id)
+        job = self.jobs.get(client.job_id)
+        if job is not None and not job.resumes:
+            self.actors.releases.report(frames.CallersDone(b"", bytes.fromhex(job.root)))
         needed = {worker.job_id for worker in self.workers.all()} | self.actors.jobs()
         self.jobs.ended(client.job_id, death.unix_time_s, needed)
         self.pool_event(lambda pool, now_s: pool.job_ended(client.job_id, now_s))

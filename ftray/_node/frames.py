@@ -19,6 +19,7 @@ DEATH_GROUP_REMOVED = 9
 RETURN_SPENT = 2  # a returned worker that serves nobody any more
 INFEASIBLE_NOW, INFEASIBLE_NEVER, INFEASIBLE_ENVIRONMENT, INFEASIBLE_GROUP_REMOVED = 0, 1, 2, 3
 KILL_EXPLICIT, KILL_OUT_OF_SCOPE = 0, 1
+CALL_ID_SIZE = 16
 EXIT_ACTOR, EXIT_TERMINATED, EXIT_SIGTERM = 0, 1, 2
 
 
@@ -225,6 +226,15 @@ class ActorTerminate(Frame):
     TYPE = 37
     LAYOUT = "16s"
     actor_id: bytes
+
+
+class CallersDone(Frame):
+    """Callers of exactly-once actors (CallIDs), and roots of CallIDs, that can never ask again."""
+
+    TYPE = 38
+    LAYOUT = "blob blob"
+    callers: bytes
+    roots: bytes = b""
 
 
 class SegReserve(Frame):

@@ -30,6 +30,11 @@ class Job(Record):
         The driver named no namespace; it has one of its own.
     sys_path, cwd
         Of the driver; [] and "" when it did not tell.
+    root
+        What the CallIDs of its work come from, in hexadecimal; a driver that is run again under the same
+        ``job_key`` has the same.
+    resumes
+        It was given a ``job_key``.
     """
 
     job_id: int
@@ -39,6 +44,8 @@ class Job(Record):
     sys_path: tuple[str, ...]
     cwd: str
     start_unix_s: float
+    root: str
+    resumes: bool
     end_unix_s: float | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -67,7 +74,10 @@ class Jobs:
         self._next += not is_owner
         path = tuple(str(entry) for entry in described.get("sys_path", ()))
         anonymous, cwd = bool(described.get("anonymous")), str(described.get("cwd", ""))
-        self._jobs[job_id] = Job(job_id, pid, namespace, anonymous, path, cwd, unix_time_s)
+        root, resumes = str(described.get("root", "")), bool(described.get("resumes"))
+        self._jobs[job_id] = Job(
+            job_id, pid, namespace, anonymous, path, cwd, unix_time_s, root, resumes
+        )
         return job_id
 
     def ended(self, job_id: int, unix_time_s: float, needed: Collection[int]) -> None:

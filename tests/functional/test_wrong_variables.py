@@ -77,7 +77,7 @@ ANY_TEXT = {
     "OPENBLAS_NUM_THREADS",
 }
 # Workers read it when an actor leaves; nobody is there to be told.
-IN_WORKERS = {"FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"}
+IN_WORKERS = {"FTRAY_CHECKPOINT_FINAL_TIMEOUT_S", "FTRAY_CHECKPOINT_VERIFY"}
 
 
 def test_every_variable_has_wrong_values() -> None:

@@ -117,6 +117,7 @@ METHODS = {
     "concurrency_group": NAME,
     "name": NAME,
     "enable_task_events": BOOLEAN,
+    "call_key": NAME,
 }
 INIT = {
     "address": Wrong([5, b"auto"], None, [({"address": "auto", "num_cpus": 2}, "num_cpus cannot be given")]),
@@ -129,6 +130,7 @@ INIT = {
     "ignore_reinit_error": BOOLEAN,
     "log_to_driver": BOOLEAN,
     "runtime_env": RUNTIME_ENV,
+    "job_key": NAME,
 }
 FIELDS = {
     "env_vars": Wrong(["A=1", ["A"], {"A": 1}, {1: "A"}], [{"": "a"}, {"A=B": "a"}, {"A": "\0"}]),

@@ -28,7 +28,7 @@ from ftray.checkpoint import (
 from ftray.checkpoint import open as open_store
 from ftray.checkpoint.serving import ExactlyOnceCalls
 from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost
-from ftray.checkpoint.values import current
+from ftray.checkpoint.values import CALL_ID, current
 
 from .once_support import KEY, Lives, Tally, hooks, memory, started
 from .support import settle
@@ -67,7 +67,7 @@ class TestAcceptance:
         assert inside.wait(10)
         for thread in threads[1:]:
             thread.start()
-        while len(calls._running[call.head[40:56]].waiting) < 2:
+        while len(calls._running[call.head[CALL_ID]].waiting) < 2:
             threading.Event().wait(0.001)
         go.set()
         for thread in threads:
@@ -406,7 +406,7 @@ class TestCrashes:
         assert inside.wait(10)
         for thread in threads[1:]:
             thread.start()
-        while not (calls._waiting and calls._running[doomed.head[40:56]].waiting):
+        while not (calls._waiting and calls._running[doomed.head[CALL_ID]].waiting):
             threading.Event().wait(0.001)
         go.set()
         for thread in threads:

@@ -1,0 +1,48 @@
+"""An exactly-once actor's calls in its process: between the executor and the gate (durable.pyx)."""
+
+from libc.stdint cimport uint8_t, uint64_t
+from ftray._core.buf cimport Buf
+from ftray._core.gate cimport Gate
+from ftray._core.invocation cimport Call, Callables
+from ftray._core.journal cimport LocalJournal
+from ftray._core.records cimport CallView
+from ftray._core.types cimport Blob
+
+cdef enum Entrance:
+    ENTER_RUN = 0           # run it
+    ENTER_REPLY = 1         # it has run: `DurableCalls.reply` is its answer
+    ENTER_ERROR = 2         # answer with the exception `DurableCalls.error`
+    ENTER_WAIT = 3          # it waits for room, and comes again (`DurableCalls.parked`)
+    ENTER_ATTACHED = 4      # the same call is under way, whose answer it gets too
+
+cdef class DurableCalls:
+    cdef Gate gate
+    cdef LocalJournal local             # None when the journal is another one
+    cdef object once, journal
+    cdef frozenset readonly, by_snapshot
+    cdef uint64_t epoch                 # history << 32 | epoch, as replies carry it
+    cdef readonly object parked         # calls whose replies would be too many, in order
+    cdef dict attached                  # CallID -> calls that repeat one under way
+    cdef readonly object error
+    cdef bytes reply
+    cdef uint8_t status
+
+    cdef Entrance enter(self, Callables callables, Call call) except *
+    cdef int begin(self, Call call) except -1
+    cdef int finish(self, Call call, uint8_t status, Buf *b) except -1
+    cdef int look(self, Call call) except -1
+    cdef uint64_t may_leave(self) except? 0
+    cdef int view(self, Call call, CallView *v) except -1
+    cdef object execution_of(self, Call call)
+    cdef char *skip_deps(self, Call call, char *p, char *end) except NULL
+    cdef int park(self, Call call) except -1
+    cdef bytes call_id(self, const CallView *v)
+    cdef bytes body(self, const CallView *v)
+    cdef Entrance poisoned(self, const CallView *v, Call call) except *
+    cdef object refusal(self, int outcome, const CallView *v, Call call)
+    cdef bint is_crash(self, object error) except -1
+    cdef int crash(self, object error) except -1
+    cdef object repetitions(self, Call call)
+    cdef int forget(self, Call call) except -1
+
+cdef int callers_done(DurableCalls d, Blob *frame) except -1

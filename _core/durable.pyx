@@ -1,0 +1,269 @@
+"""An exactly-once actor's calls in its process: what the gate says of a call that has come, and its record when it has run.
+
+Owns: calls that wait for room among the kept replies (`parked`), and repetitions of a call under way (`attached`).
+Invariants: a call that changes the state runs only after the gate has entered it, and its answer carries the position of
+its record; calls of a caller enter in the order in which they came; a call that has asked for an outside value or has
+sent something goes through the toolkit's `Execution`, any other never leaves this file and the gate.
+
+Leaves to others: running and answering calls (execution.pyx, asynccalls.pyx), when an answer may leave (held.pyx), the
+ledger and the journal (gate.pyx), snapshots and replay (the toolkit).
+"""
+
+import collections
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from ftray._core.buf cimport Buf, buf_free, buf_init, buf_put_u16
+from ftray._core.gate cimport Gate
+from ftray._core.held cimport held_journal_says, held_limit
+from ftray._core.invocation cimport Call, Callables, call_head, put_dependency
+from ftray._core.journal cimport LocalJournal
+from ftray._core.ledger cimport (CYCLE, EXPIRED, HELD_BACK, IN_PROGRESS, MISMATCH, NEW, RECORDED, ROLLED_BACK, STALE_ATTEMPT,
+                                 ledger_acknowledge)
+from ftray._core.records cimport CallHead, CallView
+from ftray._core.runtime cimport core, core_enter, core_leave
+from ftray._core.types cimport TASK_STREAM, Blob
+from ftray._core.wire cimport DepHead, ReplyHead, StreamStart, TaskHead, VALUE_INLINE
+
+cdef object executions = None           # checkpoint.values.Execution, once needed
+
+
+cdef class DurableCalls:
+    """The calls of one incarnation.
+
+    Parameters
+    ----------
+    once : ftray.checkpoint.exactly_once.ExactlyOnce
+        Whose gate is open.
+    epoch : int
+        History and epoch of the incarnation.
+    """
+
+    def __init__(self, once, uint64_t epoch):
+        self.once = once
+        self.gate = once.gate
+        self.journal = once.journal
+        self.local = once.journal if type(once.journal) is LocalJournal else None
+        self.readonly = frozenset(once.readonly_names)
+        self.by_snapshot = frozenset(once.nondeterministic_names)
+        self.epoch = epoch
+        self.parked = collections.deque()
+        self.attached = {}
+        once.releases.on_advance = self.advanced
+        once.releases.set_ceiling(once.releases.ceiling)
+        if self.local is not None:
+            self.local.set_callbacks_c(held_journal_says, NULL, core())
+
+    def advanced(self, uint64_t position, uint64_t ceiling):
+        """The journal, or the ceiling of what may leave, has moved."""
+        position = max(position, self.may_leave())
+        with nogil:
+            core_enter(core())
+            held_limit(core(), position, ceiling)
+            core_leave(core())
+
+    cdef int view(self, Call call, CallView *v) except -1:
+        """The call as records have it; good as long as the call's frame and `deps` are there."""
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef char *p = call.t.frame.data + sizeof(TaskHead)
+        cdef char *end = call.t.frame.data + call.t.frame.size
+        cdef Py_ssize_t size
+        memset(v, 0, sizeof(CallView))
+        v.head = call_head(&call.t)
+        if v.head == NULL:
+            raise RuntimeError("a call of an exactly-once actor came without its head")
+        v.head_size = h.head_size
+        v.method = PyUnicode_AsUTF8AndSize(call.method, &size)
+        v.method_size = size
+        if h.flags & TASK_STREAM:
+            p += sizeof(StreamStart)
+        if h.ndeps:
+            p = self.skip_deps(call, p, end)
+            v.deps = call.deps
+            v.deps_size = len(call.deps)
+        v.args = p
+        v.args_size = h.args_size
+        if p > end or h.args_size > <uint64_t>(end - p):
+            raise RuntimeError("the frame of a call is cut short")
+        return 0
+
+    cdef char *skip_deps(self, Call call, char *p, char *end) except NULL:
+        """Where the arguments begin; what was given by reference is kept by value in `call.deps`."""
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef DepHead *d
+        cdef Buf b
+        cdef uint16_t i
+        cdef bint fill = call.deps is None
+        buf_init(&b)
+        try:
+            if fill and buf_put_u16(&b, h.ndeps) < 0:
+                raise MemoryError()
+            for i in range(h.ndeps):
+                d = <DepHead *>p
+                p += sizeof(DepHead)
+                if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
+                    raise RuntimeError("the frame of a call is cut short")
+                if fill:
+                    put_dependency(&b, d, p)
+                if d.kind == VALUE_INLINE:
+                    p += d.size
+            if fill:
+                call.deps = PyBytes_FromStringAndSize(b.data, b.len)
+        finally:
+            buf_free(&b)
+        return p
+
+    # --- a call comes
+
+    cdef Entrance enter(self, Callables callables, Call call) except *:
+        """What to do with a call that has come."""
+        cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        cdef CallView v
+        cdef int outcome
+        call.nret = h.nret
+        entry = callables.lookup(call.t.ch, h.fn)
+        call.name, call.method = entry[1], entry[4]
+        if call.method in self.readonly:
+            call.seen = self.once.last_position if self.local is None else self.local.last_c()
+            return ENTER_RUN
+        self.view(call, &v)
+        if self.parked and not call.parked:
+            ledger_acknowledge(self.gate.ledger.state, v.head)      # may make room for those before it
+            self.park(call)
+            return ENTER_WAIT
+        outcome = self.gate.admit_c(&v, True)
+        if outcome == NEW:
+            if self.once.poison and self.call_id(&v) in self.once.poison:
+                return self.poisoned(&v, call)
+            call.entered = True
+            return ENTER_RUN
+        if outcome == RECORDED:
+            self.status, call.position = self.gate.verdict_status, self.gate.verdict_position
+            self.reply = self.gate.verdict_reply.data[:self.gate.verdict_reply.size]
+            return ENTER_REPLY
+        if outcome == IN_PROGRESS:
+            self.attached.setdefault(self.call_id(&v), []).append(call)
+            return ENTER_ATTACHED
+        if outcome == HELD_BACK:
+            self.park(call)
+            return ENTER_WAIT
+        self.error = self.refusal(outcome, &v, call)
+        return ENTER_ERROR
+
+    cdef int park(self, Call call) except -1:
+        if not call.parked:
+            call.parked = True
+            self.parked.append(call)
+        return 0
+
+    cdef bytes call_id(self, const CallView *v):
+        return PyBytes_FromStringAndSize(<const char *>(<const CallHead *>v.head).call_id, 16)
+
+    cdef Entrance poisoned(self, const CallView *v, Call call) except *:
+        """It has killed too often: it gets its error for good."""
+        from ftray.checkpoint.replay import poisoned
+        head = v.head[:v.head_size]
+        self.status, self.reply, call.position = self.once.refuse(head, call.method, self.body(v), poisoned(head, call.method))
+        return ENTER_REPLY
+
+    cdef object refusal(self, int outcome, const CallView *v, Call call):
+        from ftray.checkpoint.admission import refusal
+        name = {MISMATCH: "MISMATCH", STALE_ATTEMPT: "STALE_ATTEMPT", EXPIRED: "EXPIRED", ROLLED_BACK: "ROLLED_BACK", CYCLE: "CYCLE"}
+        return refusal(name[outcome], v.head[:v.head_size], call.method, self.once)
+
+    # --- it runs, and has run
+
+    cdef int begin(self, Call call) except -1:
+        """An entered call starts to run."""
+        cdef const char *head = call_head(&call.t)
+        if self.local is not None:
+            self.local.running_c(<const char *>(<const CallHead *>head).call_id)
+        else:
+            self.journal.running(PyBytes_FromStringAndSize(<const char *>(<const CallHead *>head).call_id, 16))
+        return 0
+
+    cdef bytes body(self, const CallView *v):
+        return (v.deps[:v.deps_size] if v.deps_size else b"\0\0") + v.args[:v.args_size]
+
+    cdef object execution_of(self, Call call):
+        """The toolkit's record of an entered call: made when it first asks for something outside."""
+        global executions
+        cdef CallView v
+        if call.outside is None:
+            if executions is None:
+                from ftray.checkpoint.values import Execution as executions
+            self.view(call, &v)
+            call.outside = executions(v.head[:v.head_size], call.method, self.body(&v), self.call_id(&v), self.gate)
+        return call.outside
+
+    cdef int finish(self, Call call, uint8_t status, Buf *b) except -1:
+        """An entered call has run, and `b` (behind its ReplyHead) is its reply: record both. Its answer gets a position."""
+        cdef CallView v
+        cdef const char *reply = b.data + sizeof(ReplyHead)
+        cdef size_t size = b.len - sizeof(ReplyHead)
+        if call.outside is not None or call.method in self.by_snapshot:
+            call.position = self.once.finish(self.execution_of(call), status, PyBytes_FromStringAndSize(reply, size))
+        else:
+            self.view(call, &v)
+            call.position = self.gate.finish_c(&v, status, reply, size)
+            if self.local is not None:
+                self.local.running_c(NULL)
+            else:
+                self.journal.running(None)
+        call.entered = False
+        return 0
+
+    cdef int look(self, Call call) except -1:
+        """A read-only call has run: its answer waits for what it has seen."""
+        call.position = call.seen
+        return 0
+
+    cdef uint64_t may_leave(self) except? 0:
+        """Up to which position answers may leave now."""
+        return self.local.durable_c() if self.local is not None else self.journal.durable_position
+
+    cdef bint is_crash(self, object error) except -1:
+        """Is this no reply but the end of the process?"""
+        return not isinstance(error, Exception) or isinstance(error, MemoryError)
+
+    cdef int crash(self, object error) except -1:
+        """The method was interrupted half-way: this process ends as if it had been killed."""
+        self.once.crash(error)
+        return 0
+
+    cdef object repetitions(self, Call call):
+        """Calls that repeat `call`, which has just been answered."""
+        cdef const char *head
+        if not self.attached:
+            return ()
+        head = call_head(&call.t)
+        return self.attached.pop(PyBytes_FromStringAndSize(<const char *>(<const CallHead *>head).call_id, 16), ())
+
+    cdef int forget(self, Call call) except -1:
+        """An entered call will not run."""
+        cdef const char *head = call_head(&call.t)
+        call.entered = False
+        self.gate.forget_c(head, (<TaskHead *>call.t.frame.data).head_size)
+        return 0
+
+
+cdef int callers_done(DurableCalls d, Blob *frame) except -1:
+    """CALLERS_DONE: u32 size, CallIDs, u32 size, roots. What was answered to them is not wanted any more."""
+    cdef uint32_t parents, roots
+    if frame.size < 8:
+        return 0
+    memcpy(&parents, frame.data, 4)
+    if frame.size < 8 + <uint64_t>parents:
+        return 0
+    memcpy(&roots, frame.data + 4 + parents, 4)
+    if frame.size < 8 + <uint64_t>parents + roots:
+        return 0
+    d.once.release(ids(frame.data + 4, parents), ids(frame.data + 8 + parents, roots))
+    return 0
+
+
+cdef list ids(const char *p, uint32_t size):
+    return [p[at:at + 16] for at in range(0, size - size % 16, 16)]

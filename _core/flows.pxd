@@ -1,0 +1,20 @@
+"""Identity of calls that a re-execution of their caller does not change (CallIDs), and what calls inherit."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from ftray._core.context cimport Context
+from ftray._core.types cimport Core, Id16, TaskRec
+
+cdef enum:
+    FLOW_LIVE = 1            # Context.durable: a mutating method of an exactly-once actor runs,
+    FLOW_REPLAY = 2          # or runs again to rebuild the state
+
+cdef void callee_key(const char *data, size_t size, Id16 *out) noexcept nogil
+cdef void flow_name_call(Core *c, Context *x, TaskRec *t) noexcept nogil
+cdef void flow_name(Context *x, const Id16 *key, uint8_t *call_id) noexcept nogil
+cdef bint flow_needs_root(Core *c, Context *x) noexcept nogil
+cdef bint flow_end(Context *x) noexcept nogil
+cdef void flow_retried(TaskRec *t) noexcept nogil
+cdef void flow_learn(TaskRec *t, uint64_t epoch) noexcept nogil
+cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil
+cdef void flow_answered(Core *c, TaskRec *t) noexcept nogil
+cdef void flow_report(Core *c) noexcept nogil

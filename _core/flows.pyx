@@ -1,0 +1,258 @@
+"""Names of calls that stay the same when their caller is executed again.
+
+TaskIDs are seeded by the parent's attempt (context.pyx), so that two attempts never make the same object. A CallID is
+not: it is made of the caller's own CallID, the callee's key and how often this caller has called that callee. An
+exactly-once actor tells by it whether it has run a call already. docs/exactly-once.md has the protocol.
+
+Owns: what each flow of control has called so far (`Flow`), the call heads of calls, and what calls inherit from their
+caller: the root, the attempts of all callers above, and the exactly-once actors whose methods are on the way.
+Invariants: everything here is touched under the core lock; a call's head is made when it is submitted and changes only
+when the callee has asked for an application-level retry; a call that inherits nothing out of the ordinary carries no
+head (no attempt above 0, no exactly-once method on the way, the flow of its job's own driver).
+
+Leaves to others: what the callee does with it (ledger.pyx), where the head stands in a frame (wire.pxd).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from libcpp.string cimport string
+
+from ftray._core.context cimport Context
+from ftray._core.identity cimport derive_call_id
+from ftray._core.nodelink cimport N_CALLERS_DONE, node_put
+from ftray._core.records cimport HEAD_KEYED, ROOT_JOB, ROOT_PROCESS, CallHead, head_size
+from ftray._core.types cimport (add32, ActorClient, Blob, CallNote, Callee, Core, Id16, TaskRec, blob_drop, blob_new, callee_done, callee_drop,
+                                mix64, mono_ns, note_new)
+
+cdef extern from *:
+    """
+    #include "flows.hpp"
+    #include "context.hpp"
+    static Callee *flow_callee(Context *x, const Id16 *key) {
+        if (!x->flow) x->flow = new Flow();
+        Callee *&k = x->flow->durable[*key];
+        if (!k) k = new Callee();
+        return k;
+    }
+    static uint32_t flow_next(Context *x, const Id16 *key) {
+        if (!x->flow) x->flow = new Flow();
+        return flow_count(x->flow, key);
+    }
+    static bool flow_settled(Context *x) { return !x->flow || x->flow->all_answered(); }
+    static void flow_free(Context *x) { delete x->flow; x->flow = nullptr; }
+    """
+    Callee *flow_callee(Context *, const Id16 *) noexcept nogil
+    uint32_t flow_next(Context *, const Id16 *) noexcept nogil
+    bint flow_settled(Context *) noexcept nogil
+    void flow_free(Context *) noexcept nogil
+
+cdef enum:
+    REPORT_NS = 20000000
+    REPORT_SIZE = 256
+    ROOT_OF_JOB = 255       # in heads of calls to others than exactly-once actors: whoever needs it asks ftrayd
+
+
+cdef void callee_key(const char *data, size_t size, Id16 *out) noexcept nogil:
+    """The key of a function or a plain actor, of its name."""
+    cdef uint64_t a = 0x9E3779B97F4A7C15ull ^ size, b = 0xC2B2AE3D27D4EB4Full + size, word
+    cdef size_t at = 0
+    while at < size:
+        word = 0
+        memcpy(&word, data + at, min(<size_t>8, size - at))
+        a = mix64(a ^ word)
+        b = mix64(b + word) ^ a
+        at += 8
+    memcpy(out.b, &a, 8)
+    memcpy(out.b + 8, &b, 8)
+
+
+cdef void flow_name(Context *x, const Id16 *key, uint8_t *call_id) noexcept nogil:
+    """The CallID of the next call of this flow to a callee that keeps no books."""
+    derive_call_id(x.call_id, key.b, flow_next(x, key), 0, call_id)
+
+
+cdef bint inherits(Context *x) noexcept nogil:
+    """Is there anything to tell that a callee would not assume?"""
+    return x.set and (x.block != NULL or x.attempt != 0 or x.durable != 0)
+
+
+cdef void flow_name_call(Core *c, Context *x, TaskRec *t) noexcept nogil:
+    """Give a call that is being submitted its CallID, and the head that it needs."""
+    cdef ActorClient *a = t.actor
+    if a != NULL and a.durable:
+        name_durable(c, x, t, a)
+        return
+    flow_name(x, &c.fn_keys[t.fn] if a == NULL else &a.key, t.call_id)
+    if inherits(x):
+        t.note = note_new()
+        t.note.head = make_head(c, x, t, x.call_id, NULL, 0)
+
+
+cdef void name_durable(Core *c, Context *x, TaskRec *t, ActorClient *a) noexcept nogil:
+    """A call to an exactly-once actor: numbered among those of this flow to it, or named by the user."""
+    cdef Callee *k
+    cdef CallNote *note = t.note
+    x.touched = True
+    if note != NULL:                            # with call_key
+        derive_call_id(note.named.b, a.key.b, 0, 0, t.call_id)
+        note.head = make_head(c, x, t, NULL, NULL, HEAD_KEYED)
+        return
+    note = t.note = note_new()
+    k = flow_callee(x, &a.key)
+    k.n += 1
+    add32(&k.holders, 1)
+    note.callee = k
+    note.n = k.n
+    derive_call_id(x.call_id, a.key.b, k.n, 0, t.call_id)
+    note.head = make_head(c, x, t, x.call_id, k, 0)
+
+
+cdef Blob *make_head(Core *c, Context *x, TaskRec *t, const uint8_t *parent, Callee *k, uint8_t flags) noexcept nogil:
+    """The head of a call that `x` submits. `k`: what `x` knows of the callee, NULL for one that keeps no books."""
+    cdef const CallHead *above = <const CallHead *>x.block
+    cdef uint32_t attempts = x.depth, known = above.nattempts if above != NULL else 0
+    cdef uint32_t chain = (above.nchain if above != NULL else 0) + (1 if x.durable else 0)
+    cdef uint32_t i, own = x.epoch if x.durable else x.attempt
+    cdef Blob *b = blob_new(head_size(<uint16_t>attempts, <uint16_t>chain))
+    cdef CallHead *h = <CallHead *>b.data
+    cdef char *p = b.data + sizeof(CallHead)
+    memset(b.data, 0, b.size)
+    h.flags = flags
+    h.nattempts = <uint16_t>attempts
+    h.nchain = <uint16_t>chain
+    write_root(c, x, h)
+    if parent != NULL:
+        memcpy(h.parent, parent, 16)
+    memcpy(h.call_id, t.call_id, 16)
+    if k != NULL:
+        h.n = k.n
+        h.acked = k.acked
+        h.history = k.history
+    elif flags & HEAD_KEYED:
+        h.root_kind = ROOT_JOB                  # whoever asks again: the user has said that it is the same call
+        memset(h.root, 0, 16)
+    for i in range(attempts):
+        if i + 1 == attempts:
+            memcpy(p, &own, 4)
+        elif i < known:
+            memcpy(p, x.block + sizeof(CallHead) + 4 * i, 4)
+        p += 4
+    if above != NULL:
+        memcpy(p, x.block + sizeof(CallHead) + 4 * known, 16 * above.nchain)
+        p += 16 * above.nchain
+    if x.durable:
+        memcpy(p, c.own_key.b, 16)
+    return b
+
+
+cdef void write_root(Core *c, Context *x, CallHead *h) noexcept nogil:
+    """Whose work the call is, as far as that is known here."""
+    cdef const CallHead *above = <const CallHead *>x.block
+    if x.stray:
+        h.root_kind = ROOT_PROCESS
+        memcpy(h.root, x.call_id, 16)
+    elif above != NULL and above.root_kind != ROOT_OF_JOB:
+        h.root_kind = above.root_kind
+        memcpy(h.root, above.root, 16)
+    elif c.root_job == c.job:
+        h.root_kind = c.root_kind
+        memcpy(h.root, c.root_call.b, 16)
+    else:
+        h.root_kind = ROOT_OF_JOB
+
+
+cdef bint flow_needs_root(Core *c, Context *x) noexcept nogil:
+    """Has ftrayd to be asked first whose work this process does?"""
+    return not x.stray and c.root_job != c.job and (x.block == NULL or (<const CallHead *>x.block).root_kind == ROOT_OF_JOB)
+
+
+cdef bint flow_end(Context *x) noexcept nogil:
+    """The flow is over. Has it called exactly-once actors, and has it all their answers?"""
+    cdef bint settled = x.touched and flow_settled(x)
+    if x.flow != NULL:
+        flow_free(x)
+    return settled
+
+
+# --- what becomes of a call -----------------------------------------------------------------------------------------
+
+cdef void flow_retried(TaskRec *t) noexcept nogil:
+    """The callee wants the call to be made again because of its exception: that is another call."""
+    cdef CallHead *h
+    if t.note == NULL or t.actor == NULL or not t.actor.durable:
+        return
+    h = <CallHead *>t.note.head.data
+    h.retry += 1
+    if t.note.keyed:
+        derive_call_id(t.note.named.b, t.actor.key.b, h.n, h.retry, t.call_id)
+    else:
+        derive_call_id(h.parent, t.actor.key.b, h.n, h.retry, t.call_id)
+    memcpy(h.call_id, t.call_id, 16)
+
+
+cdef void flow_learn(TaskRec *t, uint64_t epoch) noexcept nogil:
+    """A reply of an exactly-once actor says which history of it has answered."""
+    if t.note != NULL and t.note.callee != NULL:
+        t.note.callee.history = epoch >> 32
+
+
+cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil:
+    """The call was answered, and had called exactly-once actors."""
+    if t.depth != 1 or not c.is_driver:
+        return                                  # deeper ones may be made again by their own callers
+    if t.note == NULL:
+        t.note = note_new()
+    t.note.touched = True
+    memcpy(t.note.call.b, t.call_id, 16)
+
+
+cdef void flow_answered(Core *c, TaskRec *t) noexcept nogil:
+    """The call has its outcome: the callee need not keep the reply for this run of the caller."""
+    cdef CallNote *note = t.note
+    if note.callee != NULL:
+        callee_done(note.callee, note.n)
+        callee_drop(note.callee)
+        note.callee = NULL
+    flow_timer(c)
+
+
+cdef void take_spent(Core *c) noexcept nogil:
+    """Records that have gone: whatever those calls were, they will not be made again."""
+    cdef CallNote *note
+    cdef size_t i
+    for i in range(c.spent_notes.size()):
+        note = c.spent_notes[i]
+        if note.callee != NULL:
+            callee_done(note.callee, note.n)
+            callee_drop(note.callee)
+        if note.touched:
+            c.done_callers.push_back(note.call)
+        if note.head != NULL:
+            blob_drop(note.head)
+        del note
+    c.spent_notes.clear()
+
+
+cdef void flow_timer(Core *c) noexcept nogil:
+    """Reports go in batches, soon."""
+    cdef uint64_t at = mono_ns() + REPORT_NS
+    if c.timer_ns == 0 or at < c.timer_ns:
+        c.timer_ns = at
+    if c.spent_notes.size() >= REPORT_SIZE:
+        flow_report(c)
+
+
+cdef void flow_report(Core *c) noexcept nogil:
+    """Tell ftrayd, and through it the exactly-once actors, which tasks can never run again."""
+    cdef uint32_t size
+    cdef string payload
+    take_spent(c)
+    size = <uint32_t>(16 * c.done_callers.size())
+    if size == 0:
+        return
+    payload.append(<const char *>&size, 4)
+    payload.append(<const char *>c.done_callers.data(), size)
+    size = 0
+    payload.append(<const char *>&size, 4)
+    c.done_callers.clear()
+    node_put(c, N_CALLERS_DONE, 0, payload.data(), payload.size())

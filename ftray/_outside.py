@@ -1,0 +1,223 @@
+"""The guard of an exactly-once actor in this engine: what leaves its methods, and what they get from outside.
+
+Nothing leaves before everything that it depends on is durable: the journal's records up to now, and the
+start record and the values of the method that sends it. What a method gets (`get`, `wait`, `await`, a new
+actor) is journalled before the method sees it, so that a method that runs again gets the same; one that
+only repeats a finished call sends nothing at all (docs/exactly-once.md).
+
+Owns: how outside values are written, and the order of concurrent ``await`` of one method.
+Leaves to others: the values themselves (`ftray.checkpoint.values`), and who asks (``_core/guards.pyx``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+from ftray import _core
+from ftray._core.objects import plain_get
+from ftray._core.serial import deserialize, serialize
+from ftray._core.waits import plain_wait
+from ftray.checkpoint.values import READING
+from ftray.exceptions import NotSupportedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from ftray.checkpoint.exactly_once import ExactlyOnce
+    from ftray.checkpoint.values import Execution
+
+# Kinds of outside values; below 16 are the toolkit's own.
+GET, WAIT, AWAIT, MADE = 16, 17, 18, 19
+_VALUE, _ERROR = b"\x00", b"\x01"
+_ORDINAL = struct.Struct("<I")
+
+
+class Outside:
+    """See the module; one per process of an exactly-once actor."""
+
+    def __init__(self, once: ExactlyOnce) -> None:
+        self._once = once
+
+    def _execution(self) -> Execution | None:
+        """The method that changes the state and that the present code belongs to."""
+        found = self._once.locate()
+        return None if found is None or found is READING else found  # type: ignore[return-value]
+
+    # -- what leaves
+
+    def sends(self, num_returns: int) -> bool:
+        """Something is about to leave. True: it has left before, and must not again."""
+        execution = self._execution()
+        if execution is None:
+            if self._once.journal is not None:
+                self._once.wait(self._once.last_position)
+            return False
+        if num_returns < 0:
+            self.refuse('a call with num_returns="streaming" or "dynamic"')
+        if execution.replaying:
+            return True
+        self._once.wait(execution.start())
+        return False
+
+    def repeats(self) -> bool:
+        """Whether the present code repeats a finished call."""
+        execution = self._execution()
+        return execution is not None and execution.replaying
+
+    def refuse(self, what: str) -> None:
+        """Raise if a method that changes the state asks for what no journal can put in order."""
+        if self._execution() is not None:
+            raise NotSupportedError(
+                f"{what} is not supported in a method of an exactly-once actor that changes its state: what"
+                " comes of it could not be repeated in the same order. Use ftray.get, ftray.wait or await"
+            )
+
+    # -- what comes in
+
+    def get(self, refs: Any, timeout: float | None) -> Any:
+        """`ftray.get`."""
+        return self._value(GET, lambda: plain_get(refs, timeout))
+
+    def wait(
+        self, refs: Any, num_returns: int, timeout: float | None, fetch_local: bool
+    ) -> tuple[list[Any], list[Any]]:
+        """`ftray.wait`: which of the refs were ready is the value."""
+        execution = self._execution()
+        if execution is None:
+            return plain_wait(refs, num_returns, timeout, fetch_local)
+        given = list(refs)
+
+        def look() -> list[int]:
+            ready = plain_wait(refs, num_returns, timeout, fetch_local)[0]
+            places = {id(ref): place for place, ref in enumerate(given)}
+            return [places[id(ref)] for ref in ready]
+
+        ready: list[int] = self._value(WAIT, look)
+        chosen = set(ready)
+        return [given[i] for i in ready], [ref for i, ref in enumerate(given) if i not in chosen]
+
+    def made(self, make: Callable[[], Any]) -> Any:
+        """A handle that `make` gets by making, or finding, an actor."""
+        if self._execution() is not None and not self.repeats():
+            self.sends(1)
+        return self._value(MADE, make)
+
+    def _value(self, kind: int, produce: Callable[[], Any]) -> Any:
+        execution = self._execution()
+        if execution is None:
+            return produce()
+        kept: list[Any] = []
+
+        def encoded() -> bytes:
+            data, value = _encode(produce)
+            kept.append(value)
+            return data
+
+        return _decode(execution.take(kind, encoded), kept)
+
+    async def _awaited(self, ref: _core.ObjectRef, execution: Execution) -> Any:
+        order = execution.awaits
+        if order is None:
+            order = execution.awaits = _AwaitOrder(execution)
+        return await order.value(ref)
+
+    def awaited(self, ref: _core.ObjectRef) -> Coroutine[Any, Any, Any] | _Plain:
+        """``await ref``."""
+        execution = self._execution()
+        return _Plain(ref) if execution is None else self._awaited(ref, execution)
+
+
+class _Plain:
+    def __init__(self, ref: _core.ObjectRef) -> None:
+        self._ref = ref
+
+    def __await__(self) -> Any:
+        return self._ref._plain_await()
+
+
+class _AwaitOrder:
+    """The concurrent awaits of one run of a method, numbered in the order in which they began.
+
+    They are recorded in the order in which they ended, with their numbers; a run that repeats this ends them
+    in the same order.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._begun = 0
+        self._waiting: dict[int, asyncio.Future[bytes | None]] = {}
+
+    async def value(self, ref: _core.ObjectRef) -> Any:
+        number, self._begun = self._begun, self._begun + 1
+        execution = self._execution
+        if execution.used < len(execution.recorded) or self._waiting:
+            future = self._waiting[number] = asyncio.get_running_loop().create_future()
+            self._give()
+            recorded = await future
+            if recorded is not None:
+                return _decode(recorded, [])
+        return await self._live(number, ref)
+
+    def _give(self) -> None:
+        """Give recorded values to who waits for them, in the order of the records; then others go on live."""
+        execution = self._execution
+        while execution.used < len(execution.recorded):
+            following = execution.recorded[execution.used]
+            if following[0] != AWAIT:
+                return
+            (number,) = _ORDINAL.unpack_from(following, 1)
+            future = self._waiting.pop(number, None)
+            if future is None:
+                return
+            future.set_result(execution.take(AWAIT, bytes)[_ORDINAL.size :])
+        if not execution.replaying:
+            waiting, self._waiting = self._waiting, {}
+            for number in sorted(waiting):
+                waiting[number].set_result(None)
+
+    async def _live(self, number: int, ref: _core.ObjectRef) -> Any:
+        try:
+            value, error = await _Plain(ref), None
+        except Exception as raised:
+            value, error = None, raised
+
+        def produce() -> Any:
+            if error is not None:
+                raise error
+            return value
+
+        data, _ = _encode(produce)
+        self._execution.take(AWAIT, lambda: _ORDINAL.pack(number) + data)
+        if error is not None:
+            raise error
+        return value
+
+
+def _encode(produce: Callable[[], Any]) -> tuple[bytes, Any]:
+    """Return the bytes of an outcome, and the outcome itself: the value, or the exception."""
+    try:
+        value = produce()
+    except Exception as error:
+        return _ERROR + _encode_error(error), error
+    return _VALUE + serialize(value), value
+
+
+def _encode_error(error: Exception) -> bytes:
+    from ftray._task_errors import dump_error, make_task_error
+    from ftray.exceptions import RayError
+
+    return dump_error(error) if isinstance(error, RayError) else make_task_error(error, "", 0)
+
+
+def _decode(data: bytes, kept: Sequence[Any]) -> Any:
+    """Return the value that was recorded, or raise; `kept` is the very object, where this run has got it."""
+    if data[:1] == _ERROR:
+        if kept:
+            raise kept[0]
+        from ftray._task_errors import load_error
+
+        raise load_error(data[1:])
+    return kept[0] if kept else deserialize(data[1:])
