@@ -16,7 +16,7 @@ Leaves to others: when a ticket is done (values.pyx), what a value is or why the
 """
 
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 from posix.unistd cimport close as close_fd
 
@@ -24,7 +24,8 @@ from ftray._core.borrows cimport borrow_fetch
 from ftray._core.objects cimport ObjectRef, lend_cpus, take_back_cpus, usable, value_of
 from ftray._core.runtime cimport (arm_bell, core, core_enter, core_enter_in, core_leave, core_try, in_fork, poll_now, wait_python,
                                   wake_waiters)
-from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_UNKNOWN, AwaitBox, Core, ObjEntry, futex_wait, futex_wake, load8,
+from ftray._core.spills cimport spill_restore
+from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_SPILLED, OBJ_UNKNOWN, AwaitBox, Core, ObjEntry, futex_wait, futex_wake, load8,
                                 lock_drop, lock_take, mono_ns)
 from ftray._core.values cimport box_close, box_open, box_remove
 
@@ -43,7 +44,8 @@ cdef FutureBoard board = None
 # --- tickets --------------------------------------------------------------------------------------------------------
 
 cdef inline bint settled(Core *c, ObjEntry *e) noexcept nogil:
-    return load8(&e.state) >= OBJ_INLINE or e.lost or not c.node_alive
+    cdef uint8_t state = load8(&e.state)
+    return (state >= OBJ_INLINE and state != OBJ_SPILLED) or e.lost or not c.node_alive
 
 
 cdef bint ticket_open(Core *c, AwaitBox *box, ObjEntry *e, uint64_t ticket) noexcept nogil:
@@ -55,6 +57,8 @@ cdef bint ticket_open(Core *c, AwaitBox *box, ObjEntry *e, uint64_t ticket) noex
         if settled(c, e):
             return False
     box_open(c, box, ticket, e)
+    if e.state == OBJ_SPILLED:
+        spill_restore(c, e)
     if box.polls and not box.armed:
         box.armed = True
         arm_bell(c)
@@ -342,6 +346,8 @@ def wait_for(ObjectRef ref):
             yield from future
         finally:
             watch.close(ticket)
+        if usable(ref).state == OBJ_SPILLED:
+            break                   # it could not be brought back: `value_of` tries once more, and says why
     return value_of(ref, -1)
 
 

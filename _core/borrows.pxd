@@ -14,6 +14,7 @@ cdef void borrow_answer(Core *c, ObjEntry *e, Channel *ch, uint64_t token) noexc
 cdef bint borrow_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef void borrow_grant(Core *c, ObjEntry *inner, const Id28 *receiver) noexcept nogil
 cdef void borrow_register_all(Core *c, const Id28 *piggyback_owner) noexcept nogil
+cdef void borrow_announce(Core *c, ObjEntry *e) noexcept nogil
 cdef void borrow_process_died(Core *c, const Id28 *worker) noexcept nogil
 cdef void borrow_carry_out(Core *c) noexcept nogil
 cdef void borrow_send(Core *c, Channel *ch, string *frame) noexcept nogil

@@ -11,17 +11,25 @@ from libcpp.string cimport string
 from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
-from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BORROW_REMOVE, F_GET_OBJ, F_OBJ_VALUE, FRAME_HEADER,
-                                  FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_is_dead, chan_no_descriptors)
+from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BORROW_REMOVE, F_GET_OBJ, F_OBJ_VALUE, F_RECALL, F_RECALLED,
+                                  FRAME_HEADER, FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_is_dead,
+                                  chan_no_descriptors)
 from ftray._core.intake cimport intake_dropped
 from ftray._core.nodelink cimport node_actor_kill
+from ftray._core.recalls cimport recall_frame
 from ftray._core.refs cimport refs_borrower, refs_check, refs_drop_value, refs_find, refs_register, refs_unhold
 from ftray._core.segments cimport segment_block_free, segment_producer
-from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED,
-                                OBJ_SHM, OBJ_UNKNOWN, Blob, Channel, Command, Core, Gated, Id16, Id28, ObjEntry, Stream, same_id)
-from ftray._core.values cimport entry_add_waiter, entry_set_error, read_value, value_size, write_value
+from ftray._core.spills cimport spill_free, spill_located, spill_restore
+from ftray._core.types cimport (CH_OPEN, CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_SPILL_FREE, CMD_STREAM_DROPPED,
+                                OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, OBJ_SHM, OBJ_SPILLED, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Blob, Channel,
+                                Command, Core, Gated, Id16, Id28, ObjEntry, Stream, blob_copy, blob_drop, same_id, store8)
+from ftray._core.values cimport entry_add_waiter, entry_ready, entry_set_error, read_value, value_size, write_value
 from ftray._core.wire cimport ERR_LOST, ERR_NO_DESCRIPTORS, ERR_OWNER_DIED
 
+
+cdef enum:
+    VALUE_COMES = 0             # in F_OBJ_VALUE, behind the id
+    NOT_NOW = 2
 
 cdef entry_fn value_lost = NULL
 cdef entry_fn recover = NULL
@@ -58,6 +66,9 @@ cdef void borrow_lost(Core *c, ObjEntry *e) noexcept nogil:
     place[0] = e.seg
     place[1] = e.off
     refs_drop_value(c, e)
+    if e.blob != NULL:
+        blob_drop(e.blob)
+        e.blob = NULL
     ask_owner(c, e, place, 16)
 
 
@@ -104,6 +115,9 @@ cdef void on_get(Core *c, Channel *ch, char *body, uint64_t n) noexcept nogil:
         memcpy(p, body, 28)
         p[28] = 1
         chan_commit(c, ch, FRAME_HEADER + 29)
+    elif e.state == OBJ_SPILLED:
+        entry_add_waiter(e, 1, NULL, ch, ch.uid)
+        spill_restore(c, e)
     elif e.state >= OBJ_INLINE:
         borrow_answer(c, e, ch, ch.uid)
     else:
@@ -121,6 +135,29 @@ cdef bint still_open(Core *c, Channel *ch, uint64_t uid) noexcept nogil:
     return False
 
 
+cdef void refuse_for_now(Core *c, ObjEntry *e, Channel *ch) noexcept nogil:
+    """A spilled object could not be brought back; whoever asks again may have more luck."""
+    cdef uint64_t size = FRAME_HEADER + 29 + e.blob.size
+    cdef char *p = chan_begin(c, ch, size, F_OBJ_VALUE, 0, 0, 0)
+    memcpy(p, e.id.b, 28)
+    p[28] = NOT_NOW
+    memcpy(p + 29, e.blob.data, e.blob.size)
+    chan_commit(c, ch, size)
+
+
+cdef void refused(Core *c, ObjEntry *e, const char *text, uint64_t size) noexcept nogil:
+    """The owner has the value and cannot give it now. Readers raise that (`blob`), the next ones ask again."""
+    if e.state >= OBJ_INLINE:
+        return
+    if e.blob != NULL:
+        blob_drop(e.blob)
+    e.blob = blob_copy(text, size)
+    e.seg = e.off = 0
+    e.flags &= ~OBJ_FETCHING
+    store8(&e.state, OBJ_SPILLED)
+    entry_ready(c, e)
+
+
 cdef void borrow_answer(Core *c, ObjEntry *e, Channel *ch, uint64_t token) noexcept nogil:
     """Send a value to a process that asked for it; refs inside are granted to it first."""
     cdef string frame
@@ -129,6 +166,11 @@ cdef void borrow_answer(Core *c, ObjEntry *e, Channel *ch, uint64_t token) noexc
     cdef char *p
     if not still_open(c, ch, token):
         return
+    if e.state == OBJ_SPILLED:
+        refuse_for_now(c, e, ch)
+        return
+    if e.state == OBJ_SHM and e.flags & OBJ_OWNED:
+        spill_located(c, e, ch)
     if e.ext != NULL:
         for i in range(e.ext.contained.size()):
             borrow_grant(c, e.ext.contained[i], &ch.worker)
@@ -151,10 +193,12 @@ cdef void on_value(Core *c, Channel *ch, char *body, uint64_t n) noexcept nogil:
     if n < 29:
         return
     if e == NULL:
-        if not body[28]:
+        if body[28] == VALUE_COMES:
             read_value(c, NULL, body + 29, body + n, &ch.worker, True)
         return
-    if body[28]:
+    if body[28] == NOT_NOW:
+        refused(c, e, body + 29, n - 29)
+    elif body[28]:
         e.lost = 2
         entry_set_error(c, e, ERR_LOST, NULL, 0)
     elif read_value(c, e, body + 29, body + n, &ch.worker, True) == NULL:
@@ -204,6 +248,13 @@ cdef void on_add(Core *c, Channel *ch, FrameHeader *h, char *body) noexcept nogi
         refs_borrower(c, e, <Id28 *>(body + 28), 1)
     chan_begin(c, ch, FRAME_HEADER, F_BORROW_ACK, 0, 0, h.seq)
     chan_commit(c, ch, FRAME_HEADER)
+
+
+cdef void borrow_announce(Core *c, ObjEntry *e) noexcept nogil:
+    """Register a new borrow now, if it is one."""
+    if e.flags & OBJ_UNREGISTERED_LISTED:
+        refs_register(c, e)
+        add(c, &e.ext.owner, &e.id, &c.worker_id)
 
 
 cdef void added(Core *c, Id28 *owner, uint32_t n) noexcept nogil:
@@ -260,6 +311,8 @@ cdef bint borrow_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_
         e = refs_find(c, <Id28 *>body)
         if e != NULL:
             refs_borrower(c, e, &ch.worker, -<int32_t>h.seq)
+    elif h.kind == F_RECALL or h.kind == F_RECALLED:
+        recall_frame(c, ch, h, body, n)
     elif h.kind == F_BLOCK_FREE and n >= 16:
         segment_block_free(c, (<uint64_t *>body)[0], (<uint64_t *>body)[1])
     else:
@@ -330,6 +383,8 @@ cdef void borrow_carry_out(Core *c) noexcept nogil:
             send_remove(c, &cmd)
         elif cmd.kind == CMD_FREE_BLOCK:
             send_block_free(c, cmd.a, cmd.b)
+        elif cmd.kind == CMD_SPILL_FREE:
+            spill_free(c, cmd.a)
         elif cmd.kind == CMD_ACTOR_RELEASED:
             node_actor_kill(c, <Id16 *>(&cmd.obj.b[8]), 1, 1)
         elif cmd.kind == CMD_STREAM_DROPPED:

@@ -24,12 +24,13 @@ from ftray._core.inspect cimport inspect_answer
 from ftray._core.intake cimport intake_item
 from ftray._core.leases cimport class_fail, lease_granted, lease_reclaim
 from ftray._core.nodelink cimport (N_ACTOR_STATE, N_INSPECT, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
-                                   N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_WORKER_DIED, NodeHeader, node_lost,
+                                   N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_SPILL_ASK, N_SPILL_DONE, N_SPILL_RESTORED, N_WORKER_DIED, NodeHeader, node_lost,
                                    node_set_handlers)
 from ftray._core.productions cimport production_channel_died, production_on_ack, production_on_cancel
 from ftray._core.recovery cimport recovery_install
 from ftray._core.refs cimport refs_process_died
 from ftray._core.segments cimport segment_gone, segment_map, segments_process_died, segments_trim
+from ftray._core.spills cimport spill_frame
 from ftray._core.tasks cimport tasks_fail_all, tasks_on_reply, tasks_process_died
 from ftray._core.types cimport (CH_BROKEN, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, BlobP, Channel, Core, Id16, Id28, IdHash, blob_copy,
                                 blob_drop, futex_wake)
@@ -257,6 +258,8 @@ cdef void on_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
         inspect_answer(c, h.req, body, h.size)
     elif h.kind == N_SEG_SHRINK:
         segments_trim(c, 0, True)
+    elif h.kind == N_SPILL_ASK or h.kind == N_SPILL_DONE or h.kind == N_SPILL_RESTORED:
+        spill_frame(c, h, body)
     elif not exec_node_frame(c, h, body):
         to_inbox(c, h.kind, body, h.size)
 

@@ -107,7 +107,7 @@ cdef class DurableCalls:
                 if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
                     raise RuntimeError("the frame of a call is cut short")
                 if fill:
-                    put_dependency(&b, d, p)
+                    put_dependency(&b, d, p, &call.t.ch.worker)
                 if d.kind == VALUE_INLINE:
                     p += d.size
             if fill:

@@ -17,7 +17,7 @@ from libcpp.vector cimport vector
 
 from ftray._core.events cimport EV_ARGS, EV_PUSHED, EV_QUEUED, EV_RUNNING, EventUnit, event_describe
 from ftray._core.nodelink cimport N_INSPECTED, node_put
-from ftray._core.types cimport (OBJ_ACTOR, OBJ_OWNED, OBJ_SHM, OBJ_INLINE, TASK_PUSHED, TASK_QUIET, TASK_WAITS_DEPS, Core, ObjEntry, ObjEntryP, TaskList, TaskRec)
+from ftray._core.types cimport (OBJ_ACTOR, OBJ_OWNED, OBJ_SHM, OBJ_SPILLED, OBJ_INLINE, TASK_PUSHED, TASK_QUIET, TASK_WAITS_DEPS, Core, ObjEntry, ObjEntryP, TaskList, TaskRec)
 
 cdef enum:
     WHAT_TASKS = 1
@@ -128,7 +128,7 @@ cdef void add_object(Core *c, Answer *a, ObjEntry *e, uint32_t contained) noexce
     if e.task != NULL:
         r.task_state = e.task.state
         r.attempt = e.task.attempt
-    if e.state == OBJ_SHM:
+    if e.state == OBJ_SHM or e.state == OBJ_SPILLED:
         r.size = e.size
     elif e.state == OBJ_INLINE and e.blob != NULL:
         r.size = e.blob.size

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from ftray._core.buf cimport Buf
-from ftray._core.types cimport Channel, ExecTask
+from ftray._core.types cimport Channel, ExecTask, Id28
 from ftray._core.wire cimport DepHead
 
 
@@ -53,5 +53,5 @@ cdef class Callables:
     cdef tuple load_method(self, bytes definition, unpickle)
     cdef str describe(self)
 
-cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes) except -1
+cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes, const Id28 *caller) except -1
 cdef const char *call_head(ExecTask *t) noexcept nogil

@@ -13,13 +13,14 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from ftray._core.buf cimport Buf, buf_put, buf_put_u64
 from ftray._core.callargs cimport decode_args
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_bytes, value_of
+from ftray._core.borrows cimport borrow_announce
 from ftray._core.refs cimport refs_borrowed
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.serial cimport decode_value
 from ftray._core.records cimport CallHead, head_size
-from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_STREAM, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_drop
+from ftray._core.types cimport OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, TASK_STREAM, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_drop, same_id
 from ftray._core.values cimport entry_set_shm
-from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, VALUE_INLINE, DepHead, StreamStart, TaskHead
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, VALUE_ASK, VALUE_INLINE, VALUE_SHM, DepHead, StreamStart, TaskHead
 
 
 cdef class Call:
@@ -121,7 +122,7 @@ cdef class Callables:
                 p += sizeof(DepHead)
                 if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
                     raise RuntimeError("the frame of a call is cut short")
-                values.append(dep_value(d, p, call.keep))
+                values.append(dep_value(d, p, &call.t.ch.worker, call.keep))
                 if d.kind == VALUE_INLINE:
                     p += d.size
         if p > end or h.args_size > <uint64_t>(end - p):
@@ -146,32 +147,35 @@ cdef object own_method(instance, str name):
     return OWN_METHODS[name].__get__(instance)
 
 
-cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes) except -1:
+cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes, const Id28 *caller) except -1:
     """Append a top-level argument that was a ref, by value: u64 size and the bytes of the value."""
     cdef ObjectRef r
     if d.kind == VALUE_INLINE:
         if buf_put_u64(b, d.size) < 0 or buf_put(b, inline_bytes, d.size) < 0:
             raise MemoryError()
         return 0
-    r = dep_ref(d)
+    r = dep_ref(d, caller)
     data = value_bytes(r)
     if buf_put_u64(b, len(data)) < 0 or buf_put(b, <const char *>data, len(data)) < 0:
         raise MemoryError()
     return 0
 
 
-cdef object dep_value(DepHead *d, char *inline_bytes, list keep):
+cdef object dep_value(DepHead *d, char *inline_bytes, const Id28 *caller, list keep):
     """The value of a top-level argument that was a ref."""
     cdef ObjectRef r
     if d.kind == VALUE_INLINE:
         return decode_value(inline_bytes, d.size, None)
-    r = dep_ref(d)
+    r = dep_ref(d, caller)
     keep.append(r)
     return value_of(r, -1)
 
 
-cdef ObjectRef dep_ref(DepHead *d):
-    """A ref of an argument in shared memory."""
+cdef ObjectRef dep_ref(DepHead *d, const Id28 *caller):
+    """A ref of an argument that is not inline.
+
+    Where it is, the caller may say, unless the owner has been asked already: it counts us among those who will be told.
+    """
     cdef Core *c = core()
     cdef ObjectRef r
     cdef ObjEntry *e
@@ -180,7 +184,11 @@ cdef ObjectRef dep_ref(DepHead *d):
         core_enter(c)
         e = refs_borrowed(c, <Id28 *>d.id, <Id28 *>d.owner)
         fill_ref(c, r, e)
-        if e.state < OBJ_INLINE and not e.flags & OBJ_OWNED:     # ours: it is made again, and is not there any more
+        if e.flags & OBJ_OWNED:
+            pass                            # it is made again, and is not there any more
+        elif d.kind == VALUE_SHM and e.state < OBJ_INLINE and not e.flags & OBJ_FETCHING:
             entry_set_shm(c, e, d.seg, d.off, d.size)
+        elif d.kind == VALUE_ASK and not same_id(<Id28 *>d.owner, caller):
+            borrow_announce(c, e)           # or the owner would not hear when we are done with it
         core_leave(c)
     return r

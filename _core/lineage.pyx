@@ -2,7 +2,7 @@
 
 Decides: which finished tasks are kept, for how long, and which of them have to run when a value is lost.
 
-A finished task is *kept* while a return or item of it, whose value is in shared memory, is referenced: locally, by borrowers, or
+A finished task is *kept* while a return or item of it, whose value is in shared memory or spilled, is referenced: locally, by borrowers, or
 as an argument of another kept task. Inline values are in the owner's own memory and cannot be lost, so a task with none
 but inline returns is not kept. A kept task does not hold the values of its arguments: an owned argument that only
 lineage needs (`ObjExt.lineage` > 0) keeps its entry and its maker, and gives up its block (an inline value stays, it
@@ -59,7 +59,7 @@ cdef inline ObjExt *ext_of(ObjEntry *e) noexcept nogil:
 
 
 cdef inline bint wanted(ObjEntry *e) noexcept nogil:
-    return e.state == OBJ_SHM and (e.local > 0 or e.holds > 0 or (e.ext != NULL and e.ext.lineage > 0))
+    return e.state >= OBJ_SHM and (e.local > 0 or e.holds > 0 or (e.ext != NULL and e.ext.lineage > 0))
 
 
 cdef uint64_t cost(TaskRec *t) noexcept nogil:
@@ -93,7 +93,7 @@ cdef uint32_t keep_items(TaskRec *t, uint8_t reason) noexcept nogil:
     while at != t.items.made.end():
         e = deref(at).second
         e.ext.unmade = reason
-        if reason == 0 and (e.state == OBJ_SHM or (e.state < OBJ_INLINE and e.ext.lineage > 0)):
+        if reason == 0 and (e.state >= OBJ_SHM or (e.state < OBJ_INLINE and e.ext.lineage > 0)):
             following(at)
         else:
             e.ext.maker = NULL

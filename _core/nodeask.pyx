@@ -9,7 +9,7 @@ Leaves to others: the frames (nodelink.pyx), who puts an answer there (dispatch.
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
-from ftray._core.nodelink cimport MAX_MESSAGE, node_put
+from ftray._core.nodelink cimport MAX_MESSAGE, node_put, node_put_flagged
 from ftray._core.runtime cimport core, core_enter, core_leave, wait_python
 from ftray._core.session cimport check_usable
 from ftray._core.types cimport Blob, Core, blob_drop, mono_ns
@@ -23,7 +23,8 @@ cdef bint reply_here(Core *c, void *arg) noexcept nogil:
     return c.rpc_replies[(<Reply *>arg).req] != NULL or not c.node_alive
 
 
-cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size, int64_t deadline_ns=-1):
+cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size, int64_t deadline_ns=-1,
+                    uint16_t flags=0):
     """One request to ftrayd and its answer's payload; TimeoutError past the deadline (CLOCK_MONOTONIC, -1: none)."""
     cdef Reply r
     cdef Blob *b
@@ -33,7 +34,7 @@ cdef bytes node_ask(Core *c, uint16_t kind, const void *payload, uint64_t size, 
         r.req = c.next_req
         c.next_req += 1
         c.rpc_replies[r.req] = NULL
-        node_put(c, kind, r.req, payload, size)
+        node_put_flagged(c, kind, flags, r.req, payload, size)
         core_leave(c)
     try:
         wait_python(c, reply_here, <void *>&r, deadline_ns)

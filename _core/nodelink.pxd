@@ -34,6 +34,12 @@ cdef enum NodeFrame:
     N_WORKER_KILL = 51
     N_EXIT = 52
     N_EXIT_DECLINED = 53
+    N_SPILL_ASK = 54
+    N_SPILL_OFFER = 55
+    N_SPILL_DONE = 56
+    N_SPILL_SETTLED = 57
+    N_SPILL_RESTORE = 58
+    N_SPILL_RESTORED = 59
     N_LOG = 60
     N_WARN = 61
     N_EVENTS_RING = 70
@@ -58,6 +64,7 @@ ctypedef void (*node_end_handler)(Core *c) noexcept nogil
 
 cdef void node_set_handlers(node_handler on_frame, node_end_handler on_end) noexcept nogil
 cdef void node_put(Core *c, uint16_t kind, uint64_t req, const void *payload, uint64_t size) noexcept nogil
+cdef void node_put_flagged(Core *c, uint16_t kind, uint16_t flags, uint64_t req, const void *payload, uint64_t size) noexcept nogil
 cdef void node_put_fd(Core *c, uint16_t kind, uint64_t req, const void *payload, uint64_t size, int fd) noexcept nogil
 cdef void node_flush(Core *c) noexcept nogil
 cdef void node_readable(Core *c) noexcept nogil

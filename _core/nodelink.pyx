@@ -75,12 +75,16 @@ cdef void node_set_handlers(node_handler on_frame, node_end_handler on_end) noex
 
 cdef void node_put(Core *c, uint16_t kind, uint64_t req, const void *payload, uint64_t size) noexcept nogil:
     """Queue one frame."""
+    node_put_flagged(c, kind, 0, req, payload, size)
+
+
+cdef void node_put_flagged(Core *c, uint16_t kind, uint16_t flags, uint64_t req, const void *payload, uint64_t size) noexcept nogil:
     cdef NodeHeader h
     if not c.node_alive:
         return
     h.size = <uint32_t>size
     h.kind = kind
-    h.flags = 0
+    h.flags = flags
     h.req = req
     c.node_out.append(<const char *>&h, sizeof(NodeHeader))
     if size:

@@ -27,10 +27,11 @@ from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_t
 from ftray._core.segments cimport segment_known, segment_pin
 from ftray._core.serial cimport TAG_PICKLE_OOB, decode_value
 from ftray._core.session cimport check_usable
-from ftray._core.store cimport STORE_UNKNOWN, Pin, PinnedBuffer
-from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, OBJ_SHM, OBJ_UNKNOWN, Blob, Core, Id28, ObjEntry, blob_drop, blob_hold,
+from ftray._core.spills cimport RESTORE_FAILED, RESTORE_NO_ROOM, RESTORE_OK, restore_join, restore_leave, restore_seen, spill_restore
+from ftray._core.store cimport Pin, PinnedBuffer
+from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, OBJ_SHM, OBJ_SPILLED, OBJ_UNKNOWN, Blob, Core, Id28, ObjEntry, Restore, blob_drop, blob_hold,
                                 load8, mono_ns)
-from ftray._core.wire cimport SYSTEM_ERROR
+from ftray._core.wire cimport ERR_LOST, ERR_STORE_FULL, SYSTEM_ERROR
 
 
 cdef extern from *:
@@ -315,64 +316,144 @@ cdef object system_error(const char *p, uint64_t n):
     return _system_errors.build(<uint8_t>p[0] if n else 0, p[1:n] if n > 1 else b"")
 
 
-cdef object NOWHERE = object()      # what `shared_value` returns when the value is lost, and is being made again
+cdef object NOWHERE = object()      # what `large_value` returns when the value is lost, and is being made again
+
+cdef enum:
+    PIN_CLOSED = 1              # its segment is not mapped yet
+    PIN_MOVED = 2               # it has left shared memory
 
 
-cdef object shared_value(ObjEntry *e, bint raw):
-    cdef PinnedBuffer buffer = pinned(e)
-    if buffer is None:
-        return NOWHERE
-    if raw:
-        return PyBytes_FromStringAndSize(buffer.pin.data, buffer.pin.size)
-    return decode_value(buffer.pin.data, buffer.pin.size, buffer)
+cdef int pin_here(Core *c, ObjEntry *e, Pin **pin, uint64_t *seg, bint restored) noexcept nogil:
+    """Pin the object where it is now, or say what is missing for that. Needs the lock."""
+    cdef int code
+    if e.state != OBJ_SHM:
+        return PIN_MOVED
+    seg[0] = e.seg
+    if not segment_known(e.seg):
+        return PIN_CLOSED
+    code = segment_pin(c, e, pin)
+    if restored and code == 0:
+        restore_seen(c, e)
+    return code
 
 
-cdef PinnedBuffer pinned(ObjEntry *e):
-    """The memory of a value, which stays as long as the result; None when the value is not there."""
+cdef object large_value(ObjEntry *e, int64_t deadline_ns, bint asked, bint raw):
+    """The value of an object that is in shared memory, or was spilled and comes back first; or NOWHERE.
+
+    It may move, or be lost, at any moment, until it is pinned. `asked`: the caller has waited for the owner's answer.
+    """
     cdef Core *c = core()
     cdef Pin *pin = NULL
+    cdef PinnedBuffer buffer
+    cdef uint64_t seg = 0
+    cdef bint restored = False
     cdef int code
-    if not segment_known(e.seg) and not open_segment(c, e):
-        return None
-    if core_try(c):
-        code = pin_value(c, e, &pin)
-        core_leave(c)
-    else:
-        with nogil:
-            core_enter(c)
-            code = pin_value(c, e, &pin)
+    while True:
+        if core_try(c):
+            code = pin_here(c, e, &pin, &seg, restored)
             core_leave(c)
-    if code == STORE_UNKNOWN:
-        return None
-    if code != 0:
-        from ftray.exceptions import ObjectLostError
-        raise ObjectLostError(e.id.b[:28].hex(), f"its shared memory cannot be read (code {code})")
-    return PinnedBuffer.wrap(pin)
+        else:
+            with nogil:
+                core_enter(c)
+                code = pin_here(c, e, &pin, &seg, restored)
+                core_leave(c)
+        if code == 0:
+            break
+        if code == PIN_CLOSED:
+            open_segment(c, e, seg, restored)
+        elif code != PIN_MOVED:
+            from ftray.exceptions import ObjectLostError
+            raise ObjectLostError(e.id.b[:28].hex(), f"its shared memory cannot be read (code {code})")
+        elif load8(&e.state) != OBJ_SPILLED:
+            return NOWHERE
+        elif e.flags & OBJ_OWNED:
+            restored = bring_back(c, e, deadline_ns)
+        else:
+            ask_again(c, e, asked)
+            return NOWHERE
+    buffer = PinnedBuffer.wrap(pin)
+    if raw:
+        return PyBytes_FromStringAndSize(pin.data, pin.size)
+    return decode_value(pin.data, pin.size, buffer)
 
 
-cdef int pin_value(Core *c, ObjEntry *e, Pin **out) noexcept nogil:
-    """Only under the lock is it certain that a value is (still) where its entry says."""
-    return segment_pin(c, e, out) if e.state == OBJ_SHM else STORE_UNKNOWN
-
-
-cdef bint open_segment(Core *c, ObjEntry *e) except -1:
-    """Have ftrayd hand over the segment of an object that another process made; False when the value is not there."""
-    cdef uint64_t seg
-    cdef int code = 0
-    cdef bint known
+cdef int ask_again(Core *c, ObjEntry *e, bint asked) except -1:
+    """The value of a borrowed object is with its owner; raise if that has just said that it cannot give it now."""
+    cdef Blob *refusal = NULL
     with nogil:
         core_enter(c)
-        seg = e.seg if e.state == OBJ_SHM else 0
-        known = segment_known(seg)
+        if e.state == OBJ_SPILLED:
+            if asked and e.blob != NULL:
+                refusal = blob_hold(e.blob)
+            else:
+                spill_restore(c, e)
         core_leave(c)
-    if known or seg == 0:
-        return known
+    if refusal == NULL:
+        return 0
+    error = system_error(refusal.data + 1, refusal.size - 1)
+    blob_drop(refusal)
+    raise error
+
+
+cdef bint restore_done(Core *c, void *arg) noexcept nogil:
+    return (<Restore *>arg).done or not c.node_alive
+
+
+cdef bint bring_back(Core *c, ObjEntry *e, int64_t deadline_ns) except -1:
+    """Wait until a spilled object is in memory again. Whether this thread is one of those for whom it was brought."""
+    cdef Restore *r
+    cdef int code = RESTORE_OK
+    cdef bint came = False
+    cdef bytes text = b""
+    with nogil:
+        core_enter(c)
+        r = restore_join(c, e)
+        core_leave(c)
+    if r == NULL:
+        return False
+    try:
+        came = wait_blocking(c, restore_done, <void *>r, deadline_ns)
+    finally:
+        if came and r.done:
+            code = r.code
+            if r.text != NULL:
+                text = r.text.data[:r.text.size]
+        with nogil:
+            core_enter(c)
+            if r.done and not came:
+                restore_seen(c, e)              # it is there, and this thread will not look
+            restore_leave(c, r)
+            core_leave(c)
+    if not came:
+        from ftray.exceptions import GetTimeoutError
+        raise GetTimeoutError("the object was spilled to disk and not back in memory in time")
+    check_usable()
+    if code == RESTORE_NO_ROOM:
+        raise system_error_of(ERR_STORE_FULL, text)
+    if code == RESTORE_FAILED and load8(&e.state) == OBJ_SPILLED:
+        raise system_error_of(ERR_LOST, text)
+    return code == RESTORE_OK
+
+
+cdef object system_error_of(int code, bytes text):
+    from ftray import _system_errors
+    return _system_errors.build(code, text)
+
+
+cdef int open_segment(Core *c, ObjEntry *e, uint64_t seg, bint restored) except -1:
+    """Have ftrayd hand over the segment of an object that another process made. If it has none, the value is lost."""
+    cdef int code = 0
     raw = <bytes>node_ask(c, N_SEG_OPEN, &seg, 8)
     memcpy(&code, <const char *>raw, 4)
     if raw[4] and code == 0:
-        return True
-    if segment_known(seg):
-        return True                 # another thread was faster
+        return 0
+    if segment_known(seg) or e.state != OBJ_SHM or e.seg != seg:
+        return 0                    # another thread was faster, or it has moved
+    if restored and raw[4]:
+        with nogil:
+            core_enter(c)
+            restore_seen(c, e)      # this thread gives up
+            core_leave(c)
     if not e.flags & OBJ_OWNED:
         report = owner_report(e)
         if report:
@@ -386,7 +467,7 @@ cdef bint open_segment(Core *c, ObjEntry *e) except -1:
         if e.state == OBJ_SHM and e.seg == seg:
             value_lost(c, e)
         core_leave(c)
-    return False
+    return 0
 
 
 cdef object value_of(ObjectRef r, int64_t deadline_ns):
@@ -402,6 +483,7 @@ cdef object resolve(ObjectRef r, int64_t deadline_ns, bint raw):
     """The value of a ref, or its bytes."""
     cdef ObjEntry *e = usable(r)
     cdef object value = NOWHERE
+    cdef bint asked = False
     while value is NOWHERE:
         if load8(&e.state) < OBJ_INLINE:
             if wait_entry(e, deadline_ns) == 0:
@@ -409,10 +491,11 @@ cdef object resolve(ObjectRef r, int64_t deadline_ns, bint raw):
                 raise GetTimeoutError(f"the value of {r!r} was not there in time")
             if load8(&e.state) < OBJ_INLINE and (e.lost or not core().node_alive):
                 raise_without_value(e)
+            asked = True
             continue
         if e.state == OBJ_INLINE:
             return PyBytes_FromStringAndSize(e.blob.data, e.blob.size) if raw else inline_value(e)
-        value = shared_value(e, raw)
+        value = large_value(e, deadline_ns, asked, raw)
     return value
 
 

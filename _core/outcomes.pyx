@@ -36,7 +36,7 @@ cdef void finish(Core *c, TaskRec *t) noexcept nogil:
         intake_over(c, t)
     for i in range(t.nret):
         e = task_return(t, i)
-        if e != NULL and e.state == OBJ_SHM:
+        if e != NULL and e.state >= OBJ_SHM:
             shared = True
     if t.items != NULL and not t.items.made.empty():
         shared = True

@@ -14,8 +14,9 @@ from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, cha
 from ftray._core.events cimport event_pushed
 from ftray._core.intake cimport intake_begin
 from ftray._core.refs cimport refs_expose
-from ftray._core.types cimport OBJ_INLINE, OBJ_OWNED, TASK_HELD, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec, mono_ns
-from ftray._core.wire cimport (GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_INLINE, VALUE_SHM, DepHead,
+from ftray._core.types cimport (OBJ_INLINE, OBJ_OWNED, OBJ_SHM, TASK_HELD, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec,
+                                large_told, mono_ns)
+from ftray._core.wire cimport (GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK, VALUE_ASK, VALUE_INLINE, VALUE_SHM, DepHead,
                                StreamStart, TaskHead)
 
 
@@ -31,6 +32,10 @@ cdef uint64_t deps_size(TaskRec *t) noexcept nogil:
         if t.deps[i].state == OBJ_INLINE:
             n += t.deps[i].blob.size
     return n
+
+
+cdef inline bint memory_is_short(Core *c) noexcept nogil:
+    return c.pressure_ns != 0 and mono_ns() < c.pressure_ns
 
 
 cdef char *write_deps(Core *c, TaskRec *t, char *p) noexcept nogil:
@@ -51,8 +56,14 @@ cdef char *write_deps(Core *c, TaskRec *t, char *p) noexcept nogil:
             d.size = e.blob.size
             memcpy(p, e.blob.data, e.blob.size)
             p += e.blob.size
+            continue
+        refs_expose(c, e)                   # the callee may keep a view and so become a borrower
+        if e.state != OBJ_SHM or (e.flags & OBJ_OWNED and memory_is_short(c)):
+            d.kind = VALUE_ASK              # it shall be free to move until the call begins
         else:
-            refs_expose(c, e)               # the callee may keep a view and so become a borrower
+            t.located = 1
+            if e.flags & OBJ_OWNED:
+                large_told(c, e, t.ch.worker)
             d.kind = VALUE_SHM
             d.seg = e.seg
             d.off = e.off
@@ -94,6 +105,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     ch.next_seq += 1
     t.ch = ch
     t.state = TASK_PUSHED
+    t.located = 0
     event_pushed(c, t)
     p = chan_begin(c, ch, size, F_TASK, 0, 0, t.seq)
     h = <TaskHead *>p

@@ -25,11 +25,17 @@ from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_into, encode_
 from ftray._core.session cimport check_usable
 from ftray._core.sites cimport current_site
 from ftray._core.store cimport WriteWindow, window_write
-from ftray._core.types cimport OBJ_INLINE, OBJ_SHM, Blob, Core, Id28, ObjEntry, blob_copy, store8
+from ftray._core.types cimport OBJ_INLINE, OBJ_SHM, Blob, Core, Id28, ObjEntry, blob_copy, large_add, store8
 
 cdef Scratch scratch
 buf_init(&scratch.kept)
 scratch.taken = False
+
+
+cdef enum:
+    FLAG_OPTIONAL = 2           # of SEG_RESERVE: only if there is room right now
+    RESERVED = 1                # answers to it
+    LOOK_AGAIN = 2
 
 
 cdef int write_parts(WriteWindow *w, EncodedValue v) noexcept nogil:
@@ -50,12 +56,13 @@ cdef int raise_store(int code, uint64_t size) except -1:
 cdef int grow_store(Core *c, Block *b, uint64_t size) except -1:
     """Reserve and make the segment that the allocator asked for; smaller when ftrayd has not so much left."""
     cdef uint64_t wanted = b.wanted_bytes
-    cdef uint64_t used, capacity
     cdef int code
     while True:
-        raw = <bytes>node_ask(c, N_SEG_RESERVE, &wanted, 8)
-        if raw[0]:
+        raw = <bytes>node_ask(c, N_SEG_RESERVE, &wanted, 8, -1, FLAG_OPTIONAL if wanted > b.minimum_bytes else 0)
+        if raw[0] == RESERVED:
             break
+        if raw[0] == LOOK_AGAIN:            # objects were spilled: their blocks may be our own
+            return 0
         if wanted > b.minimum_bytes:
             wanted = b.minimum_bytes
             with nogil:                     # our own warm segments first
@@ -63,13 +70,8 @@ cdef int grow_store(Core *c, Block *b, uint64_t size) except -1:
                 segments_trim(c, 0, True)
                 core_leave(c)
             continue
-        memcpy(&used, <const char *>raw + 1, 8)
-        memcpy(&capacity, <const char *>raw + 9, 8)
-        from ftray.exceptions import ObjectStoreFullError
-        raise ObjectStoreFullError(
-            f"an object of {size} bytes does not fit: {used} of {capacity} bytes of the object store are in use. Drop refs to "
-            "objects that are not needed any more, or start with a larger object_store_memory=."
-        )
+        from ftray import _system_errors
+        raise _system_errors.store_full(size, raw)
     with nogil:
         core_enter(c)
         code = segment_create(c, wanted, b.dedicated)
@@ -153,6 +155,7 @@ cdef ObjectRef finish_put(Core *c, Blob *blob, uint64_t seg, uint64_t off, uint6
         store8(&e.state, OBJ_INLINE)
     else:
         e.seg, e.off, e.size = seg, off, size
+        large_add(c, e)
         store8(&e.state, OBJ_SHM)
     core_leave(c)
     if refs:

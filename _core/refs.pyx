@@ -28,9 +28,10 @@ from libcpp.vector cimport vector
 
 from ftray._core.lineage cimport (lineage_evict, lineage_forget, lineage_free, lineage_item, lineage_keep, lineage_loosen, lineage_made, lineage_plan,
                                   task_return)
-from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_STREAM_DROPPED, OBJ_ACTOR, OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED,
-                                OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_STREAM, OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28,
-                                ObjEntry, ObjExt, Stream, TaskRec, add32, blob_drop, blob_new, cas_ptr, same_id, store8, swap32, take_ptr)
+from ftray._core.types cimport (CMD_ACTOR_RELEASED, CMD_BORROW_REMOVE, CMD_FREE_BLOCK, CMD_SPILL_FREE, CMD_STREAM_DROPPED, OBJ_ACTOR,
+                                OBJ_IN_MAP, OBJ_INLINE, OBJ_OWNED, OBJ_PENDING, OBJ_REGISTERED, OBJ_SHM, OBJ_STREAM,
+                                OBJ_UNKNOWN, OBJ_UNREGISTERED_LISTED, Command, Core, Id28, ObjEntry, ObjExt, Stream, TaskRec, add32,
+                                blob_drop, blob_new, cas_ptr, large_drop, large_told, same_id, store8, swap32, take_ptr)
 
 
 cdef extern from *:
@@ -191,8 +192,8 @@ cdef void let_go_inside(ObjEntry *e, vector[ObjEntry *] *work) noexcept nogil:
 
 cdef void retire(Core *c, ObjEntry *e, vector[ObjEntry *] *work) noexcept nogil:
     """Only lineage needs it: what is in shared memory can be made again, and an actor needs no handle to have been called."""
-    if e.state == OBJ_SHM:
-        command(c, CMD_FREE_BLOCK, e, e.seg, e.off)
+    if e.state >= OBJ_SHM:
+        leave_place(c, e)
         store8(&e.state, OBJ_UNKNOWN)
         let_go_inside(e, work)
     if e.flags & OBJ_ACTOR:
@@ -203,8 +204,8 @@ cdef void retire(Core *c, ObjEntry *e, vector[ObjEntry *] *work) noexcept nogil:
 cdef void refs_drop_value(Core *c, ObjEntry *e) noexcept nogil:
     """The value is lost. The entry must be held by somebody."""
     cdef vector[ObjEntry *] work
-    if e.flags & OBJ_OWNED and e.state == OBJ_SHM:
-        command(c, CMD_FREE_BLOCK, e, e.seg, e.off)
+    if e.flags & OBJ_OWNED and e.state >= OBJ_SHM:
+        leave_place(c, e)
     store8(&e.state, OBJ_UNKNOWN)
     if e.ext != NULL:
         let_go_inside(e, &work)
@@ -270,10 +271,21 @@ cdef void command(Core *c, uint8_t kind, ObjEntry *e, uint64_t a, uint64_t b) no
     c.commands.push_back(cmd)
 
 
+cdef void leave_place(Core *c, ObjEntry *e) noexcept nogil:
+    """A large value goes: what it has in shared memory and on disk is free."""
+    cdef uint64_t spill = e.seg
+    if e.state == OBJ_SHM:
+        command(c, CMD_FREE_BLOCK, e, e.seg, e.off)
+        spill = large_drop(c, e)
+    if spill:
+        c.spills.erase(spill)
+        command(c, CMD_SPILL_FREE, e, spill, 0)
+
+
 cdef void forget(Core *c, ObjEntry *e) noexcept nogil:
     if e.flags & OBJ_OWNED:
-        if e.state == OBJ_SHM:
-            command(c, CMD_FREE_BLOCK, e, e.seg, e.off)
+        if e.state >= OBJ_SHM:
+            leave_place(c, e)
         if e.flags & OBJ_ACTOR:
             command(c, CMD_ACTOR_RELEASED, e, 0, 0)
         elif e.flags & OBJ_STREAM:
@@ -301,6 +313,7 @@ cdef void refs_borrower(Core *c, ObjEntry *e, const Id28 *worker, int32_t n) noe
     cdef ObjExt *x = refs_ext(e)
     cdef int32_t before = x.borrowers[worker[0]]
     cdef int32_t after = before + n
+    large_told(c, e, worker[0])     # what it says of itself from now on may be of another record than before
     if after == 0:
         x.borrowers.erase(worker[0])
     else:

@@ -10,7 +10,7 @@ cdef enum SegmentCode:
     SEG_NEED_RESERVE = 1      # `out.wanted_bytes` have to be reserved with ftrayd first
     SEG_FAILED = -1           # see segment_error
 
-cdef int segments_open(Core *c) except -1
+cdef int segments_open(Core *c, uint64_t capacity) except -1
 cdef int segments_close() except -1
 cdef Store segments_store()
 cdef int segment_alloc(Core *c, uint64_t size, Block *out) noexcept nogil
@@ -21,6 +21,7 @@ cdef bint segment_known(uint64_t seg) noexcept nogil
 cdef int segment_map(uint64_t seg, int fd, uint64_t size) noexcept nogil
 cdef int segment_pin(Core *c, ObjEntry *e, Pin **out) noexcept nogil
 cdef void segment_owned(Core *c, uint64_t seg, const Id28 *producer) noexcept nogil
+cdef void segment_adopted(Core *c, uint64_t seg) noexcept nogil
 cdef bint segment_producer(Core *c, uint64_t seg, Id28 *out) noexcept nogil
 cdef void segment_block_free(Core *c, uint64_t seg, uint64_t off) noexcept nogil
 cdef void segment_gone(Core *c, uint64_t seg) noexcept nogil

@@ -6,7 +6,7 @@ that still has objects in it (`counts`) has said that it is done.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from libcpp.string cimport string
 from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
@@ -32,16 +32,22 @@ cdef extern from *:
     unordered_map[uint64_t, Foreign] foreign
     unordered_map[uint64_t, uint64_t] own_sizes
 
+cdef enum:
+    ARENA_SHARE = 16
+    ARENA_LEAST = 1 << 20
+
 cdef Store store = None
 cdef Allocator allocator = None
 cdef uint64_t seg_base = 0
 cdef uint64_t seg_count = 0
 
 
-cdef int segments_open(Core *c) except -1:
+cdef int segments_open(Core *c, uint64_t capacity) except -1:
     global store, allocator, seg_base, seg_count
     store = Store()
     allocator = Allocator()
+    if capacity:                # one small object that is used must not keep much of a small store
+        allocator.arena_max_bytes = max(min(capacity // ARENA_SHARE, allocator.arena_max_bytes), ARENA_LEAST)
     memcpy(&seg_base, c.worker_id.b, 8)
     seg_base = (seg_base & 0xFFFFFFFFFF) << 24
     seg_count = 0
@@ -117,6 +123,7 @@ cdef int segment_pin(Core *c, ObjEntry *e, Pin **out) noexcept nogil:
     cdef int code = store.pin(e.seg, e.off, e.size, <void *>e, c.session, out)
     if code == 0:
         e.local += 1
+        e.views += 1
     return code
 
 
@@ -132,6 +139,7 @@ cdef bint segments_drain(Core *c) noexcept nogil:
             if released[i].session == c.session:
                 e = <ObjEntry *>released[i].cookie
                 e.local -= 1
+                e.views -= 1
                 refs_check(c, e)
         any_released = any_released or n > 0
         if n < 64:
@@ -151,6 +159,14 @@ cdef void segment_owned(Core *c, uint64_t seg, const Id28 *producer) noexcept no
         f.dead = True
 
 
+cdef void segment_adopted(Core *c, uint64_t seg) noexcept nogil:
+    """ftrayd made this segment for one object of ours: it is kept as one of a dead process would be."""
+    cdef Foreign *f = &foreign[seg]
+    memset(f.producer.b, 0, 28)
+    f.objects = 1
+    f.dead = True
+
+
 cdef bint segment_producer(Core *c, uint64_t seg, Id28 *out) noexcept nogil:
     it = foreign.find(seg)
     if it == foreign.end():
@@ -165,6 +181,8 @@ cdef void segment_block_free(Core *c, uint64_t seg, uint64_t off) noexcept nogil
     if own_sizes.count(seg):
         if allocator.free_block(seg, off, now_ms()) == ALLOC_TRIM_DUE:
             segments_trim(c, now_ms(), False)
+        if c.pressure_ns and mono_ns() < c.pressure_ns:
+            segments_trim(c, 0, True)
         return
     if foreign.count(seg) == 0:
         return

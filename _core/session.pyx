@@ -82,7 +82,7 @@ def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id
         runtime_open(c)
         dispatch_install()
         context_root(root, job)
-        segments_open(c)
+        segments_open(c, store_bytes(c))
         c.node_in.assign(<const char *>pending, len(pending))
         c.node_alive = True
         if event_units:
@@ -125,15 +125,20 @@ def set_memory_retries(int retries, uint64_t delay_ms):
     c.memory_delay_ns = delay_ms * 1000000
 
 
+cdef uint64_t store_bytes(Core *c) noexcept nogil:
+    """Capacity of the object store, as the board has it."""
+    return (<uint64_t *>c.board)[2]
+
+
 cdef int map_board(Core *c, int fd) except -1:
-    cdef uint32_t header[4]
+    cdef uint32_t header[6]
     cdef char *at
     import os
-    data = os.pread(fd, 16, 0)
-    if len(data) < 16:
+    data = os.pread(fd, 24, 0)
+    if len(data) < 24:
         raise RuntimeError(f"not a board of this version: {data!r}")
     raw = <bytes>data
-    memcpy(header, <const char *>raw, 16)
+    memcpy(header, <const char *>raw, 24)
     if header[0] != 0x46545259 or header[1] != 1 or header[3] != 1024 or c.slot >= header[2]:
         raise RuntimeError(f"not a board of this version: {data!r}")
     c.nslots = header[2]

@@ -65,7 +65,7 @@ struct AwaitBox;
 struct Stream;
 struct CallNote;
 
-enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_SHM = 3 };  // >= OBJ_INLINE: the value is here
+enum ObjState : uint8_t { OBJ_UNKNOWN = 0, OBJ_PENDING = 1, OBJ_INLINE = 2, OBJ_SHM = 3, OBJ_SPILLED = 4 };  // >= OBJ_INLINE: the value is there
 enum ObjFlag : uint8_t { OBJ_OWNED = 1, OBJ_IN_MAP = 2, OBJ_FETCHING = 4, OBJ_IS_ERROR = 8, OBJ_REGISTERED = 16, OBJ_ACTOR = 32, OBJ_UNREGISTERED_LISTED = 64, OBJ_STREAM = 128 };
 
 struct Waiter {  // somebody other than a waiting thread wants to know when an object is ready
@@ -109,9 +109,10 @@ struct ObjEntry {
     uint8_t listed;     // stands on a list of objects that may go
     int32_t holds;      // tasks in flight that need it, containing values, borrowers
     uint32_t mark;      // last wait() that saw it
+    int32_t views;      // live buffer views in this process: pins of its block
     ObjEntry *next_drop;
     Blob *blob;         // OBJ_INLINE
-    uint64_t seg, off, size;  // OBJ_SHM
+    uint64_t seg, off, size;  // OBJ_SHM; OBJ_SPILLED: seg is the number of the spill
     TaskRec *task;      // makes it (pending); `ext.maker` can make it again
     Waiter *waiters;
     ObjExt *ext;
@@ -157,6 +158,7 @@ struct TaskRec {
     uint32_t submitted, pushed;         // for people: ticks >> EVENT_SHIFT (events.hpp)
     uint64_t due_ns;        // > 0: waits until then, because it was ended for its memory before
     uint32_t kept;          // returns for which it is kept as lineage
+    uint8_t located;        // while pushed: its worker knows where an argument of ours is in shared memory
     uint8_t handleless;     // an actor call that was kept: it does not hold the actor's handle any more
     uint64_t kept_bytes;    // what keeping it costs, while it is kept
     CallNote *note;         // flows.hpp; most calls have none
@@ -338,6 +340,7 @@ enum CommandKind : uint8_t {
     CMD_ACTOR_RELEASED = 4,  // the last handle of actor `actor` went
     CMD_FORGET = 5,          // the record itself may go
     CMD_STREAM_DROPPED = 6,  // the consumer of stream `a` (an address) is gone
+    CMD_SPILL_FREE = 7,      // spill `a` is not needed any more
 };
 struct Command {
     uint8_t kind;
@@ -360,6 +363,26 @@ struct Gated {               // a release that waits until our borrows are ackno
 
 struct EventRing;
 struct RunningCall { uint64_t since; uint32_t attempt; };
+
+struct Large {               // an owned object in shared memory, see spills.pyx
+    ObjEntry *e;
+    uint64_t born_ns;        // when it came into this place
+    uint64_t spill;          // its number with ftrayd, 0 none
+    int32_t wanted;          // threads that had it restored and have not looked yet
+    bool filed;              // ftrayd has it on disk as well
+    bool stuck;              // somebody unknown was told where it is: it stays there
+    uint64_t recall = 0;     // number of its recall (recalls.pyx), 0: none was asked of its borrowers
+    uint64_t asked_ns = 0;   // when they were last asked
+    uint32_t open = 0;       // how many of these have not answered
+    std::vector<Id28> away;  // borrowers that do not know the place any more
+};
+typedef std::pair<uint64_t, uint64_t> Place;  // segment, offset
+
+struct Restore {             // one spilled object on its way back
+    int32_t threads = 0;     // that wait for it
+    uint8_t done = 0, code = 0;
+    Blob *text = nullptr;
+};
 
 struct Core {
     CoreLock lock;
@@ -418,6 +441,12 @@ struct Core {
     std::deque<Gated> gated;
     std::vector<Command> commands;
     uint64_t put_index = 0;
+    std::map<Place, Large> larges;                          // what we own in shared memory
+    std::unordered_map<uint64_t, ObjEntry *> spills;        // by number: offered to ftrayd, or on disk
+    std::unordered_map<uint64_t, Restore *> restores;       // open ones, by number
+    uint64_t next_spill = 1, next_recall = 1;
+    uint64_t pressure_ns = 0;        // memory is short until then, 0 never was
+    uint64_t n_spilled = 0, n_restored = 0;
     std::vector<AwaitBox *> boxes;
     uint32_t awaited = 0;            // event loops that do the I/O and have an open ticket
     uint32_t lent = 0;               // boxes whose waiting has lent the running task's CPUs
@@ -488,5 +517,32 @@ struct Core {
     // counters
     uint64_t n_entries = 0, n_tasks = 0, n_pushed = 0, n_replies = 0, n_doorbells = 0, n_sleeps = 0, n_spin_hits = 0, n_spin_misses = 0;
 };
+
+// Which places of shared memory hold objects of ours.
+static inline Large *large_find(Core *c, ObjEntry *e) {
+    auto it = c->larges.find(Place(e->seg, e->off));
+    return it == c->larges.end() || it->second.e != e ? nullptr : &it->second;
+}
+static inline Large *large_add(Core *c, ObjEntry *e) {
+    Large *g = &c->larges[Place(e->seg, e->off)];
+    *g = Large{e, mono_ns(), 0, 0, false, false};
+    return g;
+}
+// A process is, or may be, told where the object is.
+static inline void large_told(Core *c, ObjEntry *e, const Id28 &worker) {
+    if (c->next_recall == 1 || e->state != OBJ_SHM) return;
+    Large *g = large_find(c, e);
+    if (g == nullptr) return;
+    for (size_t i = 0; i < g->away.size(); i++)
+        if (g->away[i] == worker) { g->away[i] = g->away.back(); g->away.pop_back(); return; }
+}
+// The object leaves its place; the number of its spill, or 0.
+static inline uint64_t large_drop(Core *c, ObjEntry *e) {
+    auto it = c->larges.find(Place(e->seg, e->off));
+    if (it == c->larges.end() || it->second.e != e) return 0;
+    uint64_t spill = it->second.spill;
+    c->larges.erase(it);
+    return spill;
+}
 
 static inline void renew_core(Core *c) { c->~Core(); new (c) Core(); }

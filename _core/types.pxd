@@ -73,7 +73,7 @@ cdef extern from "types.hpp" nogil:
     void blob_drop(Blob *) noexcept
 
     enum ObjState "ObjState":
-        OBJ_UNKNOWN, OBJ_PENDING, OBJ_INLINE, OBJ_SHM
+        OBJ_UNKNOWN, OBJ_PENDING, OBJ_INLINE, OBJ_SHM, OBJ_SPILLED
     enum ObjFlag "ObjFlag":
         OBJ_OWNED, OBJ_IN_MAP, OBJ_FETCHING, OBJ_IS_ERROR, OBJ_REGISTERED, OBJ_ACTOR, OBJ_UNREGISTERED_LISTED, OBJ_STREAM
     enum TaskState "TaskState":
@@ -118,6 +118,7 @@ cdef extern from "types.hpp" nogil:
         uint8_t listed
         int32_t holds
         uint32_t mark
+        int32_t views
         ObjEntry *next_drop
         Blob *blob
         uint64_t seg, off, size
@@ -181,7 +182,7 @@ cdef extern from "types.hpp" nogil:
         uint32_t memory_kills
         uint8_t retriable
         uint32_t kept
-        uint8_t handleless
+        uint8_t located, handleless
         uint64_t kept_bytes
         CallNote *note
 
@@ -300,7 +301,7 @@ cdef extern from "types.hpp" nogil:
         uint64_t order, started
 
     enum CommandKind "CommandKind":
-        CMD_BORROW_REMOVE, CMD_BORROW_ADD, CMD_FREE_BLOCK, CMD_ACTOR_RELEASED, CMD_FORGET, CMD_STREAM_DROPPED
+        CMD_BORROW_REMOVE, CMD_BORROW_ADD, CMD_FREE_BLOCK, CMD_ACTOR_RELEASED, CMD_FORGET, CMD_STREAM_DROPPED, CMD_SPILL_FREE
     cppclass Command:
         uint8_t kind
         uint64_t a, b
@@ -312,9 +313,25 @@ cdef extern from "types.hpp" nogil:
         string frame
     ctypedef unsigned long pthread_t
 
+    cppclass Large:
+        ObjEntry *e
+        uint64_t born_ns, spill
+        int32_t wanted
+        cbool filed, stuck
+        uint64_t recall, asked_ns
+        uint32_t open
+        vector[Id28] away
+    cppclass Place:
+        uint64_t first, second
+    cppclass Restore:
+        int32_t threads
+        uint8_t done, code
+        Blob *text
+
     ctypedef Channel *ChannelP "Channel*"
     ctypedef Blob *BlobP "Blob*"
     ctypedef ObjEntry *ObjEntryP "ObjEntry*"
+    ctypedef Restore *RestoreP "Restore*"
     ctypedef ActorClient *ActorClientP "ActorClient*"
     ctypedef Lease *LeaseP "Lease*"
     ctypedef ActorClient *ActorClientPtr "ActorClient*"
@@ -377,6 +394,10 @@ cdef extern from "types.hpp" nogil:
         deque[Gated] gated
         vector[Command] commands
         uint64_t put_index
+        cppmap[Place, Large] larges
+        unordered_map[uint64_t, ObjEntryP] spills
+        unordered_map[uint64_t, RestoreP] restores
+        uint64_t next_spill, next_recall, pressure_ns, n_spilled, n_restored
         vector[AwaitBox *] boxes
         uint32_t awaited, lent
         unordered_map[uint64_t, SchedClassP] classes
@@ -430,4 +451,8 @@ cdef extern from "types.hpp" nogil:
         int loop_fd
         uint64_t n_entries, n_tasks, n_pushed, n_replies, n_doorbells, n_sleeps, n_spin_hits, n_spin_misses
 
+    Large *large_find(Core *, ObjEntry *) noexcept
+    Large *large_add(Core *, ObjEntry *) noexcept
+    void large_told(Core *, ObjEntry *, const Id28 &) noexcept
+    uint64_t large_drop(Core *, ObjEntry *) noexcept
     void renew_core(Core *) noexcept

@@ -11,6 +11,7 @@ cdef void box_open(Core *c, AwaitBox *box, uint64_t ticket, ObjEntry *e) noexcep
 cdef void box_close(Core *c, AwaitBox *box, uint64_t ticket) noexcept nogil
 cdef void box_remove(Core *c, AwaitBox *box) noexcept nogil
 cdef void boxes_end(Core *c) noexcept nogil
+cdef void entry_ready(Core *c, ObjEntry *e) noexcept nogil
 cdef void entry_set_inline(Core *c, ObjEntry *e, Blob *b, bint is_error) noexcept nogil
 cdef void entry_set_error(Core *c, ObjEntry *e, uint8_t code, const char *payload, uint64_t size) noexcept nogil
 cdef void entry_set_shm(Core *c, ObjEntry *e, uint64_t seg, uint64_t off, uint64_t size) noexcept nogil

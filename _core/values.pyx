@@ -16,7 +16,8 @@ from libc.string cimport memcpy, memset
 from ftray._core.refs cimport refs_borrowed, refs_check, refs_contain, refs_drop_local, refs_register
 from ftray._core.segments cimport segment_owned
 from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_IS_ERROR, OBJ_OWNED, OBJ_SHM, AwaitBox, Blob, Channel, Core, Id28,
-                                ObjEntry, TaskRec, Waiter, blob_value, blob_drop, blob_new, futex_wake, store8)
+                                ObjEntry, TaskRec, Waiter, blob_value, blob_drop, blob_new, futex_wake, large_add,
+                                store8)
 from ftray._core.wire cimport ERR_LOST, SYSTEM_ERROR, VALUE_INLINE, VALUE_LOST, VALUE_SHM, RetHead
 
 cdef extern from *:
@@ -175,6 +176,8 @@ cdef void entry_set_shm(Core *c, ObjEntry *e, uint64_t seg, uint64_t off, uint64
     e.seg = seg
     e.off = off
     e.size = size
+    if e.flags & OBJ_OWNED:
+        large_add(c, e)
     e.flags &= ~OBJ_FETCHING
     store8(&e.state, OBJ_SHM)
     entry_ready(c, e)

@@ -23,6 +23,7 @@ cdef enum:
     VALUE_INLINE = 1
     VALUE_SHM = 2
     VALUE_LOST = 3
+    VALUE_ASK = 4            # of a dependency: its owner says where it is
     HEAD_IN_GROUP = 128      # bit of TaskHead.flags
     GROUP_SIZE = 19
     CANCEL_RECURSIVE = 1
@@ -45,8 +46,9 @@ cdef enum SystemError:
     ERR_NO_DESCRIPTORS = 9
     ERR_RUNTIME_ENV = 10     # payload: text
     ERR_GROUP_REMOVED = 11   # payload: text
+    ERR_STORE_FULL = 15      # payload: text
     ERR_REPLAY = 20          # a re-executed generator yielded less than before. payload: u64 items now, u64 before
-    ERR_UNMADE = 14          # lost, and not made again. Payload: u8 why (lineage.pxd), 28s id
+    ERR_UNMADE = 14          # lost, and not made again. Payload: u8 why (lineage.pxd), 28s id, text: how it was lost
 
 cdef packed struct TaskHead:
     uint8_t id[24]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OWN = (
     "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
-    " ignore_reinit_error, log_to_driver, runtime_env, job_key"
+    " ignore_reinit_error, log_to_driver, runtime_env, object_spilling_directory, job_key"
 )
 LEAST_STORE_BYTES = 1 << 20
 _NO_DASHBOARD = "there is no dashboard. Leave it out, or give include_dashboard=False"
@@ -88,6 +88,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "num_gpus": _gpus,
     "resources": _resources,
     "object_store_memory": _options.integer(LEAST_STORE_BYTES, " (bytes)"),
+    "object_spilling_directory": _options.text,
     "labels": _labels,
     "namespace": _options.text,
     "job_key": _options.text,

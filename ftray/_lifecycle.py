@@ -120,6 +120,7 @@ def init(
     log_to_driver: bool = True,
     runtime_env: dict[str, Any] | None = None,
     job_key: str | None = None,
+    object_spilling_directory: str | None = None,
     **unsupported: Any,
 ) -> RayContext:
     """Start ftray in this process, or attach to a running one.
@@ -153,6 +154,9 @@ def init(
         A name for the work of this driver, unique in its namespace. A driver that is run again under the same
         key makes the same exactly-once calls again: those that were applied give the replies recorded then.
         By default each run's calls are its own. Two living drivers cannot have the same key.
+    object_spilling_directory : str, optional
+        Where large objects go when shared memory is short: a directory, or a URL that fsspec knows. By
+        default ``FTRAY_object_spilling_directory`` in the environment, or a place in the session's directory.
 
     Returns
     -------
@@ -183,6 +187,7 @@ def init(
         num_gpus=num_gpus,
         resources=resources,
         object_store_memory=object_store_memory,
+        object_spilling_directory=object_spilling_directory,
         labels=labels,
     )
     _init_arguments.checked(
@@ -295,6 +300,7 @@ def _start(
     num_gpus: float | None,
     resources: dict[str, float] | None,
     object_store_memory: int | None,
+    object_spilling_directory: str | None,
     labels: dict[str, str] | None,
 ) -> Session:
     from ftray._node import threads
@@ -306,6 +312,7 @@ def _start(
             num_gpus=num_gpus,
             resources=dict(resources or {}),
             object_store_memory=object_store_memory,
+            object_spilling_directory=object_spilling_directory,
             labels=dict(labels or {}),
             preload=("numpy",) if "numpy" in sys.modules and not threads.asked_for(os.environ) else (),
         ),

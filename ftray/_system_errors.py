@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # The codes of `_core/wire.pxd`.
 CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
 LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS, RUNTIME_ENV, GROUP_REMOVED = range(6, 12)
+STORE_FULL = 15
 REPLAY = 20
 UNMADE = 14
 
@@ -55,6 +56,7 @@ def build(code: int, payload: bytes) -> Exception:
         HEAD_DIED: exc.HeadDiedError,
         UNSCHEDULABLE: exc.TaskUnschedulableError,
         RUNTIME_ENV: exc.RuntimeEnvSetupError,
+        STORE_FULL: exc.ObjectStoreFullError,
         GROUP_REMOVED: exc.TaskPlacementGroupRemoved,
     }
     if code in simple:
@@ -142,9 +144,10 @@ _UNMADE: dict[int, tuple[type[exc.ObjectLostError], str]] = {  # by reason, see 
 
 
 def unmade(payload: bytes) -> exc.ObjectLostError:
-    """Make the error of a value that was lost for good. Payload: u8 reason, 28s id."""
+    """Make the error of a value that was lost for good. Payload: u8 reason, 28s id, text: how it was lost."""
     error, text = _UNMADE.get(payload[0], _UNMADE[0])
-    return error(payload[1:29].hex(), text)
+    how = payload[29:].decode("utf-8", "replace")
+    return error(payload[1:29].hex(), text.replace(_LOST, how or _LOST, 1))
 
 
 def _actor_error(code: int, payload: bytes) -> Exception:
@@ -208,3 +211,25 @@ def store_error(code: int, size_bytes: int) -> Exception:
     }
     reason = reasons.get(code, f"the operating system refused (code {code})")
     return exc.ObjectStoreFullError(f"an object of {size_bytes} bytes cannot be stored: {reason}")
+
+
+_RESERVE_NO_DISK = 3
+
+
+def store_full(size_bytes: int, answer: bytes) -> Exception:
+    """Make the exception for a refused reservation from ftrayd's answer (SEG_RESERVED)."""
+    code, used_bytes, capacity_bytes, length = struct.unpack_from("<BQQH", answer)
+    text = answer[19 : 19 + length].decode("utf-8", "replace")
+    begin = (
+        f"an object of {size_bytes} bytes does not fit: {used_bytes} of {capacity_bytes} bytes of the object"
+        " store are in use"
+    )
+    if code == _RESERVE_NO_DISK:
+        return exc.OutOfDiskError(
+            f"{begin}, and others cannot be spilled: {text}. Free disk space, or give init() another"
+            " object_spilling_directory="
+        )
+    return exc.ObjectStoreFullError(
+        f"{begin}. {text} Drop refs to objects that are not needed any more, or start with a larger"
+        " object_store_memory=."
+    )

@@ -30,7 +30,6 @@ _REFUSED = {
     "--node-manager-port": "no process listens on a port",
     "--node-name": "nodes have no names",
     "--object-manager-port": "no process listens on a port",
-    "--object-spilling-directory": "objects are not spilled to disk",
     "--plasma-directory": "objects are in anonymous shared memory",
     "--port": "the node listens on a Unix socket; drivers attach by its address",
     "--proxy-server-url": "there is no dashboard",
@@ -110,6 +109,11 @@ def default_storage() -> str:
     type=click.IntRange(min=1 << 20),
     help="Bytes for large objects; 30 % of memory by default.",
 )
+@click.option(
+    "--object-spilling-directory",
+    help="Directory or fsspec URL for large objects that memory has no room for;"
+    " by default a place in the session's directory.",
+)
 @click.option("--labels", callback=_labels, help="Labels of the node: name=value,name=value.")
 @click.option("--temp-dir", help="Where the session directory goes; FTRAY_TMPDIR or the system's by default.")
 @click.option(
@@ -127,6 +131,7 @@ def start(
     memory: int | None,
     resources: dict[str, float],
     object_store_memory: int | None,
+    object_spilling_directory: str | None,
     labels: dict[str, str],
     temp_dir: str | None,
     storage: str | None,
@@ -151,6 +156,7 @@ def start(
             memory=memory,
             resources=resources,
             object_store_memory=object_store_memory,
+            object_spilling_directory=object_spilling_directory,
             labels=labels,
             tmpdir=base,
             head=True,

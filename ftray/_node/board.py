@@ -18,7 +18,7 @@ VERSION = 1
 HEADER_BYTES = 4096
 SLOT_BYTES = 1024
 SLOT_COUNT = 4096
-_HEADER = struct.Struct("<IIII")
+_HEADER = struct.Struct("<IIIIQ")
 _BUSY = struct.Struct("<I")
 _HEARTBEAT = struct.Struct("<QI")
 
@@ -30,13 +30,13 @@ class BoardFull(Exception):
 class Board:
     """The node's side of the board."""
 
-    def __init__(self, slot_count: int = SLOT_COUNT) -> None:
+    def __init__(self, slot_count: int = SLOT_COUNT, store_bytes: int = 0) -> None:
         self.fd = os.memfd_create("ftray-board", os.MFD_CLOEXEC)
         size = HEADER_BYTES + SLOT_BYTES * slot_count
         os.ftruncate(self.fd, size)
         self._memory = mmap.mmap(self.fd, size)
         self._slot_count = slot_count
-        _HEADER.pack_into(self._memory, 0, MAGIC, VERSION, slot_count, SLOT_BYTES)
+        _HEADER.pack_into(self._memory, 0, MAGIC, VERSION, slot_count, SLOT_BYTES, store_bytes)
         self._released: list[int] = []
         self._next = 0
 

@@ -1,7 +1,8 @@
 """The script that starts ``ftrayd`` and replaces a dead zygote; run by path, not imported.
 
 ``boot.py node <fd>``: read the configuration from the lifeline, fork the zygote before anything else
-exists, become ``ftrayd``. ``boot.py zygote <fd> <ftrayd pid>``: become a zygote.
+exists, become ``ftrayd``. ``boot.py zygote <fd> <ftrayd pid>``: become a zygote. ``boot.py spill <fd>``:
+become the process that writes spilled objects.
 
 The package ``ftray`` is entered into ``sys.modules`` without running its ``__init__``: ``ftrayd`` needs only
 ``ftray._node``, and the public API would cost it most of its start-up time and memory. The zygote, whose
@@ -115,6 +116,12 @@ def main() -> None:
     sock = socket.socket(fileno=fd)
     config = marshal.loads(sock.recv(_CONFIG_BYTES))
     sys.path[:] = config["sys_path"]
+    if role == "spill":
+        _package()
+        from ftray._node import spill_process
+
+        spill_process.main(sock, config["location"])
+        return
     _be_zygote(sock, int(sys.argv[3]), _package(), config["worker_module"])
 
 

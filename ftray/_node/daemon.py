@@ -86,7 +86,6 @@ class Node:
         self.config = config
         self.node_id = os.urandom(28)
         self.loop = Loop()
-        self.board = Board()
         self.storage = StorageDirectory(config["storage"]) if config["storage"] else None
         if self.storage is not None:
             kept = SqliteTables(os.path.join(self.storage.path, DATABASE_FILE), durable=True)
@@ -99,6 +98,7 @@ class Node:
             kept = SqliteTables(os.path.join(self.session.path, DATABASE_FILE), durable=False)
         self.tables: TableStorage = kept
         self.info = self._describe_node()
+        self.board = Board(store_bytes=self.info["object_store_memory"])
         self.gpu_ids = visible_gpus() or [
             str(n) for n in range(math.ceil(self.info["resources"].get(GPU, 0)))
         ]
@@ -186,6 +186,9 @@ class Node:
             frames.SegRelease: lambda c, m: objects.on_release(c, m.frame),
             frames.SegOpen: lambda c, m: objects.on_open(c, m.frame, m.req),
             frames.SegUnhold: lambda c, m: objects.on_unhold(c, m.frame),
+            frames.SpillOffer: lambda c, m: objects.spills.on_offer(c, m.frame),
+            frames.SpillSettled: lambda c, m: objects.spills.on_settled(c, m.frame),
+            frames.SpillRestore: lambda c, m: objects.spills.on_restore(c, m.frame),
             frames.DeathAck: lambda c, m: objects.on_death_ack(c, m.frame),
             frames.WorkerKill: lambda c, m: self._on_worker_kill(m.frame),
             frames.ExitDeclined: lambda c, m: self._on_exit_declined(_worker(c)),
@@ -456,9 +459,9 @@ class Node:
 
     def close(self) -> None:
         """End what is left and remove every trace."""
+        self.objects.close()
         kill_children()
         self.clients.close()
-        self.objects.close()
         self.memory.close()
         self._close_tables()
         self.state.close()

@@ -12,6 +12,8 @@ from ftray._node.protocol import VERSION, Frame, ProtocolError, Reader
 # An observer may only call RPC methods; it is told of nothing and has no job (the command line).
 KIND_DRIVER, KIND_WORKER, KIND_OBSERVER = 0, 1, 2
 FLAG_MAY_DECLINE = 1  # on EXIT: the worker may answer EXIT_DECLINED when others need what it owns
+FLAG_OPTIONAL = 2  # on SEG_RESERVE: only if there is room right now
+RESERVE_REFUSED, RESERVE_OK, RESERVE_LOOK_AGAIN, RESERVE_NO_DISK = 0, 1, 2, 3
 FLAG_GIVE_BACK = 1  # on SEG_RESERVE: the bytes are given back, no answer
 DEATH_EXIT, DEATH_SIGNAL, DEATH_OOM, DEATH_HUNG, DEATH_INTENDED, DEATH_DRIVER_LEFT = 1, 2, 3, 4, 5, 6
 DEATH_MEMORY, DEATH_MEMORY_FINAL = 7, 8  # the memory monitor; final: what it ran is not to be retried
@@ -246,13 +248,14 @@ class SegReserve(Frame):
 
 
 class SegReserved(Frame):
-    """The answer to ``SegReserve``."""
+    """The answer to ``SegReserve``: one of the ``RESERVE_*``; ``text`` says what holds the memory."""
 
     TYPE = 41
-    LAYOUT = "B Q Q"
+    LAYOUT = "B Q Q str"
     ok: int
     used_bytes: int
     capacity_bytes: int
+    text: str = ""
 
 
 class SegRegister(Frame):
@@ -310,6 +313,64 @@ class SegShrink(Frame):
     """Give back warm segments now: somebody's reservation does not fit."""
 
     TYPE = 47
+
+
+class SpillAsk(Frame):
+    """Offer objects that could be spilled: so many bytes are missing."""
+
+    TYPE = 54
+    LAYOUT = "Q Q"
+    turn: int
+    wanted_bytes: int
+
+
+class SpillOffer(Frame):
+    """The answer to ``SpillAsk``; offers are spill, segment, offset, size, birth (ns) each."""
+
+    TYPE = 55
+    LAYOUT = "Q Q Q Q ids"
+    turn: int
+    pinned_bytes: int
+    borrowed_bytes: int
+    busy_bytes: int
+    offers: tuple[int, ...]
+
+
+class SpillDone(Frame):
+    """An offered object is in a file (``ok``), or could not be written."""
+
+    TYPE = 56
+    LAYOUT = "Q B"
+    spill_id: int
+    ok: int
+
+
+class SpillSettled(Frame):
+    """The owner's record points to the file (``taken``), or it needs no file."""
+
+    TYPE = 57
+    LAYOUT = "Q B"
+    spill_id: int
+    taken: int
+
+
+class SpillRestore(Frame):
+    """Bring an object back into shared memory."""
+
+    TYPE = 58
+    LAYOUT = "Q"
+    spill_id: int
+
+
+class SpillRestored(Frame):
+    """The answer to ``SpillRestore``: code 0 in this segment, 1 no memory, 2 lost."""
+
+    TYPE = 59
+    LAYOUT = "Q B Q str"
+    spill_id: int
+    code: int
+    seg_id: int
+    text: str
 
 
 class DeathAck(Frame):

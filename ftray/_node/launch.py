@@ -48,6 +48,10 @@ class NodeOptions(Record):
         Properties of the node by which tasks and actors can choose it.
     object_store_memory
         Bytes for large objects; 30 % of memory when None.
+    object_spilling_directory
+        Directory or fsspec URL for objects that shared memory has no room for; when None,
+        ``FTRAY_object_spilling_directory`` or the session's directory. Spilling is turned off by
+        ``FTRAY_automatic_object_spilling_enabled=0``. (``RAY_`` in place of ``FTRAY_`` is read, too.)
     preload
         Modules that workers share because the driver has loaded them.
     prestart_workers
@@ -78,6 +82,7 @@ class NodeOptions(Record):
     resources: dict[str, float] = {}
     labels: dict[str, str] = {}
     object_store_memory: int | None = None
+    object_spilling_directory: str | None = None
     preload: tuple[str, ...] = ()
     prestart_workers: int | None = None
     idle_timeout_s: float | None = None
@@ -132,11 +137,62 @@ class NodeOptions(Record):
                 raise ValueError(
                     f"labels[{key!r}]={label!r}: both are strings, the key is not empty and none of ray.io/"
                 )
+        given = values.pop("object_spilling_directory")
+        values["spill"], values["spill_to"] = spill_target(given)
         values["resources"] = dict(self.resources)
         values["labels"] = dict(self.labels)
         values["preload"] = list(self.preload)
         values["base_dir"] = session.base_directory(values.pop("tmpdir"))
         return values
+
+
+def spill_target(given: str | None) -> tuple[bool, str]:
+    """Return whether objects are spilled, and where: a directory, a URL, or "" for the session's directory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Saying what was given and what is allowed.
+    """
+    enabled, source, place = settings.spilling()
+    if given is None:
+        given = place
+    else:
+        source = "object_spilling_directory"
+    if given is None:
+        return enabled, ""
+    if not isinstance(given, str):
+        raise TypeError(f"{source} must be a str (a directory or a URL), not {given!r}")
+    if not given:
+        raise ValueError(f"{source} is empty; give a directory or a URL, or leave it out")
+    if given.startswith("file://"):
+        given = given[len("file://") :]
+    if "://" in given:
+        _check_url(source, given)
+        return enabled, given
+    path = os.path.abspath(given)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{source}={given!r} cannot be used as a directory: {error}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{source}={given!r} is not writable for this user")
+    return enabled, path
+
+
+def _check_url(source: str, url: str) -> None:
+    """Raise ValueError when fsspec cannot open the URL here."""
+    try:
+        import fsspec
+
+        fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(
+            f"{source}={url!r} needs fsspec and what it needs for this kind of URL: {error}"
+            " (pip install 'ftray[fsspec]')"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{source}={url!r} cannot be opened: {type(error).__name__}: {error}") from None
 
 
 def _check_amount(name: str, value: Any) -> None:

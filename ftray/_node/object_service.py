@@ -15,6 +15,11 @@ from ftray._node import segments as machine
 from ftray._node.deaths import Deaths
 from ftray._node.frames import (
     FLAG_GIVE_BACK,
+    FLAG_OPTIONAL,
+    RESERVE_LOOK_AGAIN,
+    RESERVE_NO_DISK,
+    RESERVE_OK,
+    RESERVE_REFUSED,
     DeathAck,
     SegFd,
     SegGone,
@@ -27,6 +32,7 @@ from ftray._node.frames import (
     SegUnhold,
 )
 from ftray._node.protocol import ProtocolError
+from ftray._node.spill_service import SpillService
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ class ObjectService:
         self._node = node
         self.segments = machine.Segments(capacity_bytes)
         self.deaths = Deaths()
+        self.spills = SpillService(node, self)
         self._fds: dict[int, int] = {}
         self._early: dict[int, list[tuple[Client, int]]] = {}  # SEG_OPENs of segments not registered yet
         self._slots: dict[bytes, int] = {}  # of processes whose death is not settled
@@ -57,7 +64,10 @@ class ObjectService:
         if flags & FLAG_GIVE_BACK:
             self._checked(lambda: self._apply(self.segments.given_back(client.number, frame.size_bytes)))
         else:
-            self._apply(self.segments.reserved(client.number, req, frame.size_bytes, time.monotonic()))
+            optional = bool(flags & FLAG_OPTIONAL)
+            self._apply(
+                self.segments.reserved(client.number, req, frame.size_bytes, time.monotonic(), optional)
+            )
 
     def on_register(self, client: Client, frame: SegRegister, fd: int) -> None:
         """SEG_REGISTER; ``fd`` is ours from now on."""
@@ -132,6 +142,7 @@ class ObjectService:
         """A registered process is dead; it has left the list of clients."""
         self._slots[client.worker_id] = client.slot
         self._apply(self.segments.producer_died(client.number, client.worker_id))
+        self.spills.client_gone(client.number)
         survivors = [other.number for other in self._node.clients.registered()]
         if self.deaths.died(client.worker_id, survivors):
             self._settle(client.worker_id)
@@ -144,13 +155,50 @@ class ObjectService:
 
     # Carrying out ---------------------------------------------------------------------------------
 
+    def descriptor(self, seg_id: int) -> int | None:
+        """Return the descriptor of a registered segment."""
+        return self._fds.get(seg_id)
+
+    def room_for_node(self, req: int, size_bytes: int) -> None:
+        """The node itself wants room; ``spills`` gets the answer."""
+        self._apply(self.segments.reserved(machine.NODE, req, size_bytes, time.monotonic()))
+
+    def adopt(self, seg_id: int, size_bytes: int, holder: int, fd: int) -> None:
+        """A segment that the node made with such room; ``fd`` is ours from now on."""
+        self.segments.adopted(seg_id, size_bytes, holder)
+        self._fds[seg_id] = fd
+
+    def give_back(self, size_bytes: int) -> None:
+        """The node does not use its room."""
+        self._apply(self.segments.given_back(machine.NODE, size_bytes))
+
+    def drop_adopted(self, seg_id: int, holder: int) -> None:
+        """The holder is gone, or does not want it."""
+        self._apply(self.segments.unheld(holder, seg_id))
+
+    def look_again(self) -> None:
+        """Have whoever waits look into its own segments."""
+        self._apply(self.segments.look_again())
+
+    def _answer(self, command: machine.Reserved) -> None:
+        if command.client == machine.NODE:
+            self.spills.room(command.req, command.ok)
+            return
+        client = self._node.clients.get(command.client)
+        if client is None:
+            return
+        code, text = RESERVE_OK if command.ok else RESERVE_LOOK_AGAIN, ""
+        if not command.ok and not command.again:
+            text = self.spills.disk_trouble
+            code = RESERVE_NO_DISK if text else RESERVE_REFUSED
+            text = text or self.spills.describe()
+        used, capacity = self.segments.used_bytes, self.segments.capacity_bytes
+        self._node.clients.send(client, SegReserved(code, used, capacity, text), command.req)
+
     def _apply(self, commands: Sequence[machine.Command]) -> None:
         for command in commands:
             if isinstance(command, machine.Reserved):
-                client = self._node.clients.get(command.client)
-                if client is not None:
-                    used, capacity = self.segments.used_bytes, self.segments.capacity_bytes
-                    self._node.clients.send(client, SegReserved(int(command.ok), used, capacity), command.req)
+                self._answer(command)
             elif isinstance(command, machine.AskShrink):
                 self._node.clients.broadcast(SegShrink())
             elif isinstance(command, machine.Drop):
@@ -162,11 +210,13 @@ class ObjectService:
         self._node.loop.set_timer(
             "segments",
             self.segments.next_tick_s(),
-            lambda: self._apply(self.segments.ticked(time.monotonic())),
+            lambda: self._apply(self.segments.ticked(time.monotonic(), self.spills.hopeful)),
         )
+        self.spills.consider()
 
     def close(self) -> None:
-        """Close every segment."""
+        """Close every segment; spilled objects go."""
+        self.spills.close()
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

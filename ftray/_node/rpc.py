@@ -203,12 +203,17 @@ class RpcService:
         return wildcards(self._node.leases.scheduler.held_by(client.worker.number))
 
     def object_store(self, client: Client) -> dict[str, int]:
-        """Return bytes used, capacity and number of segments."""
+        """Return bytes used, capacity and number of segments, and what was spilled and restored."""
         segments = self._node.objects.segments
+        spills = self._node.objects.spills.machine
+        on_disk_objects, on_disk_bytes = spills.stored()
         return {
             "used": segments.used_bytes,
             "capacity": segments.capacity_bytes,
             "segments": segments.count(),
+            "on_disk_objects": on_disk_objects,
+            "on_disk_bytes": on_disk_bytes,
+            **spills.figures,
         }
 
     def lose_segment(self, client: Client, segment: int) -> bool:

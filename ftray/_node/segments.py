@@ -15,12 +15,16 @@ from ftray._node.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     Commands = list["Command"]
 
+# What the node itself reserves and makes (restored objects) is this client's.
+NODE = -1
 # How long owners get to free warm segments before a reservation is refused.
 PATIENCE_S = 0.2
+# What waits longer because there is hope is looked at again after so long.
+LINGER_S = 0.05
 
 
 class SegmentError(Exception):
@@ -32,11 +36,12 @@ class Command(Record):
 
 
 class Reserved(Command):
-    """Answer a reservation."""
+    """Answer a reservation; ``again``: not now, but blocks were freed that may be the client's own."""
 
     client: int
     req: int
     ok: bool
+    again: bool = False
 
 
 class AskShrink(Command):
@@ -68,6 +73,7 @@ class _Waiting(Record):
     req: int
     size_bytes: int
     until_s: float
+    since_s: float
 
 
 class Segments:
@@ -84,14 +90,18 @@ class Segments:
 
     # Reservations ---------------------------------------------------------------------------------
 
-    def reserved(self, client: int, req: int, size_bytes: int, now_s: float) -> Commands:
-        """A client asks for room."""
+    def reserved(
+        self, client: int, req: int, size_bytes: int, now_s: float, optional: bool = False
+    ) -> Commands:
+        """A client asks for room; what is ``optional`` does not wait for it."""
         if size_bytes > self.capacity_bytes:
             return [Reserved(client, req, False)]
         if not self._waiting and self._fits(size_bytes):
             self._take(client, size_bytes)
             return [Reserved(client, req, True)]
-        self._waiting.append(_Waiting(client, req, size_bytes, now_s + self._patience_s))
+        if optional:
+            return [Reserved(client, req, False)]
+        self._waiting.append(_Waiting(client, req, size_bytes, now_s + self._patience_s, now_s))
         return [AskShrink()]
 
     def given_back(self, client: int, size_bytes: int) -> Commands:
@@ -100,12 +110,34 @@ class Segments:
         self.used_bytes -= size_bytes
         return self._serve()
 
-    def ticked(self, now_s: float) -> Commands:
-        """Time has passed: refuse what has waited too long."""
+    def ticked(self, now_s: float, hopeful: Callable[[float], bool] | None = None) -> Commands:
+        """Time has passed: refuse what has waited too long.
+
+        ``hopeful`` says of what waits since a time whether there may still be room for it: then it waits on.
+        """
         late = [w for w in self._waiting if w.until_s <= now_s]
-        self._waiting = [w for w in self._waiting if w.until_s > now_s]
+        if hopeful is not None and late:
+            late = [w for w in late if not hopeful(w.since_s)]
+        refused_ones = [(w.client, w.req) for w in late]
+        self._waiting = [
+            w if w.until_s > now_s else _Waiting(w.client, w.req, w.size_bytes, now_s + LINGER_S, w.since_s)
+            for w in self._waiting
+            if (w.client, w.req) not in refused_ones
+        ]
         refused: Commands = [Reserved(w.client, w.req, False) for w in late]
         return refused + self._serve()
+
+    def lacking_bytes(self) -> int:
+        """Return how much the first reservation that waits lacks, 0 when none does."""
+        if not self._waiting:
+            return 0
+        return max(0, self.used_bytes + self._waiting[0].size_bytes - self.capacity_bytes)
+
+    def look_again(self) -> Commands:
+        """Blocks were freed, maybe inside the segments of those who wait: they look there, and ask again."""
+        asked = [w for w in self._waiting if w.client != NODE]
+        self._waiting = [w for w in self._waiting if w.client == NODE]
+        return [Reserved(w.client, w.req, False, True) for w in asked] + self._serve()
 
     def next_tick_s(self) -> float | None:
         """Return when ``ticked`` is due, None when nothing waits."""
@@ -142,6 +174,13 @@ class Segments:
     def is_lost(self, seg_id: int) -> bool:
         """Whether a reader was told that this segment is gone."""
         return seg_id in self._lost
+
+    def adopted(self, seg_id: int, size_bytes: int, holder: int) -> None:
+        """The node made a segment for an object of ``holder``, which keeps it as one of a dead process."""
+        self.registered(NODE, b"", seg_id, size_bytes)
+        segment = self._segments[seg_id]
+        segment.orphan = segment.settled = True
+        segment.holders[holder] = None
 
     def released(self, producer: bytes, seg_id: int) -> Commands:
         """The producer destroyed its segment.

@@ -24,6 +24,7 @@ TOKEN_FILE = "token"
 LOCK_FILE = "lock"
 HEAD_FILE = "head"  # in the session of a node that outlives drivers
 DETACH = b"detach"  # on the lifeline: the node outlives the process that started it
+SPILL_OWNER = "session"  # in a spill directory: the path of its session
 TOKEN_BYTES = 32
 _PREFIX = "s-"
 _DOOMED = ".dead-"
@@ -180,6 +181,34 @@ def sweep_stale(base: str) -> list[str]:
     for name in doomed:
         _remove_tree(os.path.join(user, name))
     return [name[len(_DOOMED) :] for name in doomed]
+
+
+def own_spill_directory(path: str, session_dir: str) -> None:
+    """Make the spill directory of a session, marked as its own."""
+    os.makedirs(path, mode=0o700)
+    fd = os.open(os.path.join(path, SPILL_OWNER), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w") as file:
+        file.write(session_dir)
+
+
+def sweep_spilled(directory: str, mine: str) -> None:
+    """Remove what dead sessions of this user have spilled into a directory of the user's choice.
+
+    A live session's directory is found next to ``mine``; one whose session used another base is left alone
+    as long as that base cannot be asked, so sessions are named by their path in the file ``session``.
+    """
+    prefix = f"ftray-spill-{os.getuid()}-"
+    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name)
+        if not name.startswith(prefix) or os.lstat(path).st_uid != os.getuid():
+            continue
+        try:
+            with open(os.path.join(path, SPILL_OWNER)) as file:
+                session_dir = file.read()
+        except OSError:
+            continue
+        if session_dir != mine and not _is_live(session_dir):
+            _remove_tree(path)
 
 
 def _remove_tree(path: str) -> None:

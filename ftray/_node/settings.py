@@ -124,6 +124,29 @@ def share(name: str, default: float, environ: Mapping[str, str] | None = None) -
     return value
 
 
+def _switch(name: str) -> bool:
+    """Return a setting that is on unless it is turned off; ValueError when it is something else."""
+    variable, text = _find(name)
+    words = {None: True, "1": True, "true": True, "0": False, "false": False}
+    value = words.get(text if text is None else text.lower())
+    if value is None:
+        raise _wrong(variable, str(text), "0, 1, false or true")
+    return value
+
+
+def spilling() -> tuple[bool, str, str | None]:
+    """Return whether objects are spilled, and which variable says where to, if one does, and its text.
+
+    ``FTRAY_automatic_object_spilling_enabled`` (0, 1, false or true) and ``FTRAY_object_spilling_directory``.
+
+    Raises
+    ------
+    ValueError
+        The first variable has another value.
+    """
+    return _switch("automatic_object_spilling_enabled"), *_find("object_spilling_directory")
+
+
 def lineage() -> tuple[bool, int]:
     """Return whether lost values are made again, and how many bytes are remembered for that.
 
@@ -134,11 +157,7 @@ def lineage() -> tuple[bool, int]:
     ValueError
         A variable has another value.
     """
-    variable, text = _find("lineage_pinning_enabled")
-    words = {None: True, "1": True, "true": True, "0": False, "false": False}
-    enabled = words.get(text if text is None else text.lower())
-    if enabled is None:
-        raise _wrong(variable, str(text), "0, 1, false or true")
+    enabled = _switch("lineage_pinning_enabled")
     meaning = " (0: nothing is remembered)"
     max_bytes = integer("max_lineage_bytes", DEFAULT_MAX_LINEAGE_BYTES, 0, meaning=meaning)
     return enabled, min(max_bytes, MOST_BYTES)

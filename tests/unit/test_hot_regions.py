@@ -30,6 +30,8 @@ MODULES = (
     "refs",
     "channel",
     "rules",
+    "spills",
+    "recalls",
     "streams",
     "intake",
     "productions",

@@ -125,6 +125,7 @@ INIT = {
     "num_gpus": Wrong(["1", True], [-1, 0.5]),
     "resources": Wrong(["disk", [1], {1: 1}, {"disk": "x"}], [{"disk": -1}]),
     "object_store_memory": Wrong(["1G", 1e9, True], [5, -1]),
+    "object_spilling_directory": NAME,
     "labels": Wrong(["zone=a", ["zone"], {"zone": 1}, {1: "a"}], None),
     "namespace": NAME,
     "ignore_reinit_error": BOOLEAN,

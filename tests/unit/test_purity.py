@@ -24,6 +24,7 @@ NODE_DECISIONS = (
     "actors",
     "pool",
     "segments",
+    "spilling",
     "deaths",
     "logs",
     "amounts",

@@ -49,7 +49,9 @@ def test_every_frame_of_the_table_has_its_number() -> None:
         (34, "ActorReady"), (35, "ActorStart"), (36, "ActorExit"), (37, "ActorTerminate"),
         (40, "SegReserve"), (41, "SegReserved"), (42, "SegRegister"), (43, "SegRelease"), (44, "SegOpen"),
         (45, "SegFd"), (46, "SegGone"), (47, "SegShrink"), (48, "DeathAck"), (49, "SegUnhold"),
-        (50, "WorkerDied"), (51, "WorkerKill"), (52, "Exit"), (60, "Log"), (61, "Warn"),
+        (50, "WorkerDied"), (51, "WorkerKill"), (52, "Exit"), (54, "SpillAsk"), (55, "SpillOffer"),
+        (56, "SpillDone"), (57, "SpillSettled"), (58, "SpillRestore"),
+        (59, "SpillRestored"), (60, "Log"), (61, "Warn"),
         (100, "Rpc"), (101, "RpcReply"),
     }  # fmt: skip
 

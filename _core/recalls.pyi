@@ -1,0 +1,1 @@
+"""Nothing for Python; ``spills.pxd`` is what other extensions see of spilling."""
