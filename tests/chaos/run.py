@@ -34,7 +34,7 @@ import ftray as ray
 from tests.chaos.drivers import phase_of_drivers
 from tests.chaos.faults import Saboteur, kill_node
 from tests.chaos.groups import RESOURCES, all_removed
-from tests.chaos.workload import Batch, batches, digest
+from tests.chaos.workload import STORE_BYTES, Batch, batches, digest
 from tests.helpers import introspection, processes
 from tests.helpers.leaks import Footprint
 from tests.helpers.sync import eventually
@@ -191,7 +191,13 @@ def phase_of_workers(
 ) -> None:
     """Workers and zygotes die; everything else must not be impressed."""
     footprint = Footprint(os.environ[processes.MARK], Path(os.environ["FTRAY_TMPDIR"]))
-    ray.init(address="local", num_cpus=num_cpus, resources=RESOURCES, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        resources=RESOURCES,
+        log_to_driver=False,
+        object_store_memory=STORE_BYTES,
+    )
     saboteur = Saboteur(random.Random(f"{seed}/saboteur"))
     saboteur.start()
     try:

@@ -21,6 +21,8 @@ from tests.helpers.sync import Tally
 
 FOREVER = {"max_restarts": -1, "max_task_retries": -1}
 LARGE = 300_000
+HUGE = 6_000_000
+STORE_BYTES = 96 << 20
 
 
 @dataclass
@@ -87,6 +89,12 @@ def digest_of(data: np.ndarray) -> str:
     return digest(data)
 
 
+@ray.remote
+def digest_of_fetched(refs: list[Any]) -> str:
+    """The worker borrows what it fetches."""
+    return digest(ray.get(refs[0]))
+
+
 @ray.remote(max_retries=-1)
 def digests_of(refs: list[Any]) -> list[str]:
     return [digest(data) for data in ray.get(refs)]
@@ -136,6 +144,19 @@ def objects(rng: random.Random, scratch: Path) -> Batch:
     digests = [digest(pattern(number, size)) for number, size in zip(numbers, sizes, strict=True)]
     refs = [digest_of.remote(ref) for ref in made] + [digests_of.remote(made)]
     return Batch("objects", refs, [*digests, digests], keep=made)
+
+
+def more_than_memory(rng: random.Random, scratch: Path) -> Batch:
+    """Objects that memory has no room for are spilled, and come back as arguments and in the driver."""
+    numbers = [rng.randrange(256) for _ in range(8)]
+    made = [
+        produce.remote(number, HUGE) if rng.random() < 0.5 else ray.put(pattern(number, HUGE))
+        for number in numbers
+    ]
+    digests = [digest(pattern(number, HUGE)) for number in numbers]
+    given = [digest_of.remote(ref) for ref in made]
+    fetched = [digest_of_fetched.remote([ref]) for ref in made]
+    return Batch("more than memory", given + fetched, digests * 2, keep=made)
 
 
 def owned_by_workers(rng: random.Random, scratch: Path) -> Batch:
@@ -318,6 +339,7 @@ def batches(name: str, rng: random.Random, scratch: Path) -> Iterator[Batch]:
         chain,
         suicidal,
         nested,
+        more_than_memory,
         objects,
         owned_by_workers,
         streams,

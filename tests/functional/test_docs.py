@@ -23,7 +23,13 @@ DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in Path(ROOT, "do
 TIMEOUT_S = 55
 SOURCES = ("ftray", "_core", "checkpoint")
 # Variables that only the build, or only tests, look at: the contributor's documents have them.
-NOT_FOR_USERS = {"FTRAY_BUILD", "FTRAY_BUILD_CACHE", "FTRAY_TRACE", "FTRAY_CHECKPOINT_FAULT"}
+NOT_FOR_USERS = {
+    "FTRAY_BUILD",
+    "FTRAY_BUILD_CACHE",
+    "FTRAY_TRACE",
+    "FTRAY_CHECKPOINT_FAULT",
+    "FTRAY_SPILL_FAULT",
+}
 
 
 def text_of(name: str) -> str:

@@ -62,6 +62,10 @@ WRONG: dict[str, tuple[list[str], Callable[[], Any]]] = {
     "RAY_max_lineage_bytes": (NUMBER, init),
     "FTRAY_lineage_pinning_enabled": (["", "yes", "2"], init),
     "RAY_lineage_pinning_enabled": (["", "yes", "2"], init),
+    "FTRAY_object_spilling_directory": (["", "/proc/nowhere", "nosuch://place"], init),
+    "RAY_object_spilling_directory": (["", "/proc/nowhere", "nosuch://place"], init),
+    "FTRAY_automatic_object_spilling_enabled": (["", "yes", "2"], init),
+    "RAY_automatic_object_spilling_enabled": (["", "yes", "2"], init),
     "FTRAY_CHECKPOINT_STORE": (["nonsense://place"], derive),
 }
 SAID_AS = {"FTRAY_CHECKPOINT_STORE": "store"}
