@@ -117,7 +117,7 @@ def test_cancel_of_a_dynamic_generator(mailbox):
     ref = endless.options(num_returns="dynamic").remote(mailbox)
     assert mailbox.take() == 0
     ray.cancel(ref)
+    while mailbox.take() != "closed":  # first: nothing holds it back, and it could not close with a full pipe
+        pass
     with pytest.raises(exceptions.TaskCancelledError):
         ray.get(ref)
-    while mailbox.take() != "closed":
-        pass
