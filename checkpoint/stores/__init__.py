@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
-from ..errors import UnsupportedStoreError
+from . import urls
 from .protocol import Listing, Store
+from .urls import ALLOWED
 
-__all__ = ["Listing", "Store", "connect", "resolve_url"]
+__all__ = ["ALLOWED", "Listing", "Store", "connect", "resolve_url"]
 
-ALLOWED = "file:///absolute/path, or a plain path"
+_NETWORK = frozenset({"process", "power", "node", "head"})
 
 
 def resolve_url(text: str) -> str:
@@ -18,49 +17,52 @@ def resolve_url(text: str) -> str:
     Parameters
     ----------
     text : str
-        ``file:///path`` (percent-encoded) or a plain path (``~`` is expanded, relative to the working
-        directory).
+        A plain path (``~`` is expanded, relative to the working directory), ``file:///path``
+        (percent-encoded), ``s3://bucket/prefix``, ``kv://name``, ``actor://name``, ``memory://name``,
+        ``gs://bucket/prefix`` and others of fsspec; docs/checkpoint-guide.md says what each is good for.
 
     Raises
     ------
     UnsupportedStoreError
         For any other URL, naming what is allowed.
     """
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        return _file_url(os.path.abspath(os.path.expanduser(text)))
-    if scheme != "file":
-        raise UnsupportedStoreError(
-            f"store {text!r}: no store for {scheme}:// in this version; allowed: {ALLOWED}"
-        )
-    host, slash, path = rest.partition("/")
-    if host not in ("", "localhost") or not slash or "?" in path or "#" in path:
-        raise UnsupportedStoreError(f"store {text!r} is not a local file URL; allowed: {ALLOWED}")
-    return _file_url(os.path.abspath("/" + _unquote(path)))
+    return urls.parse(text).text
 
 
 def connect(text: str) -> Store:
-    """Return the store that a path or URL names. Nothing is created yet."""
-    from .local import LocalStore
+    """Return the store that a path or URL names. Nothing is created yet.
 
-    return LocalStore(_unquote(resolve_url(text)[len("file://") :]))
+    Raises
+    ------
+    UnsupportedStoreError
+        The URL is none of a store, or what it needs is not installed here.
+    """
+    url = urls.parse(text)
+    if url.scheme == "file":
+        from .local import LocalStore
+
+        return LocalStore(url.path)
+    from .object_store import ObjectStore
+
+    if url.scheme == "s3":
+        from .s3 import S3Objects
+
+        return ObjectStore(S3Objects(url.text, url.place, url.path, dict(url.options)))
+    if url.scheme == "kv":
+        from .kv import KvObjects
+
+        return ObjectStore(KvObjects(url.text, "/".join(filter(None, (url.place, url.path)))))
+    if url.scheme == "actor":
+        from .actor_objects import ActorObjects
+
+        return ObjectStore(ActorObjects(url.text, url.place, url.options.get("spill")))
+    from .fsspec_objects import FsspecObjects
+
+    protocol = url.scheme.removeprefix(urls.FSSPEC_PREFIX)
+    survives: frozenset[str] = frozenset() if protocol == "memory" else _NETWORK
+    path = f"{url.place}/{url.path}" if url.path else url.place
+    return ObjectStore(FsspecObjects(url.text, protocol, path, survives))
 
 
 def _file_url(path: str) -> str:
-    raw = os.fsencode(path)
-    return "file://" + "".join(chr(b) if 32 < b < 127 and b not in b"%?#" else f"%{b:02X}" for b in raw)
-
-
-def _unquote(text: str) -> str:
-    raw = bytearray()
-    parts = os.fsencode(text).split(b"%")
-    raw += parts[0]
-    for part in parts[1:]:
-        try:
-            raw.append(int(part[:2], 16))
-        except ValueError:
-            raise UnsupportedStoreError(
-                f"store path {text!r} has a '%' that is not followed by two digits"
-            ) from None
-        raw += part[2:]
-    return os.fsdecode(bytes(raw))
+    return urls.StoreUrl("file", "", path, {}).text

@@ -1,0 +1,187 @@
+"""Objects through any fsspec file system: ``memory://``, ``gs://``, ``abfs://``, ``fsspec+NAME://``.
+
+Uses what every fsspec file system has, so it can assume little: no conditional requests but ``pipe_file(...,
+mode="create")``, which not all of them honour (see `ObjectStore.fencing`), no upload ids, and errors of any
+kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ..errors import CheckpointStoreError, UnsupportedStoreError
+from .objects import Bytes, Entry, TransientStoreError, Upload
+
+_memory_lock = threading.Lock()  # fsspec's own creation in memory looks first and creates then
+
+
+class FsspecObjects:
+    """See `objects.Medium`.
+
+    Parameters
+    ----------
+    url : str
+    protocol : str
+        Name of the file system in fsspec's registry.
+    path : str
+        Where the store begins in it.
+    survives : frozenset of str
+    """
+
+    limit_bytes = None
+    inline_bytes = 256 << 10
+
+    def __init__(self, url: str, protocol: str, path: str, survives: frozenset[str]) -> None:
+        self.url, self.survives = url, survives
+        self._fs = _file_system(url, protocol)
+        self._root = path.rstrip("/")
+        self._in_memory = protocol == "memory"
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _translate(self, error: Exception, what: str, name: str) -> NoReturn:
+        text = f"{what} of {self._path(name)}: {type(error).__name__}: {error}"
+        status = getattr(error, "code", None) or getattr(error, "status", None)
+        if isinstance(error, (FileNotFoundError, FileExistsError, NotImplementedError)):
+            raise error
+        if isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 429):
+            raise CheckpointStoreError(text) from error
+        transient = isinstance(error, (OSError, asyncio.TimeoutError)) or isinstance(status, int)
+        raise (TransientStoreError if transient else CheckpointStoreError)(text) from error
+
+    def _with_parents(self, name: str, write: Callable[[], Any]) -> None:
+        """Write; where directories are needed and missing, make them first."""
+        try:
+            write()
+        except FileNotFoundError:
+            self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            write()
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create an object where the file system can."""
+        if self._in_memory:
+            with _memory_lock:
+                return self._create(name, data)
+        return self._create(name, data)
+
+    def _create(self, name: str, data: bytes) -> bool:
+        try:
+            self._with_parents(name, lambda: self._fs.pipe_file(self._path(name), data, mode="create"))
+        except FileExistsError:
+            return False
+        except TypeError as error:
+            raise NotImplementedError(f"{self.url} has no exclusive creation") from error
+        except Exception as error:
+            self._translate(error, "creation", name)
+        return True
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create or replace an object."""
+        try:
+            self._with_parents(name, lambda: self._fs.pipe_file(self._path(name), data))
+        except Exception as error:
+            self._translate(error, "write", name)
+
+    def upload(self, name: str, parts: Sequence[Bytes], retry: Callable[[Callable[[], Any]], Any]) -> None:
+        """Write a large object as a stream; it is there when the file has been closed."""
+
+        def stream() -> None:
+            with self._fs.open(self._path(name), "wb") as file:
+                for part in parts:
+                    file.write(part)
+
+        def attempt() -> None:
+            try:
+                self._with_parents(name, stream)
+            except Exception as error:
+                self._translate(error, "upload", name)
+
+        retry(attempt)
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return a range of an object."""
+        try:
+            return bytes(self._fs.cat_file(self._path(name), start=start or None, end=end))
+        except Exception as error:
+            self._translate(error, "read", name)
+
+    def size(self, name: str) -> int | None:
+        """Return the size of an object."""
+        self._fs.invalidate_cache()
+        try:
+            info = self._fs.info(self._path(name))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            self._translate(error, "look", name)
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def _listed(self, directory: str) -> list[dict[str, Any]]:
+        self._fs.invalidate_cache()
+        try:
+            found: list[dict[str, Any]] = self._fs.ls(self._path(directory), detail=True)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            self._translate(error, "listing", directory)
+        return found
+
+    def list(self, directory: str, stem: str = "") -> list[Entry]:
+        """Return the objects directly in a directory."""
+        entries = [
+            Entry(e["name"].rpartition("/")[2], int(e["size"] or 0))
+            for e in self._listed(directory)
+            if e["type"] == "file"
+        ]
+        return sorted(e for e in entries if e.name.startswith(stem))
+
+    def directories(self) -> list[str]:
+        """Return the first level of directories."""
+        return [
+            e["name"].rstrip("/").rpartition("/")[2] for e in self._listed("") if e["type"] == "directory"
+        ]
+
+    def walk(self, directory: str) -> list[str]:
+        """Return all objects below a directory."""
+        names: list[str] = []
+        for entry in self._listed(directory):
+            name = f"{directory}/{entry['name'].rstrip('/').rpartition('/')[2]}"
+            names += self.walk(name) if entry["type"] == "directory" else [name]
+        return names
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects."""
+        for name in names:
+            try:
+                self._fs.rm_file(self._path(name))
+            except FileNotFoundError:
+                pass
+            except Exception as error:
+                self._translate(error, "deletion", name)
+
+    def uploads(self, directory: str) -> list[Upload]:
+        """Nothing that fsspec would tell."""
+        return []
+
+    def abort(self, upload: Upload) -> None:
+        """There is none."""
+
+
+def _file_system(url: str, protocol: str) -> Any:
+    try:
+        fsspec = importlib.import_module("fsspec")
+    except ImportError as error:
+        raise UnsupportedStoreError(
+            f"store {url!r} needs fsspec, which is not installed here: pip install 'ftray[storage]'"
+        ) from error
+    try:
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    except ImportError as error:
+        raise UnsupportedStoreError(f"store {url!r} needs a package that is not installed here: {error}") from error
+    except ValueError as error:
+        raise UnsupportedStoreError(f"store {url!r}: fsspec knows no {protocol!r}: {error}") from error

@@ -1,0 +1,395 @@
+"""A `Store` over any `Medium` of objects: S3, fsspec, the internal key-value store, a store actor.
+
+Objects are immutable. What must exist once (a claim, a seal, a snapshot's manifest) is created exclusively
+under its final name, in one request; a large snapshot's bytes go up before it under a name that nobody else
+uses. Names are in `names`. Invariants: a stale epoch may leave objects behind, and none of them counts (see
+`lineage`); claims go lowest first and one by one, so that no claim goes before a lower one; a failing medium
+is `CheckpointSaveError` or `CheckpointStoreError` and never looks like an absent or a damaged snapshot.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, cast
+
+from .. import faults
+from ..errors import (
+    CheckpointFormatError,
+    CheckpointSaveError,
+    CheckpointStoreError,
+    FencedError,
+    UnsupportedStoreError,
+)
+from ..keys import from_file_name, to_file_name
+from ..lineage import SnapshotName
+from . import names
+from .object_file import ObjectFile
+from .objects import Bytes, Entry, Medium, Objects, Retry, new_token, pack, unpack
+from .protocol import Listing
+
+CONDITIONAL = "conditional"
+BEST_EFFORT = "best effort"
+_PROBERS = 4
+_PROBE_KEPT_S = 3600.0
+
+
+def _reached(point: str) -> None:
+    if faults.active:
+        faults.hit(point)
+
+
+class ObjectStore:
+    """Snapshots as objects.
+
+    Parameters
+    ----------
+    medium : Medium
+    retry : Retry, optional
+        Bound on the attempts of each request.
+    sleep : callable, optional
+        Waits between attempts.
+    """
+
+    def __init__(
+        self,
+        medium: Medium,
+        retry: Retry | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.objects = Objects(medium, retry, sleep)
+        self._medium = medium
+        self._probe = threading.Lock()
+        self._conditional: bool | None = None  # None: not tried yet
+        self._claims: dict[tuple[str, int], bytes] = {}  # those made here, as they were written
+
+    @property
+    def url(self) -> str:
+        """The URL of the medium."""
+        return self._medium.url
+
+    @property
+    def survives(self) -> frozenset[str]:
+        """What the medium survives."""
+        return self._medium.survives
+
+    # -- fencing -----------------------------------------------------------------------------------
+
+    def fencing(self, key: str) -> str:
+        """Return how claims of `key` exclude each other, after trying it there once.
+
+        Returns
+        -------
+        str
+            `CONDITIONAL`: of several that create one object at once, one succeeds. `BEST_EFFORT`: the
+            medium replaces objects whatever it is told; two that claim at the same instant may both believe
+            to hold the key until one of them saves.
+        """
+        with self._probe:
+            if self._conditional is None:
+                self._conditional = self._try_creation(to_file_name(key))
+        return CONDITIONAL if self._conditional else BEST_EFFORT
+
+    def require_fencing(self, key: str) -> None:
+        """Raise `UnsupportedStoreError` unless exclusive creation works under `key`."""
+        if self.fencing(key) != CONDITIONAL:
+            raise UnsupportedStoreError(
+                f"exactly_once needs a store that creates an object only if there is none, and {self.url} "
+                f"replaced one (tried under checkpoint key {key!r}). Use s3:// or a file:// store, or "
+                'snapshots. fencing="lease" is not available in this version'
+            )
+
+    def _try_creation(self, directory: str) -> bool:
+        """Several create one object at once: one succeeds; a later one does not either."""
+        name = f"{directory}/probe-{int(time.time()):010}-{new_token()}"
+        start = threading.Barrier(_PROBERS)
+        won: list[bool | Exception] = []
+
+        def create() -> None:
+            try:
+                won.append(self.objects.create(name, pack("probe", b"", new_token())))
+            except Exception as error:
+                won.append(error)
+
+        def create_together() -> None:
+            start.wait()
+            create()
+
+        threads = [threading.Thread(target=create_together, daemon=True) for _ in range(_PROBERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        create()
+        for outcome in won:
+            if isinstance(outcome, NotImplementedError):
+                return False
+            if isinstance(outcome, Exception):
+                raise self._failed("probe exclusive creation", directory, outcome) from outcome
+        self.objects.delete([name])
+        return won.count(True) == 1
+
+    def _create(self, key: str, name: str, data: bytes) -> bool:
+        if self.fencing(key) == CONDITIONAL:
+            return self.objects.create(name, data)
+        return self.objects.replace_if_absent(name, data)
+
+    def _claimed(self, key: str) -> list[int]:
+        found = [names.numbers(e.name, "epoch-", ".claim", 1) for e in self._list(key, "epoch-")]
+        return sorted(numbers[0] for numbers in found if numbers)
+
+    def _check_fence(self, key: str, epoch: int) -> None:
+        """Raise `FencedError` unless `epoch` is the highest claimed one, and the claim is as made here."""
+        claims = self._claimed(key)
+        if claims[-1:] != [epoch]:
+            raise self._fenced(key, epoch, claims)
+        mine = self._claims.get((key, epoch))
+        if self._conditional is False and mine is not None:
+            if self.objects.read(self._path(key, names.claim_name(epoch))) != mine:
+                raise self._fenced(key, epoch, [*claims, epoch])
+
+    def _look_at_fence(self, key: str, epoch: int) -> None:
+        """Like `_check_fence` by two cheap requests. May miss a successor while several claim at once."""
+        for claim, wanted in ((epoch + 1, False), (epoch, True)):
+            if (self.objects.size(self._path(key, names.claim_name(claim))) is not None) != wanted:
+                raise self._fenced(key, epoch, self._claimed(key))
+
+    def _fenced(self, key: str, epoch: int, claims: list[int]) -> FencedError:
+        if claims and claims[-1] >= epoch:
+            return FencedError(
+                f"epoch {epoch} of checkpoint key {key!r} in {self.url} was superseded by epoch "
+                f"{claims[-1]}: another incarnation holds the key, and what this one saves no longer counts"
+            )
+        return FencedError(
+            f"there is no claim of epoch {epoch} on checkpoint key {key!r} in {self.url}: the key was removed"
+        )
+
+    # -- listing and reading -----------------------------------------------------------------------
+
+    def _path(self, key: str, name: str) -> str:
+        return f"{to_file_name(key)}/{name}"
+
+    def keys(self) -> list[str]:
+        """Return all keys, sorted."""
+        try:
+            found = self.objects.directories()
+        except CheckpointStoreError as error:
+            raise CheckpointStoreError(f"checkpoint store {self.url} cannot be listed: {error}") from error
+        return sorted(key for name in found if (key := from_file_name(name)) is not None)
+
+    def _list(self, key: str, stem: str = "") -> list[Entry]:
+        directory = to_file_name(key)
+        try:
+            return self.objects.list(directory, stem)
+        except CheckpointStoreError as error:
+            raise CheckpointStoreError(
+                f"checkpoint key {key!r} in {self.url} cannot be listed: {error}"
+            ) from error
+
+    def scan(self, key: str) -> Listing:
+        """List one key."""
+        claims, seals, snapshots = [], [], []
+        for name, _ in self._list(key):
+            if found := names.numbers(name, "epoch-", ".claim", 1):
+                claims.append(found[0])
+            elif found := names.numbers(name, "epoch-", ".seal", 1):
+                seals.append(found[0])
+            elif found := names.numbers(name, "snap-", ".ckpt", 2):
+                snapshots.append(SnapshotName(*found))
+        return Listing(sorted(claims), sorted(seals), sorted(snapshots))
+
+    def _read(self, key: str, name: str, kind: str) -> tuple[dict[str, object], bytes]:
+        path = self._path(key, name)
+        try:
+            return unpack(self.objects.read(path), kind)
+        except CheckpointFormatError as error:
+            raise CheckpointFormatError(f"{self.url}/{path}: {error}") from error
+        except CheckpointStoreError as error:
+            raise CheckpointStoreError(
+                f"checkpoint key {key!r} in {self.url} cannot be read ({path}): {error}"
+            ) from error
+
+    def read_claim(self, key: str, epoch: int) -> bytes:
+        """Return the record of a claim."""
+        return self._read(key, names.claim_name(epoch), "claim")[1]
+
+    def read_seal(self, key: str, epoch: int) -> bytes:
+        """Return the record of a seal."""
+        return self._read(key, names.seal_name(epoch), "seal")[1]
+
+    def read(self, key: str, name: SnapshotName) -> BinaryIO:
+        """Open a snapshot for reading."""
+        fields, payload = self._read(key, names.snapshot_name(name), "snapshot")
+        if "blob" not in fields:
+            return io.BytesIO(payload)
+        blob = self._path(key, str(fields["blob"]))
+        length = cast(int, fields["blob_length"])
+        found = self.objects.size(blob)
+        if found is None:
+            raise FileNotFoundError(2, "the manifest is there, and what it names is not", f"{self.url}/{blob}")
+        if found != length:
+            raise CheckpointFormatError(f"truncated: {blob} has {found} bytes where {length} were written")
+        return cast(BinaryIO, ObjectFile(self.objects, blob, length))
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def _failed(self, what: str, key: str, error: Exception) -> CheckpointSaveError:
+        return CheckpointSaveError(
+            f"cannot {what} under checkpoint key {key!r} in {self.url}: {error}. "
+            "What was saved before is untouched"
+        )
+
+    def claim(self, key: str, epoch: int, record: bytes) -> bool:
+        """Publish `epoch` by exclusive creation."""
+        _reached("object.claim.begin")
+        data = pack("claim", record, new_token())
+        try:
+            if not self._create(key, self._path(key, names.claim_name(epoch)), data):
+                return False
+            _reached("object.claim.created")
+            self._claims[key, epoch] = data
+            return self._claimed(key)[-1:] == [epoch]
+        except CheckpointStoreError as error:  # the number may be taken, and stays so
+            raise self._failed("claim", key, error) from error
+
+    def seal(self, key: str, epoch: int, record: bytes) -> None:
+        """Publish which snapshots are this epoch's past."""
+        _reached("object.seal.begin")
+        name = names.seal_name(epoch)
+        try:
+            self._look_at_fence(key, epoch)
+            if not self._create(key, self._path(key, name), pack("seal", record, new_token())):
+                raise CheckpointSaveError(f"{self.url}/{self._path(key, name)} exists already")
+            _reached("object.seal.created")
+            self._check_fence(key, epoch)
+        except CheckpointStoreError as error:
+            raise self._failed("seal", key, error) from error
+
+    def put(self, key: str, name: SnapshotName, parts: Sequence[Bytes]) -> None:
+        """Make a snapshot durable."""
+        _reached("object.put.begin")
+        self._check_size(key, parts)
+        try:
+            self._look_at_fence(key, name.epoch)
+            manifest = self._upload(key, name, parts)
+            if not self._create(key, self._path(key, names.snapshot_name(name)), manifest):
+                self._check_fence(key, name.epoch)
+                raise CheckpointSaveError(
+                    f"snapshot {name.id} of checkpoint key {key!r} exists already in {self.url}; snapshots "
+                    "are never overwritten"
+                )
+            _reached("object.put.created")
+            self._check_fence(key, name.epoch)
+        except CheckpointStoreError as error:
+            raise self._failed(f"save snapshot {name.id}", key, error) from error
+        _reached("object.put.fence_rechecked")
+
+    def _check_size(self, key: str, parts: Sequence[Bytes]) -> None:
+        limit = self._medium.limit_bytes
+        length = sum(len(part) for part in parts)
+        if limit is not None and length > limit:
+            raise CheckpointSaveError(
+                f"a snapshot of {length} bytes under checkpoint key {key!r} does not fit into {self.url}, which "
+                f"takes at most {limit} bytes each. Use a file:// or s3:// store for states of this size"
+            )
+
+    def _upload(self, key: str, name: SnapshotName, parts: Sequence[Bytes]) -> bytes:
+        """Return the manifest, after what it names is there."""
+        token = new_token()
+        length = sum(len(part) for part in parts)
+        if length <= self._medium.inline_bytes:
+            return pack("snapshot", b"".join(parts), token)
+        blob = names.snapshot_blob_name(name, token)
+        path = self._path(key, blob)
+        _reached("object.put.blob_begin")
+        try:
+            self.objects.upload(path, parts)
+        except CheckpointStoreError:
+            self._forget(path)
+            raise
+        _reached("object.put.blob_written")
+        return pack("snapshot", b"", token, blob=blob, blob_length=length)
+
+    def _forget(self, path: str) -> None:
+        """Delete a blob that no manifest will name; the next epoch sweeps it if that is not possible now."""
+        try:
+            self._medium.delete([path])
+        except CheckpointStoreError:  # the error that led here is the one to report
+            pass
+
+    def delete(self, key: str, snapshots: Sequence[SnapshotName], epoch: int) -> None:
+        """Delete snapshots, oldest first: the manifest, then what it names."""
+        if not snapshots:
+            return
+        _reached("object.delete.begin")
+        try:
+            self._look_at_fence(key, epoch)
+            for name in sorted(snapshots):
+                blobs = self._blobs_of(key, name)
+                self.objects.delete([self._path(key, names.snapshot_name(name))])
+                _reached("object.delete.manifest_gone")
+                self.objects.delete(blobs)
+        except CheckpointStoreError as error:
+            raise self._failed("delete", key, error) from error
+        _reached("object.delete.done")
+
+    def _blobs_of(self, key: str, name: SnapshotName) -> list[str]:
+        stem = names.snapshot_blob_name(name, "")
+        directory, _, stem = self._path(key, stem).rpartition("/")
+        if self._medium.limit_bytes is not None:  # everything is one object there
+            return []
+        return [f"{directory}/{entry.name}" for entry in self.objects.list(directory, stem)]
+
+    def settle(self, key: str, epoch: int) -> None:
+        """Forget the epochs before, and what their writers left unfinished."""
+        _reached("object.settle.begin")
+        try:
+            self._check_fence(key, epoch)
+            listing = self.scan(key)
+            stale = [names.seal_name(e) for e in listing.seals if e < epoch]
+            stale += [names.claim_name(e) for e in listing.claims if e < epoch]
+            for name in stale:
+                self.objects.delete([self._path(key, name)])
+                _reached("object.settle.dropped")
+            self._sweep(key, epoch)
+        except CheckpointStoreError as error:
+            raise self._failed("settle", key, error) from error
+        _reached("object.settle.done")
+
+    def _sweep(self, key: str, below: int) -> None:
+        directory = to_file_name(key)
+        self.objects.abort_uploads(directory, lambda name: _epoch_of_blob(name) < below)
+        snapshots = set(self.scan(key).snapshots)
+        doomed = []
+        for entry in self.objects.list(f"{directory}/blob", "snap-"):
+            found = names.numbers(entry.name, "snap-", "", 2)
+            if found and found[0] < below and SnapshotName(*found) not in snapshots:
+                doomed.append(f"{directory}/blob/{entry.name}")
+        for entry in self._list(key, "probe-"):
+            found = names.numbers(entry.name, "probe-", "", 1)
+            if found and found[0] < time.time() - _PROBE_KEPT_S:
+                doomed.append(f"{directory}/{entry.name}")
+        self.objects.delete(doomed)
+
+    def remove(self, key: str) -> None:
+        """Remove a key with all that it holds: the newest snapshot and the claims last."""
+        directory = to_file_name(key)
+        try:
+            self.objects.abort_uploads(directory, lambda _: True)
+            listing = self.scan(key)
+            for snapshot in listing.snapshots:
+                self.objects.delete([self._path(key, names.snapshot_name(snapshot))])
+            rest = sorted(self.objects.walk(directory))
+            self.objects.delete([name for name in rest if not name.endswith(".claim")])
+            for epoch in listing.claims:
+                self.objects.delete([self._path(key, names.claim_name(epoch))])
+            self.objects.delete(self.objects.walk(directory))
+        except CheckpointStoreError as error:
+            raise self._failed("remove", key, error) from error
+
+
+def _epoch_of_blob(name: str) -> int:
+    found = names.numbers(name.rpartition("/")[2], "snap-", "", 2)
+    return found[0] if found else 0

@@ -1,0 +1,25 @@
+"""The S3 server of the tests: started when the first test asks for it, ended with the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.s3_server import ENVIRONMENT, S3Server, s3_server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        with s3_server() as server:
+            yield server
+
+
+@pytest.fixture
+def s3_url(s3: S3Server) -> str:
+    return f"s3://{s3.new_bucket()}/some/prefix?endpoint_url={s3.endpoint}"
