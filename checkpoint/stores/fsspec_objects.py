@@ -7,7 +7,7 @@ kind.
 
 from __future__ import annotations
 
-import asyncio
+import builtins
 import importlib
 import threading
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class FsspecObjects:
     survives : frozenset of str
     """
 
-    limit_bytes = None
+    limit_bytes: int | None = None
     inline_bytes = 256 << 10
 
     def __init__(self, url: str, protocol: str, path: str, survives: frozenset[str]) -> None:
@@ -51,7 +51,9 @@ class FsspecObjects:
             raise error
         if isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 429):
             raise CheckpointStoreError(text) from error
-        transient = isinstance(error, (OSError, asyncio.TimeoutError)) or isinstance(status, int)
+        transient = isinstance(
+            error, (OSError, importlib.import_module("asyncio").TimeoutError)
+        ) or isinstance(status, int)
         raise (TransientStoreError if transient else CheckpointStoreError)(text) from error
 
     def _with_parents(self, name: str, write: Callable[[], Any]) -> None:
@@ -121,7 +123,7 @@ class FsspecObjects:
             self._translate(error, "look", name)
         return int(info["size"]) if info["type"] == "file" else None
 
-    def _listed(self, directory: str) -> list[dict[str, Any]]:
+    def _listed(self, directory: str) -> builtins.list[dict[str, Any]]:
         self._fs.invalidate_cache()
         try:
             found: list[dict[str, Any]] = self._fs.ls(self._path(directory), detail=True)
@@ -140,19 +142,21 @@ class FsspecObjects:
         ]
         return sorted(e for e in entries if e.name.startswith(stem))
 
-    def directories(self) -> list[str]:
+    def directories(self) -> builtins.list[str]:
         """Return the first level of directories."""
         return [
             e["name"].rstrip("/").rpartition("/")[2] for e in self._listed("") if e["type"] == "directory"
         ]
 
-    def walk(self, directory: str) -> list[str]:
+    def walk(self, directory: str) -> builtins.list[Entry]:
         """Return all objects below a directory."""
-        names: list[str] = []
+        found: list[Entry] = []
         for entry in self._listed(directory):
             name = f"{directory}/{entry['name'].rstrip('/').rpartition('/')[2]}"
-            names += self.walk(name) if entry["type"] == "directory" else [name]
-        return names
+            found += (
+                self.walk(name) if entry["type"] == "directory" else [Entry(name, int(entry["size"] or 0))]
+            )
+        return found
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects."""
@@ -164,7 +168,7 @@ class FsspecObjects:
             except Exception as error:
                 self._translate(error, "deletion", name)
 
-    def uploads(self, directory: str) -> list[Upload]:
+    def uploads(self, directory: str) -> builtins.list[Upload]:
         """Nothing that fsspec would tell."""
         return []
 
@@ -182,6 +186,8 @@ def _file_system(url: str, protocol: str) -> Any:
     try:
         return fsspec.filesystem(protocol, use_listings_cache=False)
     except ImportError as error:
-        raise UnsupportedStoreError(f"store {url!r} needs a package that is not installed here: {error}") from error
+        raise UnsupportedStoreError(
+            f"store {url!r} needs a package that is not installed here: {error}"
+        ) from error
     except ValueError as error:
         raise UnsupportedStoreError(f"store {url!r}: fsspec knows no {protocol!r}: {error}") from error

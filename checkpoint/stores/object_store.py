@@ -32,7 +32,7 @@ from .protocol import Listing
 
 CONDITIONAL = "conditional"
 BEST_EFFORT = "best effort"
-_PROBERS = 4
+_PROBERS = 3
 _PROBE_KEPT_S = 3600.0
 
 
@@ -102,27 +102,23 @@ class ObjectStore:
             )
 
     def _try_creation(self, directory: str) -> bool:
-        """Several create one object at once: one succeeds; a later one does not either."""
+        """Several create one object at once: exactly one succeeds."""
         name = f"{directory}/probe-{int(time.time()):010}-{new_token()}"
         start = threading.Barrier(_PROBERS)
         won: list[bool | Exception] = []
 
         def create() -> None:
+            start.wait()
             try:
                 won.append(self.objects.create(name, pack("probe", b"", new_token())))
             except Exception as error:
                 won.append(error)
 
-        def create_together() -> None:
-            start.wait()
-            create()
-
-        threads = [threading.Thread(target=create_together, daemon=True) for _ in range(_PROBERS)]
+        threads = [threading.Thread(target=create, daemon=True) for _ in range(_PROBERS)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        create()
         for outcome in won:
             if isinstance(outcome, NotImplementedError):
                 return False
@@ -146,9 +142,11 @@ class ObjectStore:
         if claims[-1:] != [epoch]:
             raise self._fenced(key, epoch, claims)
         mine = self._claims.get((key, epoch))
-        if self._conditional is False and mine is not None:
-            if self.objects.read(self._path(key, names.claim_name(epoch))) != mine:
-                raise self._fenced(key, epoch, [*claims, epoch])
+        if self._conditional is False and mine is not None and self._replaced(key, epoch, mine):
+            raise self._fenced(key, epoch, [*claims, epoch])
+
+    def _replaced(self, key: str, epoch: int, mine: bytes) -> bool:
+        return self.objects.read(self._path(key, names.claim_name(epoch))) != mine
 
     def _look_at_fence(self, key: str, epoch: int) -> None:
         """Like `_check_fence` by two cheap requests. May miss a successor while several claim at once."""
@@ -228,7 +226,9 @@ class ObjectStore:
         length = cast(int, fields["blob_length"])
         found = self.objects.size(blob)
         if found is None:
-            raise FileNotFoundError(2, "the manifest is there, and what it names is not", f"{self.url}/{blob}")
+            raise FileNotFoundError(
+                2, "the manifest is there, and what it names is not", f"{self.url}/{blob}"
+            )
         if found != length:
             raise CheckpointFormatError(f"truncated: {blob} has {found} bytes where {length} were written")
         return cast(BinaryIO, ObjectFile(self.objects, blob, length))
@@ -291,8 +291,8 @@ class ObjectStore:
         length = sum(len(part) for part in parts)
         if limit is not None and length > limit:
             raise CheckpointSaveError(
-                f"a snapshot of {length} bytes under checkpoint key {key!r} does not fit into {self.url}, which "
-                f"takes at most {limit} bytes each. Use a file:// or s3:// store for states of this size"
+                f"a snapshot of {length} bytes under checkpoint key {key!r} does not fit into {self.url}, "
+                f"which takes at most {limit} bytes each. Use a file:// or s3:// store for states of this size"
             )
 
     def _upload(self, key: str, name: SnapshotName, parts: Sequence[Bytes]) -> bytes:
@@ -381,11 +381,11 @@ class ObjectStore:
             listing = self.scan(key)
             for snapshot in listing.snapshots:
                 self.objects.delete([self._path(key, names.snapshot_name(snapshot))])
-            rest = sorted(self.objects.walk(directory))
+            rest = [entry.name for entry in self.objects.walk(directory)]
             self.objects.delete([name for name in rest if not name.endswith(".claim")])
             for epoch in listing.claims:
                 self.objects.delete([self._path(key, names.claim_name(epoch))])
-            self.objects.delete(self.objects.walk(directory))
+            self.objects.delete([entry.name for entry in self.objects.walk(directory)])
         except CheckpointStoreError as error:
             raise self._failed("remove", key, error) from error
 

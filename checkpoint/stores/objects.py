@@ -8,6 +8,7 @@ sent, since each creation carries a token of its own (see `pack`).
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import os
 import random
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class TransientStoreError(CheckpointStoreError):
-    """One request failed in a way that another attempt may mend: a timeout, throttling, a broken connection."""
+    """One request failed in a way that another may mend: timeouts, throttling, broken connections."""
 
 
 class Entry(NamedTuple):
@@ -48,12 +49,21 @@ class Medium(Protocol):
     exclusive creation. When a writing call returns, what it wrote is durable as far as `survives` goes.
     """
 
-    url: str
-    survives: frozenset[str]
-    limit_bytes: int | None
-    """The largest object, None for no limit that matters."""
-    inline_bytes: int
-    """Snapshots up to this size are one object; larger ones are a blob and a manifest."""
+    @property
+    def url(self) -> str:
+        """The store's URL."""
+
+    @property
+    def survives(self) -> frozenset[str]:
+        """As `Store.survives`."""
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The largest object, None for no limit that matters."""
+
+    @property
+    def inline_bytes(self) -> int:
+        """Snapshots up to this size are one object; larger ones are a blob and a manifest."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Create an object unless one is there; False if there was one."""
@@ -73,16 +83,16 @@ class Medium(Protocol):
     def list(self, directory: str, stem: str = "") -> list[Entry]:
         """Return the objects directly in `directory` whose names begin with `stem`, sorted by name."""
 
-    def directories(self) -> list[str]:
+    def directories(self) -> builtins.list[str]:
         """Return the names of the first level of directories, in any order."""
 
-    def walk(self, directory: str) -> list[str]:
-        """Return the full names of all objects at any depth below `directory`, in any order."""
+    def walk(self, directory: str) -> builtins.list[Entry]:
+        """Return all objects at any depth below `directory` with their full names, in any order."""
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, in no particular order; those that are not there are no error."""
 
-    def uploads(self, directory: str) -> list[Upload]:
+    def uploads(self, directory: str) -> builtins.list[Upload]:
         """Return the uploads under `directory` that were begun and have not ended."""
 
     def abort(self, upload: Upload) -> None:
@@ -135,7 +145,10 @@ class Objects:
             raise CheckpointStoreError(f"{error} (given up after {self._retry.attempts} attempts)") from error
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create an object; False if there is one that is not from this very call."""
+        """Create an object; False if there is one that is not from this very call.
+
+        `data` must have a token of its own in it: what is there already is then compared with it.
+        """
         if self._tried(lambda: self.medium.create(name, data)):
             return True
         return self._holds(name, data)
@@ -173,11 +186,11 @@ class Objects:
         """See `Medium.list`."""
         return self._tried(lambda: self.medium.list(directory, stem))
 
-    def directories(self) -> list[str]:
+    def directories(self) -> builtins.list[str]:
         """See `Medium.directories`."""
         return self._tried(self.medium.directories)
 
-    def walk(self, directory: str) -> list[str]:
+    def walk(self, directory: str) -> builtins.list[Entry]:
         """See `Medium.walk`."""
         return self._tried(lambda: self.medium.walk(directory))
 
@@ -200,7 +213,7 @@ def new_token() -> str:
 
 
 def pack(kind: str, payload: bytes, token: str, **fields: object) -> bytes:
-    """Return an object: one line of JSON with CRC-32 (kind, writer's token, length, SHA-256), then `payload`."""
+    """Return an object: one line (CRC-32, JSON: kind, writer's token, length, SHA-256), then `payload`."""
     digest = hashlib.sha256(payload).hexdigest()
     head = {**fields, "kind": kind, "writer": token, "length": len(payload), "sha256": digest}
     return format.encode_record(head) + payload

@@ -8,6 +8,7 @@ what it needs are loaded by the first `S3Objects`.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import os
@@ -53,6 +54,7 @@ def _transient() -> tuple[type[BaseException], ...]:
         TimeoutError,
         ConnectionError,
         EOFError,
+        exceptions.ConnectionError,
         exceptions.HTTPClientError,
         exceptions.IncompleteReadError,
         parsers.ResponseParserError,
@@ -101,7 +103,7 @@ class S3Objects:
     """
 
     survives = frozenset({"process", "power", "node", "head"})
-    limit_bytes = None
+    limit_bytes: int | None = None
     inline_bytes = 256 << 10
 
     def __init__(self, url: str, bucket: str, prefix: str, options: dict[str, str]) -> None:
@@ -128,9 +130,7 @@ class S3Objects:
         answer: dict[str, Any] = self._run(call, method, name)
         return answer
 
-    def _run(
-        self, request: Callable[[Any], Coroutine[Any, Any, T]], method: str, name: str
-    ) -> T:
+    def _run(self, request: Callable[[Any], Coroutine[Any, Any, T]], method: str, name: str) -> T:
         try:
             client = _client(self._options)
             return self._sync(client.loop, request, client, timeout=_REQUEST_TIMEOUT_S)  # type: ignore[no-any-return]
@@ -138,16 +138,18 @@ class S3Objects:
             self._translate(error, method, name)
 
     def _translate(self, error: Exception, method: str, name: str) -> NoReturn:
-        cause = next((e for e in (error, error.__cause__) if getattr(e, "response", None)), error)
+        cause = next((e for e in (error, error.__cause__) if e and getattr(e, "response", None)), error)
         response: dict[str, Any] = getattr(cause, "response", None) or {}
         code = str(response.get("Error", {}).get("Code", ""))
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         what = f"{method} of s3://{self._bucket}/{self._prefix}{name}: {type(cause).__name__}: {cause}"
         if status == 404 and code != "NoSuchBucket":
-            raise FileNotFoundError(2, code or "not found", f"s3://{self._bucket}/{self._prefix}{name}") from error
+            raise FileNotFoundError(
+                2, code or "not found", f"s3://{self._bucket}/{self._prefix}{name}"
+            ) from error
         if status == 412:
             raise FileExistsError(17, "there is one already", name) from error
-        if status >= 500 and status != 501 or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
+        if (status >= 500 and status != 501) or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
             raise TransientStoreError(what) from error
         if not response and isinstance(cause, _transient()):
             raise TransientStoreError(what) from error
@@ -171,10 +173,14 @@ class S3Objects:
         """Return a range of an object."""
         if end is not None and end <= start:
             return b""
-        limits = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
+        limits = (
+            {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
+        )
 
         async def call(client: Any) -> bytes:
-            answer = await client._call_s3("get_object", Bucket=self._bucket, Key=self._prefix + name, **limits)
+            answer = await client._call_s3(
+                "get_object", Bucket=self._bucket, Key=self._prefix + name, **limits
+            )
             async with answer["Body"] as body:
                 data: bytes = await body.read()
             if len(data) != answer["ContentLength"]:
@@ -225,13 +231,13 @@ class S3Objects:
         entries, _ = self._pages(f"{directory}/{stem}", "/")
         return sorted(Entry(name[len(directory) + 1 :], size) for name, size in entries)
 
-    def directories(self) -> list[str]:
+    def directories(self) -> builtins.list[str]:
         """Return the first level of directories."""
         return [name.rstrip("/") for name in self._pages("", "/")[1]]
 
-    def walk(self, directory: str) -> list[str]:
+    def walk(self, directory: str) -> builtins.list[Entry]:
         """Return all objects below a directory."""
-        return [entry.name for entry in self._pages(f"{directory}/", "")[0]]
+        return self._pages(f"{directory}/", "")[0]
 
     # -- large objects -----------------------------------------------------------------------------
 
@@ -254,7 +260,7 @@ class S3Objects:
 
     def _send_parts(
         self, upload: Upload, parts: Sequence[Bytes], size: int, retry: Again
-    ) -> list[dict[str, Any]]:
+    ) -> builtins.list[dict[str, Any]]:
         def send(number: int, data: bytes) -> dict[str, Any]:
             answer = retry(
                 lambda: self._ask(
@@ -283,7 +289,7 @@ class S3Objects:
     def _complete(
         self,
         upload: Upload,
-        done: list[dict[str, Any]],
+        done: builtins.list[dict[str, Any]],
         length: int,
         retry: Again,
     ) -> None:
@@ -311,7 +317,7 @@ class S3Objects:
         except CheckpointStoreError:  # the error that led here is the one to report; the next epoch sweeps
             pass
 
-    def uploads(self, directory: str) -> list[Upload]:
+    def uploads(self, directory: str) -> builtins.list[Upload]:
         """Return the unfinished uploads below a directory."""
         found: list[Upload] = []
         more: dict[str, str] = {}
@@ -357,7 +363,7 @@ def _advice(cause: BaseException, status: int, code: str) -> str:
         return ". Create the bucket first; ftray does not"
     if status == 403:
         return (
-            ". Allowed must be: s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload on the prefix, "
-            "s3:ListBucket and s3:ListBucketMultipartUploads on the bucket"
+            ". Allowed must be: s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload on the "
+            "prefix, s3:ListBucket and s3:ListBucketMultipartUploads on the bucket"
         )
     return ""

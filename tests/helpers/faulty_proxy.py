@@ -25,7 +25,9 @@ _ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>a
 
 def status(number: int, code: str) -> Action:
     """Answer with an error and do not pass the request on."""
-    return lambda handler: handler.answer(number, _ERROR.format(code).encode(), {"Content-Type": "application/xml"})
+    return lambda handler: handler.answer(
+        number, _ERROR.format(code).encode(), {"Content-Type": "application/xml"}
+    )
 
 
 def lose_request(handler: _Handler) -> None:
