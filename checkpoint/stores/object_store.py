@@ -27,6 +27,7 @@ from ..keys import from_file_name, to_file_name
 from ..lineage import SnapshotName
 from . import names
 from .object_file import ObjectFile
+from .object_journals import JOURNAL_RETRY, ObjectJournals
 from .objects import Bytes, Entry, Medium, Objects, Retry, new_token, pack, unpack
 from .protocol import Listing
 
@@ -41,7 +42,7 @@ def _reached(point: str) -> None:
         faults.hit(point)
 
 
-class ObjectStore:
+class ObjectStore(ObjectJournals):
     """Snapshots as objects.
 
     Parameters
@@ -51,6 +52,8 @@ class ObjectStore:
         Bound on the attempts of each request.
     sleep : callable, optional
         Waits between attempts.
+    commit_interval_s : float
+        Least time between two journal objects.
     """
 
     def __init__(
@@ -58,8 +61,11 @@ class ObjectStore:
         medium: Medium,
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        commit_interval_s: float = 0.0,
     ) -> None:
         self.objects = Objects(medium, retry, sleep)
+        self.commit_interval_s = commit_interval_s
+        self._journal_objects = Objects(medium, retry or JOURNAL_RETRY, sleep)
         self._medium = medium
         self._probe = threading.Lock()
         self._conditional: bool | None = None  # None: not tried yet
@@ -250,6 +256,7 @@ class ObjectStore:
                 return False
             _reached("object.claim.created")
             self._claims[key, epoch] = data
+            self._fence_if_journaled(key, epoch)
             return self._claimed(key)[-1:] == [epoch]
         except CheckpointStoreError as error:  # the number may be taken, and stays so
             raise self._failed("claim", key, error) from error
@@ -367,6 +374,10 @@ class ObjectStore:
             found = names.numbers(entry.name, "snap-", "", 2)
             if found and found[0] < below and SnapshotName(*found) not in snapshots:
                 doomed.append(f"{directory}/blob/{entry.name}")
+        doomed += self._orphans(key, below)
+        for entry in self._list(key, "life-"):
+            if (names.numbers(entry.name, "life-", "", 1) or (below,))[0] < below:
+                doomed.append(f"{directory}/{entry.name}")
         for entry in self._list(key, "probe-"):
             found = names.numbers(entry.name, "probe-", "", 1)
             if found and found[0] < time.time() - _PROBE_KEPT_S:
@@ -391,5 +402,6 @@ class ObjectStore:
 
 
 def _epoch_of_blob(name: str) -> int:
-    found = names.numbers(name.rpartition("/")[2], "snap-", "", 2)
+    last = name.rpartition("/")[2]
+    found = names.numbers(last, "snap-", "", 1) or names.numbers(last, "data-", "", 1)
     return found[0] if found else 0

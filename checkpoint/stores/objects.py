@@ -219,6 +219,17 @@ def pack(kind: str, payload: bytes, token: str, **fields: object) -> bytes:
     return format.encode_record(head) + payload
 
 
+def head_of(raw: bytes, kind: str) -> dict[str, object]:
+    """Return the fields of `pack` from the beginning of an object that is at least as long as its head."""
+    line, newline, _ = raw.partition(b"\n")
+    if not newline:
+        raise CheckpointFormatError(f"truncated: no whole head in {len(raw)} bytes")
+    fields = format.decode_record(line)
+    if fields.get("kind") != kind:
+        raise CheckpointFormatError(f"it is a {fields.get('kind')!r}, not a {kind!r}")
+    return fields
+
+
 def unpack(raw: bytes, kind: str) -> tuple[dict[str, object], bytes]:
     """Undo `pack`: return its fields and the payload.
 
@@ -227,12 +238,8 @@ def unpack(raw: bytes, kind: str) -> tuple[dict[str, object], bytes]:
     CheckpointFormatError
         A byte is not as it was written, or it is an object of another kind.
     """
-    line, newline, payload = raw.partition(b"\n")
-    if not newline:
-        raise CheckpointFormatError(f"truncated: no whole head in {len(raw)} bytes")
-    fields = format.decode_record(line)
-    if fields.get("kind") != kind:
-        raise CheckpointFormatError(f"it is a {fields.get('kind')!r}, not a {kind!r}")
+    fields = head_of(raw, kind)
+    payload = raw[raw.index(b"\n") + 1 :]
     if fields["length"] != len(payload):
         raise CheckpointFormatError(f"{len(payload)} bytes where {fields['length']} were written")
     if hashlib.sha256(payload).hexdigest() != fields["sha256"]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ftray.checkpoint.journal import Journal
+from ftray.checkpoint.stores import connect
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.stores.protocol import Store
 from ftray.checkpoint.testing import MemoryStore
@@ -57,6 +59,31 @@ def test_the_benchmark_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     assert all(row.records and row.append_s > 0 and row.durable_s > 0 for row in rows)
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+class TestS3Journal(JournalSuite):
+    durabilities = ("power",)  # `process` is the same there
+
+    @pytest.fixture
+    def store(self, s3_url: str) -> Store:
+        return connect(s3_url)
+
+    def reopened(self, store: Store) -> Store:
+        return connect(store.url)
+
+
+class TestFsspecMemoryJournal(JournalSuite):
+    durabilities = ("process",)
+
+    @pytest.fixture
+    def store(self) -> Iterator[Store]:
+        import fsspec
+
+        yield connect("memory://journals")
+        fsspec.filesystem("memory").store.clear()
+
+    def reopened(self, store: Store) -> Store:
+        return connect(store.url)
 
 
 def test_the_core_fulfils_the_protocol(tmp_path: Path) -> None:

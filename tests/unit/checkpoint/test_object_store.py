@@ -33,7 +33,8 @@ from .object_support import FAST, KEY, Crash, check_whole, live, open_log, save,
 
 N = SnapshotName
 DIRECTORY = "test%2Fcounter"
-STEPS = [p for p in faults.POINTS if p.startswith("object.")] + ["restore.claimed", "restore.verified"]
+SNAPSHOT_STEPS = ("object.claim.", "object.seal.", "object.settle.", "object.put.", "object.delete.")
+STEPS = [p for p in faults.POINTS if p.startswith(SNAPSHOT_STEPS)] + ["restore.claimed", "restore.verified"]
 _numbers = itertools.count()
 
 
