@@ -47,7 +47,9 @@ def connect(text: str) -> Store:
     if url.scheme == "s3":
         from .s3 import S3Objects
 
-        return ObjectStore(S3Objects(url.text, url.place, url.path, dict(url.options)))
+        options = dict(url.options)
+        interval_s = int(options.pop("commit_interval_ms", "0")) / 1000
+        return ObjectStore(S3Objects(url.text, url.place, url.path, options), commit_interval_s=interval_s)
     if url.scheme == "kv":
         from .kv import KvObjects
 

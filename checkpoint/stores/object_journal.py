@@ -94,6 +94,7 @@ class ObjectJournal:
         self._interval_s = commit_interval_s
         self._next_start_s = 0.0
         self._changed = threading.Condition()
+        self._most_bytes = min(OBJECT_BYTES, objects.medium.limit_bytes or OBJECT_BYTES)
         self._pending: list[bytes] = []
         self._closing = False
         self._failure: CheckpointSaveError | None = None
@@ -119,6 +120,12 @@ class ObjectJournal:
     def append(self, payload: Buffer | Sequence[Buffer]) -> int:
         """Append one record."""
         data = joined(payload)
+        limit = self._objects.medium.limit_bytes
+        if limit is not None and len(data) + LENGTH.size > limit:
+            raise ValueError(
+                f"a record of {len(data)} bytes does not fit into {self._objects.medium.url}, which takes at most "
+                f"{limit - LENGTH.size} bytes each"
+            )
         with self._changed:
             self._check()
             self._pending.append(data)
@@ -213,9 +220,9 @@ class ObjectJournal:
             self._next_start_s = time.monotonic() + self._interval_s
             size = taken = 0
             for record in self._pending:
-                if taken and size + len(record) > OBJECT_BYTES:
+                if taken and size + len(record) + LENGTH.size > self._most_bytes:
                     break
-                size += len(record)
+                size += len(record) + LENGTH.size
                 taken += 1
             batch = self._pending[:taken]
             del self._pending[:taken]

@@ -16,7 +16,7 @@ ALLOWED = (
 )
 FSSPEC_SCHEMES = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
 FSSPEC_PREFIX = "fsspec+"
-_S3_OPTIONS = frozenset({"endpoint_url", "region", "profile"})
+_S3_OPTIONS = frozenset({"endpoint_url", "region", "profile", "commit_interval_ms"})
 _ACTOR_OPTIONS = frozenset({"spill"})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
@@ -58,7 +58,7 @@ def parse(text: str) -> StoreUrl:
     if scheme == "file":
         return _parse_file(text, rest)
     if scheme in ("s3", "s3a"):
-        return _parse_named(text, "s3", rest, _S3_OPTIONS)
+        return _checked_interval(text, _parse_named(text, "s3", rest, _S3_OPTIONS))
     if scheme in ("memory", "kv"):
         return _parse_named(text, scheme, rest, frozenset())
     if scheme == "actor":
@@ -99,6 +99,15 @@ def _parse_actor(text: str, rest: str) -> StoreUrl:
     spill = url.options.get("spill")
     if spill is not None and not os.path.isabs(spill):
         raise UnsupportedStoreError(f"store {text!r}: spill={spill!r} is not an absolute path")
+    return url
+
+
+def _checked_interval(text: str, url: StoreUrl) -> StoreUrl:
+    given = url.options.get("commit_interval_ms", "0")
+    if not (given.isascii() and given.isdigit() and int(given) <= 60_000):
+        raise UnsupportedStoreError(
+            f"store {text!r}: commit_interval_ms={given!r} is not a number of milliseconds from 0 to 60000"
+        )
     return url
 
 

@@ -71,6 +71,20 @@ class Late:
         self.done.set()
 
 
+class Hold:
+    """The request is held until `release`, then passed on and answered."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.release = threading.Event()
+
+    def __call__(self, handler: _Handler) -> None:
+        self.arrived.set()
+        if not self.release.wait(30):
+            raise TimeoutError("a held request was never released")
+        handler.answer(*handler.forward())
+
+
 class Hang:
     """The request is held until `release`, then answered; for timeouts."""
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ftray.checkpoint import CheckpointSaveError
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.stores import connect, names
 from ftray.checkpoint.stores.local import LocalStore, snapshot_file
@@ -71,3 +74,43 @@ class TestFsspecMemoryStore(ObjectStoreSuite):
 
         yield connect(f"memory://{request.node.name.partition('[')[0]}")
         fsspec.filesystem("memory").store.clear()
+
+
+class FakeKv:
+    """The interface of `ftray.experimental.internal_kv` over a dict, for tests without a node."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[bytes, bytes], bytes] = {}
+        self.lock = threading.Lock()
+
+    def put(self, key: str, value: bytes, overwrite: bool = True, *, namespace: bytes) -> bool:
+        with self.lock:
+            found = (namespace, key.encode()) in self.held
+            if overwrite or not found:
+                self.held[namespace, key.encode()] = value
+            return found
+
+    def get(self, key: str, *, namespace: bytes) -> bytes | None:
+        return self.held.get((namespace, key.encode()))
+
+    def delete(self, key: str, *, namespace: bytes) -> int:
+        return self.held.pop((namespace, key.encode()), None) is not None
+
+    def list_keys(self, prefix: str, *, namespace: bytes) -> list[bytes]:
+        with self.lock:
+            return sorted(k for n, k in self.held if n == namespace and k.startswith(prefix.encode()))
+
+
+class TestKvStore(ObjectStoreSuite):
+    """The node itself: tests/functional/test_checkpoint_stores.py."""
+
+    @pytest.fixture
+    def store(self, monkeypatch: pytest.MonkeyPatch) -> Store:
+        monkeypatch.setitem(sys.modules, "ftray.experimental.internal_kv", FakeKv())  # type: ignore[arg-type]
+        return connect("kv://some/name")
+
+    def test_a_large_state_is_refused_and_the_limit_named(self, store: Store) -> None:
+        assert store.claim("k", 1, b"")
+        with pytest.raises(CheckpointSaveError, match=r"kv://some/name, which takes at most 1047552 bytes"):
+            store.put("k", SnapshotName(1, 1), [bytes(1 << 20)])
+        store.put("k", SnapshotName(1, 2), [bytes(1 << 19), bytes(1 << 18)])

@@ -1,0 +1,133 @@
+"""Stores that need a node: the internal key-value store and store actors, under the real runtime."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+import ftray as ray
+from ftray import checkpoint
+from ftray.checkpoint.errors import CheckpointStoreError, UnsupportedStoreError
+from ftray.checkpoint.stores import actor_objects, connect
+from ftray.experimental import internal_kv as kv
+from tests.helpers.heads import Head
+from tests.helpers.processes import wait_ended
+
+
+def make_counter(url):
+    @ray.remote(max_restarts=-1, max_task_retries=-1)
+    class Counter(ray.Checkpointable, store=url, every=1, checkpoint_key="counter"):
+        def __init__(self):
+            self.n = 0
+
+        def incr(self):
+            self.n += 1
+            return self.n
+
+        @checkpoint.readonly
+        def look(self):
+            return self.n, os.getpid()
+
+    return Counter.remote()
+
+
+def survives_a_kill(url):
+    counter = make_counter(url)
+    assert ray.get([counter.incr.remote() for _ in range(3)])[-1] == 3
+    ray.get(counter.checkpoint.remote())
+    _, pid = ray.get(counter.look.remote())
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    n, successor = ray.get(counter.look.remote())
+    assert n == 3 and successor != pid
+    assert checkpoint.open(url).load("counter") == {"n": 3}
+    ray.kill(counter)
+
+
+@pytest.fixture
+def emptied(runtime):
+    yield
+    for namespace in ("ftray-checkpoint/functional", actor_objects.NAMESPACE):
+        kv.delete("", del_by_prefix=True, namespace=namespace)
+
+
+@pytest.fixture
+def holder(emptied):
+    """Returns the store actor; it is gone at the end."""
+    yield lambda: ray.get_actor("functional", namespace=actor_objects.NAMESPACE)
+    ray.kill(ray.get_actor("functional", namespace=actor_objects.NAMESPACE))
+
+
+def kill_process_of(handle):
+    pid = ray.get(handle.__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+
+
+def test_kv(emptied):
+    survives_a_kill("kv://functional")
+    store = connect("kv://functional")
+    assert store.survives == {"process"}
+    store.require_fencing("counter")
+    assert store.usage("counter")["snapshots"] > 0
+    with pytest.raises(UnsupportedStoreError, match="survives only: process"):
+        connect("kv://functional").open_journal("counter", 1, 1, durability="power")
+
+
+def test_a_store_actor_in_memory(holder):
+    survives_a_kill("actor://functional")
+    store = connect("actor://functional")
+    assert store.survives == set()
+    kill_process_of(holder())
+    for action in (lambda: store.scan("counter"), lambda: connect("actor://functional").keys()):
+        with pytest.raises(CheckpointStoreError, match="has died, and with it what it held"):
+            action()
+
+
+def test_a_store_actor_with_a_directory(holder, tmp_path):
+    url = f"actor://functional?spill={tmp_path}/held"
+    survives_a_kill(url)
+    store = connect(url)
+    assert store.survives == {"process", "power"}
+    (tmp_path / "held" / ".tmp-left").write_bytes(b"half")
+    kill_process_of(holder())
+    assert checkpoint.open(url).load("counter") == {"n": 3}
+    assert not (tmp_path / "held" / ".tmp-left").exists()
+    store.remove("counter")
+    assert store.keys() == [] and list((tmp_path / "held").iterdir()) == []
+
+
+PROGRAM = """
+import ftray as ray
+from ftray.checkpoint.stores import connect
+
+ray.init()
+
+
+@ray.remote
+class Counter(ray.Checkpointable, store="kv://kept", checkpoint_key="counter", durability="power"):
+    def __init__(self):
+        self.n = 0
+
+    def incr(self):
+        self.n += 1
+        return self.n
+
+
+counter = Counter.remote()
+n = ray.get(counter.incr.remote())
+ray.get(counter.checkpoint.remote())
+tell("saved", [n, sorted(connect("kv://kept").survives)])
+"""
+
+
+def test_kv_survives_the_head(start_driver, tmp_path):
+    with Head(tmp_path / "head") as head:
+        for expected, end in ((1, head.kill), (2, lambda: head.quick("stop"))):
+            head.start()
+            driver = start_driver(PROGRAM, env=head.env)
+            assert driver.expect("saved") == [expected, ["head", "power", "process"]]
+            driver.finish()
+            end()
