@@ -34,10 +34,10 @@ class MemoryHolder:
     def _held(self) -> dict[str, bytes]:
         if self._lost:
             raise CheckpointStoreError(
-                f"the process of actor://{self._name} has died, and with it what it held in memory. Use another "
-                "name, or actor://...?spill=/directory, which survives that. To begin anew under this name: "
-                f'kill the actor, and ftray.experimental.internal_kv.delete("actor-store/{self._name}", '
-                f'namespace="{NAMESPACE}")'
+                f"the process of actor://{self._name} has died, and with it what it held in memory. Use "
+                "another name, or actor://...?spill=/directory, which survives that. To begin anew under this "
+                "name: kill the actor, and ftray.experimental.internal_kv.delete("
+                f'"actor-store/{self._name}", namespace="{NAMESPACE}")'
             )
         return self._objects
 

@@ -123,8 +123,8 @@ class ObjectJournal:
         limit = self._objects.medium.limit_bytes
         if limit is not None and len(data) + LENGTH.size > limit:
             raise ValueError(
-                f"a record of {len(data)} bytes does not fit into {self._objects.medium.url}, which takes at most "
-                f"{limit - LENGTH.size} bytes each"
+                f"a record of {len(data)} bytes does not fit into {self._objects.medium.url}, which takes "
+                f"at most {limit - LENGTH.size} bytes each"
             )
         with self._changed:
             self._check()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 from .. import blobs, faults
@@ -41,15 +42,15 @@ _HEAD_BYTES = 1024
 
 
 class _Head(NamedTuple):
-    """What a journal object says of itself before its records."""
+    """What a journal object says of itself before its records; a fence has none of them."""
 
     epoch: int
     first: int
-    count: int
+    size: int
 
     @property
     def last(self) -> int:
-        return self.first + self.count - 1
+        return self.first + self.size - 1
 
 
 class _Opening(NamedTuple):
@@ -134,7 +135,7 @@ class ObjectJournals:
             head = self._head(key, number) if numbers else _Head(0, 0, 0)
             if head.epoch > epoch:
                 raise FencedError(f"epoch {epoch} of checkpoint key {key!r} in {self.url} was superseded")
-            if head.epoch == epoch and not head.count:
+            if head.epoch == epoch and not head.size:
                 return
             name = f"{to_file_name(key)}/{object_name(number + 1)}"
             if self.objects.create(name, pack_records(epoch, number + 1, 0, [])):
@@ -252,7 +253,7 @@ class ObjectJournals:
     def _segment(self, key: str, opening: _Opening, numbers: range, limit: int) -> _Segment | None:
         """Return what is there of one epoch, None if all of it was trimmed; `limit`: what counts at most."""
         stop = numbers.stop
-        while stop > numbers.start and not self._head(key, stop - 1).count:
+        while stop > numbers.start and not self._head(key, stop - 1).size:
             stop -= 1  # the fences of later epochs
         there = range(numbers.start, stop)
         if not there:
@@ -327,7 +328,7 @@ class ObjectJournals:
             offset += LENGTH.size
             records.append(payload[offset : offset + size])
             offset += size
-        if fields["number"] != number or len(records) != head.count or offset != len(payload):
+        if fields["number"] != number or len(records) != head.size or offset != len(payload):
             raise self._corrupted(key, f"journal object {number} is object {fields['number']}, copied here")
         return head, records
 
@@ -352,7 +353,7 @@ class ObjectJournals:
             if faults.active:
                 faults.hit("object.trim.done")
             openings = self._openings(key, epochs)
-            useless = [o for o, after in zip(openings, openings[1:], strict=False) if after.number <= keep]
+            useless = [o for o, after in pairwise(openings) if after.number <= keep]
             self.objects.delete([f"{to_file_name(key)}/journal/open-{o.epoch:010}" for o in useless])
         except CheckpointStoreError as error:
             raise self._failed("trim the journal", key, error) from error
@@ -364,10 +365,10 @@ class ObjectJournals:
             middle = (low + high) // 2
             index = middle
             head = self._head(key, numbers[index])
-            while not head.count and index < high:  # a fence has no positions: ask the next
+            while not head.size and index < high:  # a fence has no positions: ask the next
                 index += 1
                 head = self._head(key, numbers[index])
-            if head.count and head.last <= upto:
+            if head.size and head.last <= upto:
                 low = min(index + 1, high)
             else:
                 high = middle
@@ -413,7 +414,7 @@ class ObjectJournals:
             limit = self._medium.limit_bytes
             if limit is not None and length > limit:
                 raise CheckpointSaveError(
-                    f"a blob of {length} bytes does not fit into {self.url}, which takes at most {limit} bytes"
+                    f"a blob of {length} bytes does not fit into {self.url}, which takes {limit} at most"
                 )
             if length <= self._medium.inline_bytes:
                 data = pack("blob", b"".join(encoded), token)

@@ -299,7 +299,7 @@ class ObjectStore(ObjectJournals):
         if limit is not None and length > limit:
             raise CheckpointSaveError(
                 f"a snapshot of {length} bytes under checkpoint key {key!r} does not fit into {self.url}, "
-                f"which takes at most {limit} bytes each. Use a file:// or s3:// store for states of this size"
+                f"which takes at most {limit} bytes each. Use a file:// or s3:// store for larger states"
             )
 
     def _upload(self, key: str, name: SnapshotName, parts: Sequence[Bytes]) -> bytes:

@@ -176,7 +176,15 @@ class FaultyProxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
     owner: FaultyProxy
+
+    def handle_expect_100(self) -> bool:
+        """Say at once that the body may come."""
+        proceed = super().handle_expect_100()
+        self.wfile.flush()
+        return proceed
 
     def _handle(self) -> None:
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -214,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body if sent is None else body[:sent])
+        self.wfile.flush()
         if sent is not None:
             self.hang_up()
 

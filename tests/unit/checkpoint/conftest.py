@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers.faulty_proxy import FaultyProxy
 from tests.helpers.s3_server import ENVIRONMENT, S3Server, s3_server
 
 
@@ -23,3 +24,17 @@ def s3() -> Iterator[S3Server]:
 @pytest.fixture
 def s3_url(s3: S3Server) -> str:
     return f"s3://{s3.new_bucket()}/some/prefix?endpoint_url={s3.endpoint}"
+
+
+@pytest.fixture(scope="session")
+def one_proxy(s3: S3Server) -> Iterator[FaultyProxy]:
+    with FaultyProxy(s3.host, s3.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_proxy(one_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
+    """Between the tests and the server; does what the test scripts. One for all: a new client is costly."""
+    yield one_proxy
+    one_proxy.heal()
+    one_proxy.log.clear()

@@ -19,7 +19,7 @@ class Crash(BaseException):
 
 
 def small_objects(medium: Medium) -> ObjectStore:
-    """A store that keeps even small snapshots as blob and manifest, tries again quickly, and does not probe."""
+    """A store that keeps even small snapshots as blob and manifest, tries again soon and does not probe."""
     medium.inline_bytes = 100  # type: ignore[misc]
     store = ObjectStore(medium, FAST)
     store._conditional = True

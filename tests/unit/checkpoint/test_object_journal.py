@@ -70,9 +70,8 @@ class Network:
 
 
 @pytest.fixture
-def network(s3: S3Server) -> Iterator[Network]:
-    with FaultyProxy(s3.host, s3.port) as proxy:
-        yield Network(s3, proxy)
+def network(s3: S3Server, s3_proxy: FaultyProxy) -> Network:
+    return Network(s3, s3_proxy)
 
 
 # -- deaths

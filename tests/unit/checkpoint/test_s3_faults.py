@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,17 +45,9 @@ class Faulty:
         return small_objects(self.medium(self._server.endpoint))
 
 
-@pytest.fixture(scope="module")
-def proxy(s3: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.host, s3.port) as proxy:
-        yield proxy
-
-
 @pytest.fixture
-def faulty(s3: S3Server, proxy: FaultyProxy) -> Iterator[Faulty]:
-    yield Faulty(s3, proxy)
-    proxy.heal()
-    proxy.log.clear()
+def faulty(s3: S3Server, s3_proxy: FaultyProxy) -> Faulty:
+    return Faulty(s3, s3_proxy)
 
 
 ACTIONS: dict[str, tuple[str, Callable[[Any], None]]] = {
