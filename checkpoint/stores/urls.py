@@ -63,7 +63,9 @@ def parse(text: str) -> StoreUrl:
         return _parse_named(text, scheme, rest, frozenset())
     if scheme == "actor":
         return _parse_actor(text, rest)
-    if scheme in FSSPEC_SCHEMES or (scheme.startswith(FSSPEC_PREFIX) and _SCHEME.match(scheme)):
+    if scheme in FSSPEC_SCHEMES or (
+        scheme.startswith(FSSPEC_PREFIX) and _SCHEME.match(scheme.removeprefix(FSSPEC_PREFIX))
+    ):
         return _parse_named(text, scheme, rest, frozenset())
     raise UnsupportedStoreError(f"store {text!r}: no store for {scheme}://; allowed: {ALLOWED}")
 

@@ -174,7 +174,7 @@ class TestOptions:
             assert validate({}).verify is False
 
     @pytest.mark.parametrize(
-        "url", ["s3://bucket/x", "kv://", "actor://a", "memory://x", "file://host/x", "file://x"]
+        "url", ["ftp://host/x", "kv://", "s3://", "actor://", "memory://", "file://host/x", "file://x"]
     )
     def test_stores_that_are_not_there(self, url: str) -> None:
         with pytest.raises(UnsupportedStoreError, match="file:///absolute/path"):
