@@ -34,9 +34,9 @@ class MemoryHolder:
     def _held(self) -> dict[str, bytes]:
         if self._lost:
             raise CheckpointStoreError(
-                f"the process of actor://{self._name} has died, and with it what it held in memory. Use "
-                "another name, or actor://...?spill=/directory, which survives that. To begin anew under this "
-                "name: kill the actor, and ftray.experimental.internal_kv.delete("
+                f"the process of actor://{self._name} has died, and with it what it held in memory. "
+                "Use another name, or actor://...?spill=/directory, which survives that. To begin anew under "
+                "this name: kill the actor, and ftray.experimental.internal_kv.delete("
                 f'"actor-store/{self._name}", namespace="{NAMESPACE}")'
             )
         return self._objects
@@ -156,6 +156,8 @@ class ActorObjects:
         with self._lock:
             if self._handle is None:
                 ray = importlib.import_module("ftray")
+                if not ray.is_initialized():
+                    raise CheckpointStoreError(f"{self.url} is a store of the node: call ftray.init() first")
                 cls, arguments = (
                     (FileHolder, (self._name, self._spill)) if self._spill else (MemoryHolder, (self._name,))
                 )

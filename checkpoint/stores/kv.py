@@ -38,6 +38,8 @@ class KvObjects:
     def _ask(self, what: str, *arguments: Any, **options: Any) -> Any:
         kv = importlib.import_module("ftray.experimental.internal_kv")
         exceptions = importlib.import_module("ftray.exceptions")
+        if not kv.initialized():  # to ask it would start ftray, in whatever thread a save comes late
+            raise CheckpointStoreError(f"{self.url} is a store of the node: call ftray.init() first")
         try:
             return getattr(kv, what)(*arguments, namespace=self._namespace, **options)
         except (exceptions.InternalKVError, exceptions.OutOfDiskError, ConnectionError) as error:

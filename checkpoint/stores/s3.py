@@ -61,6 +61,17 @@ def _transient() -> tuple[type[BaseException], ...]:
     )
 
 
+def close_clients() -> None:
+    """Close this process's connections; the next request makes new ones."""
+    with _clients_lock:
+        clients = [client for (pid, _), client in _clients.items() if pid == os.getpid()]
+        _clients.clear()
+    sync = importlib.import_module("fsspec.asyn").sync
+    for client in clients:
+        if client._s3 is not None:
+            sync(client.loop, client._s3.close)
+
+
 def _client(options: tuple[tuple[str, str], ...]) -> Any:
     """Return this process's client for these options: making one reads much JSON."""
     with _clients_lock:

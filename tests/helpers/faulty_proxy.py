@@ -119,6 +119,7 @@ class FaultyProxy:
         self._upstream = (host, port)
         self._lock = threading.Lock()
         self._rules: list[_Rule] = []
+        self.connections: set[socket.socket] = set()
         self.log: list[tuple[str, str]] = []
         proxy = self
 
@@ -126,7 +127,7 @@ class FaultyProxy:
             owner = proxy
 
         class Server(ThreadingHTTPServer):
-            daemon_threads = True
+            daemon_threads = False  # so that closing waits for them
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """Connections break on purpose here."""
@@ -170,8 +171,18 @@ class FaultyProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.shutdown()
+        with self._lock:
+            for connection in self.connections:
+                _shut(connection)
         self._server.server_close()
         self._thread.join(10)
+
+
+def _shut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side was quicker
+        pass
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -179,6 +190,16 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     owner: FaultyProxy
+
+    def setup(self) -> None:
+        super().setup()
+        with self.owner._lock:
+            self.owner.connections.add(self.connection)
+
+    def finish(self) -> None:
+        with self.owner._lock:
+            self.owner.connections.discard(self.connection)
+        super().finish()
 
     def handle_expect_100(self) -> bool:
         """Say at once that the body may come."""
@@ -228,10 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def hang_up(self) -> None:
         self.close_connection = True
-        try:
-            self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        _shut(self.connection)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: what passed is in the owner's log."""

@@ -1,16 +1,18 @@
-"""The S3 server of the tests: started when the first test asks for it, ended with the session."""
+"""The S3 server of the tests: started when the first test asks for it, ended with the last one here."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 
+from ftray.checkpoint.stores.s3 import close_clients
 from tests.helpers.faulty_proxy import FaultyProxy
 from tests.helpers.s3_server import ENVIRONMENT, S3Server, s3_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
@@ -19,6 +21,8 @@ def s3() -> Iterator[S3Server]:
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
         with s3_server() as server:
             yield server
+            close_clients()
+            gc.collect()  # what others count later is not to change by what is left of this
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def s3_url(s3: S3Server) -> str:
     return f"s3://{s3.new_bucket()}/some/prefix?endpoint_url={s3.endpoint}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_proxy(s3: S3Server) -> Iterator[FaultyProxy]:
     with FaultyProxy(s3.host, s3.port) as proxy:
         yield proxy

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ftray.checkpoint import CheckpointSaveError
+import ftray
+from ftray.checkpoint import CheckpointSaveError, CheckpointStoreError
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.stores import connect, names
 from ftray.checkpoint.stores.local import LocalStore, snapshot_file
@@ -83,6 +84,9 @@ class FakeKv:
         self.held: dict[tuple[bytes, bytes], bytes] = {}
         self.lock = threading.Lock()
 
+    def initialized(self) -> bool:
+        return True
+
     def put(self, key: str, value: bytes, overwrite: bool = True, *, namespace: bytes) -> bool:
         with self.lock:
             found = (namespace, key.encode()) in self.held
@@ -114,3 +118,10 @@ class TestKvStore(ObjectStoreSuite):
         with pytest.raises(CheckpointSaveError, match=r"kv://some/name, which takes at most 1047552 bytes"):
             store.put("k", SnapshotName(1, 1), [bytes(1 << 20)])
         store.put("k", SnapshotName(1, 2), [bytes(1 << 19), bytes(1 << 18)])
+
+
+@pytest.mark.parametrize("url", ["kv://none", "actor://none"])
+def test_a_store_of_the_node_does_not_start_one(url: str) -> None:
+    with pytest.raises(CheckpointStoreError, match=r"call ftray.init\(\) first"):
+        connect(url).scan("k")
+    assert not ftray.is_initialized()
