@@ -205,6 +205,9 @@ class ObjectJournal:
                     f"written ({self._directory}/{object_name(self._number)}): {error}"
                 )
             )
+        except BaseException as error:  # nobody is to wait for a thread that is no more
+            self._fail(CheckpointSaveError(f"the journal of checkpoint key {self._key!r} ended: {error!r}"))
+            raise
         finally:
             if self._lookers is not None:
                 self._lookers.shutdown(wait=False)

@@ -103,9 +103,17 @@ class ObjectStore(ObjectJournals):
         if self.fencing(key) != CONDITIONAL:
             raise UnsupportedStoreError(
                 f"exactly_once needs a store that creates an object only if there is none, and {self.url} "
-                f"replaced one (tried under checkpoint key {key!r}). Use s3:// or a file:// store, or "
+                f"replaced one (tried below {key!r}). Use s3:// or a file:// store, or "
                 'snapshots. fencing="lease" is not available in this version'
             )
+
+    def check_exactly_once(self) -> None:
+        """Raise `UnsupportedStoreError` unless exclusive creation works below the store's prefix."""
+        with self._probe:
+            if self._conditional is None:
+                self._conditional = self._try_creation(".probe")  # no key is spelt so
+        if not self._conditional:
+            self.require_fencing(".probe")
 
     def _try_creation(self, directory: str) -> bool:
         """Several create one object at once: exactly one succeeds."""

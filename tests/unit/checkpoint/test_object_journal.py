@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from ftray.checkpoint import (
+    Checkpointable,
     CheckpointCorruptedError,
     CheckpointFormatError,
     CheckpointSaveError,
     FencedError,
     UnsupportedStoreError,
     faults,
+    readonly,
+    testing,
 )
 from ftray.checkpoint.stores import object_journal
 from ftray.checkpoint.stores import s3 as s3_module
@@ -31,6 +34,7 @@ from tests.helpers.s3_server import S3Server
 
 from .journal_suite import KEY, begin, fill, payload, read, upto
 from .object_support import FAST, Crash
+from .support import start
 
 DIRECTORY = "test%2Fjournal"
 WAIT_S = 20.0
@@ -83,16 +87,11 @@ def _write(store: ObjectStore, told: list[int], records: int = 6) -> None:
     failed: list[BaseException] = []
     epoch, journal = begin(store, "process", after=max(0, last - 4), on_failure=failed.append)
     for position in range(journal.last_position + 1, journal.last_position + 1 + records):
-        journal.append(payload(position))
-        deadline_s = time.monotonic() + WAIT_S
-        while journal.durable_position < position and journal._thread.is_alive():
-            assert time.monotonic() < deadline_s
-            try:
-                journal.wait(position, 0.01)
-            except TimeoutError:
-                pass
-        if not journal._thread.is_alive():
-            raise Crash
+        try:
+            journal.append(payload(position))
+            journal.wait(position, WAIT_S)
+        except CheckpointSaveError:
+            raise Crash from None
         told.append(position)
         if position % 4 == 0:
             store.trim_journal(KEY, position - 4, epoch)
@@ -436,3 +435,44 @@ def test_a_claim_alone_stops_the_journal_before(memory: ObjectStore) -> None:
         journal.wait(journal.append(b"stale"), WAIT_S)
     assert third.last_position == 1
     third.close(WAIT_S)
+
+
+# -- the whole toolkit
+
+
+class Account(Checkpointable, exactly_once=True):
+    def __init__(self) -> None:
+        self.balance = 0
+
+    def deposit(self, amount: int) -> int:
+        self.balance += amount
+        return self.balance
+
+    def receipt(self) -> tuple[int, float]:
+        return self.balance, self.record(time.time)
+
+    @readonly
+    def total(self) -> int:
+        return self.balance
+
+
+def test_exactly_once_whatever_step_the_process_dies_at() -> None:
+    def store() -> ObjectStore:
+        path = f"crashes-{next(_numbers)}"
+        return proven(FsspecObjects(f"memory://{path}", "memory", path, frozenset({"process", "power"})))
+
+    calls = [("deposit", 10), "receipt", "total", ("deposit", 5)]
+    points = [
+        p for p in faults.POINTS if not p.startswith(("file.", "object.journal."))
+    ]  # in a thread: above
+    report = testing.crash_everywhere(Account, calls, store=store, twice=False, points=points)
+    assert report.state == {"balance": 15} and report.runs > 20
+
+
+def test_exactly_once_over_a_bad_network(network: Network) -> None:
+    network.proxy.fail(".*", "", faulty_proxy.lose_answer, times=10**9, every=4)
+
+    host, session = start(Account, store=network.through(Retry(30, 0.001, 0.01)), every=3, keep=2)
+    assert [host.call(session, "deposit", 1) for _ in range(5)] == [1, 2, 3, 4, 5]
+    host, session = start(Account, store=network.through(Retry(30, 0.001, 0.01)), incarnation=2)
+    assert host.call(session, "total") == 5

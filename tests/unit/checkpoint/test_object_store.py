@@ -236,6 +236,9 @@ class TestFencing:
         assert store.fencing("k") == CONDITIONAL
         store.require_fencing("k")
         assert medium.walk("k") == []
+        other = ObjectStore(medium)
+        other.check_exactly_once()
+        assert other._conditional and medium.directories() == []
 
     @pytest.mark.parametrize("kind", [_Unconditional, _NoCreation])
     def test_without_it_snapshots_only(self, kind: Any) -> None:
@@ -244,6 +247,8 @@ class TestFencing:
         assert store.fencing(KEY) == BEST_EFFORT
         with pytest.raises(UnsupportedStoreError, match=r'memory://.*fencing="lease" is not available'):
             store.require_fencing(KEY)
+        with pytest.raises(UnsupportedStoreError, match="exactly_once needs"):
+            ObjectStore(medium, FAST).check_exactly_once()
         told: list[int] = []
         live(store, told)
         live(ObjectStore(medium, FAST), told)
