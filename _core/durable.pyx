@@ -21,8 +21,7 @@ from ftray._core.gate cimport Gate
 from ftray._core.held cimport held_journal_says, held_limit
 from ftray._core.invocation cimport Call, Callables, call_head, put_dependency
 from ftray._core.journal cimport LocalJournal
-from ftray._core.ledger cimport (CYCLE, EXPIRED, HELD_BACK, IN_PROGRESS, MISMATCH, NEW, RECORDED, ROLLED_BACK, STALE_ATTEMPT,
-                                 ledger_acknowledge)
+from ftray._core.ledger cimport HELD_BACK, IN_PROGRESS, NEW, RECORDED, ledger_acknowledge
 from ftray._core.records cimport CallHead, CallView
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.types cimport TASK_STREAM, Blob
@@ -170,9 +169,9 @@ cdef class DurableCalls:
         return ENTER_REPLY
 
     cdef object refusal(self, int outcome, const CallView *v, Call call):
-        from ftray.checkpoint.admission import refusal
-        name = {MISMATCH: "MISMATCH", STALE_ATTEMPT: "STALE_ATTEMPT", EXPIRED: "EXPIRED", ROLLED_BACK: "ROLLED_BACK", CYCLE: "CYCLE"}
-        return refusal(name[outcome], v.head[:v.head_size], call.method, self.once)
+        from ftray._core.gate import Outcome
+        from ftray.checkpoint.serving import refusal
+        return refusal(Outcome(outcome), v.head[:v.head_size], call.method)
 
     # --- it runs, and has run
 

@@ -12,12 +12,14 @@ from ftray._core.cancels cimport cancel_children, cancel_kill
 from ftray._core.channel cimport (F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin,
                                   chan_commit)
 from ftray._core.events cimport event_begin
+from ftray._core.flows cimport frame_comes_back
 from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_CALLERS_DONE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
 from ftray._core.productions cimport production_begin
-from ftray._core.rules cimport REPLY_CANCELLED, REPLY_GIVEN_BACK
+from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_GIVEN_BACK
 from ftray._core.types cimport (CH_OPEN, OBJ_OWNED, TASK_STREAM, Blob, CancelAsk, Channel, Core, ExecTask, blob_copy, blob_drop, call_key,
                                 store32, store64)
-from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE, KIND_TASK, ReplyHead, TaskHead
+from ftray._core.wire cimport (CANCEL_FORCE, CANCEL_RECURSIVE, ERR_CALL_CYCLE, KIND_TASK, SYSTEM_ERROR, VALUE_INLINE, ReplyHead, RetHead,
+                               TaskHead)
 
 cdef enum:
     EXIT_IF_IDLE = 1
@@ -84,12 +86,38 @@ cdef void drop(ExecTask *t) noexcept nogil:
         t.ch.exec_pending -= 1
 
 
+cdef void refuse_cycle(Core *c, Channel *ch, uint64_t seq, uint16_t nret) noexcept nogil:
+    """Answer a call that could never run with an error for each of its returns."""
+    cdef uint64_t size = FRAME_HEADER + sizeof(ReplyHead) + nret * (sizeof(RetHead) + 2)
+    cdef char *p
+    cdef uint16_t i
+    if ch.state != CH_OPEN:
+        return
+    p = chan_begin(c, ch, size, F_REPLY, 0, 0, seq)
+    memset(p, 0, size - FRAME_HEADER)
+    (<ReplyHead *>p).status = REPLY_ERROR
+    (<ReplyHead *>p).nret = nret
+    p += sizeof(ReplyHead)
+    for i in range(nret):
+        (<RetHead *>p).kind = VALUE_INLINE
+        (<RetHead *>p).is_error = 1
+        (<RetHead *>p).size = 2
+        p += sizeof(RetHead)
+        p[0] = <char>SYSTEM_ERROR
+        p[1] = <char>ERR_CALL_CYCLE
+        p += 2
+    chan_commit(c, ch, size)
+
+
 cdef void on_call(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil:
     cdef TaskHead *t = <TaskHead *>body
     if n < sizeof(TaskHead) or t.args_size > n - sizeof(TaskHead):
         return
     if (c.blocked_depth > 0 or c.spent) and t.kind == KIND_TASK:
         exec_reply_status(c, ch, h.seq, REPLY_GIVEN_BACK, 1)
+        return
+    if c.guards and frame_comes_back(c, body, n):
+        refuse_cycle(c, ch, h.seq, t.nret)      # here: the main thread may be in that very method, and wait for it
         return
     push(c, ch, h.seq, blob_copy(body, n))
 

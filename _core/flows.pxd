@@ -8,6 +8,8 @@ cdef enum:
     FLOW_LIVE = 1            # Context.durable: a mutating method of an exactly-once actor runs,
     FLOW_REPLAY = 2          # or runs again to rebuild the state
 
+cdef const char *frame_head(const char *frame, uint64_t size) noexcept nogil
+cdef bint frame_comes_back(Core *c, const char *frame, uint64_t size) noexcept nogil
 cdef void callee_key(const char *data, size_t size, Id16 *out) noexcept nogil
 cdef void flow_name_call(Core *c, Context *x, TaskRec *t) noexcept nogil
 cdef void flow_name(Context *x, const Id16 *key, uint8_t *call_id) noexcept nogil

@@ -14,7 +14,7 @@ Leaves to others: what the callee does with it (ledger.pyx), where the head stan
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from libcpp.string cimport string
 
 from ftray._core.context cimport Context
@@ -23,6 +23,7 @@ from ftray._core.nodelink cimport N_CALLERS_DONE, node_put
 from ftray._core.records cimport HEAD_KEYED, ROOT_JOB, ROOT_PROCESS, CallHead, head_size
 from ftray._core.types cimport (add32, ActorClient, Blob, CallNote, Callee, Core, Id16, TaskRec, blob_drop, blob_new, callee_done, callee_drop,
                                 mix64, mono_ns, note_new)
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, TaskHead
 
 cdef extern from *:
     """
@@ -256,3 +257,27 @@ cdef void flow_report(Core *c) noexcept nogil:
     payload.append(<const char *>&size, 4)
     c.done_callers.clear()
     node_put(c, N_CALLERS_DONE, 0, payload.data(), payload.size())
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+cdef const char *frame_head(const char *frame, uint64_t size) noexcept nogil:
+    """The call head in a TASK frame, NULL when it has none (or one that cannot be whole)."""
+    cdef const TaskHead *t = <const TaskHead *>frame
+    cdef uint64_t behind = GROUP_SIZE if t.flags & HEAD_IN_GROUP else 0
+    cdef const char *p = frame + size - behind - t.head_size
+    if t.head_size < sizeof(CallHead) or size < sizeof(TaskHead) + t.args_size + t.head_size + behind:
+        return NULL
+    return p if head_size((<const CallHead *>p).nattempts, (<const CallHead *>p).nchain) == t.head_size else NULL
+
+
+cdef bint frame_comes_back(Core *c, const char *frame, uint64_t size) noexcept nogil:
+    """Is a method of the exactly-once actor that lives here on the way of this call?"""
+    cdef const char *p = frame_head(frame, size)
+    cdef uint16_t i
+    if p == NULL:
+        return False
+    for i in range((<const CallHead *>p).nchain):
+        if memcmp(p + sizeof(CallHead) + 4 * <size_t>(<const CallHead *>p).nattempts + 16 * <size_t>i, c.own_key.b, 16) == 0:
+            return True
+    return False

@@ -12,15 +12,15 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from ftray._core.buf cimport Buf, buf_put, buf_put_u64
 from ftray._core.callargs cimport decode_args
+from ftray._core.flows cimport frame_head
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_bytes, value_of
 from ftray._core.borrows cimport borrow_announce
 from ftray._core.refs cimport refs_borrowed
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.serial cimport decode_value
-from ftray._core.records cimport CallHead, head_size
 from ftray._core.types cimport OBJ_FETCHING, OBJ_INLINE, OBJ_OWNED, TASK_STREAM, Blob, Channel, Core, ExecTask, Id28, ObjEntry, blob_drop, same_id
 from ftray._core.values cimport entry_set_shm
-from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, VALUE_ASK, VALUE_INLINE, VALUE_SHM, DepHead, StreamStart, TaskHead
+from ftray._core.wire cimport VALUE_ASK, VALUE_INLINE, VALUE_SHM, DepHead, StreamStart, TaskHead
 
 
 cdef class Call:
@@ -132,13 +132,8 @@ cdef class Callables:
 
 
 cdef const char *call_head(ExecTask *t) noexcept nogil:
-    """The call head of a call, NULL when it has none (or one that cannot be whole)."""
-    cdef TaskHead *h = <TaskHead *>t.frame.data
-    cdef uint64_t behind = GROUP_SIZE if h.flags & HEAD_IN_GROUP else 0
-    cdef char *p = t.frame.data + t.frame.size - behind - h.head_size
-    if h.head_size < sizeof(CallHead) or t.frame.size < sizeof(TaskHead) + h.args_size + h.head_size + behind:
-        return NULL
-    return p if head_size((<CallHead *>p).nattempts, (<CallHead *>p).nchain) == h.head_size else NULL
+    """The call head of a call, NULL when it has none."""
+    return frame_head(t.frame.data, t.frame.size)
 
 
 cdef object own_method(instance, str name):

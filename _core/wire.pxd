@@ -47,6 +47,7 @@ cdef enum SystemError:
     ERR_RUNTIME_ENV = 10     # payload: text
     ERR_GROUP_REMOVED = 11   # payload: text
     ERR_STORE_FULL = 15      # payload: text
+    ERR_CALL_CYCLE = 16      # the call came back to an exactly-once actor whose method waits for it. payload: empty
     ERR_REPLAY = 20          # a re-executed generator yielded less than before. payload: u64 items now, u64 before
     ERR_UNMADE = 14          # lost, and not made again. Payload: u8 why (lineage.pxd), 28s id, text: how it was lost
 

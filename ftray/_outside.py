@@ -24,7 +24,7 @@ from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine
 
     from ftray.checkpoint.exactly_once import ExactlyOnce
     from ftray.checkpoint.values import Execution
@@ -112,8 +112,9 @@ class Outside:
         kept: list[Any] = []
 
         def encoded() -> bytes:
-            data, value = _encode(produce)
-            kept.append(value)
+            outcome = _encode(produce)
+            kept.append(outcome.pop())  # nothing of this frame refers to an error, whose traceback refers to it
+            data: bytes = outcome.pop()
             return data
 
         return _decode(execution.take(kind, encoded), kept)
@@ -189,20 +190,20 @@ class _AwaitOrder:
                 raise error
             return value
 
-        data, _ = _encode(produce)
+        data: bytes = _encode(produce)[0]
         self._execution.take(AWAIT, lambda: _ORDINAL.pack(number) + data)
         if error is not None:
             raise error
         return value
 
 
-def _encode(produce: Callable[[], Any]) -> tuple[bytes, Any]:
+def _encode(produce: Callable[[], Any]) -> list[Any]:
     """Return the bytes of an outcome, and the outcome itself: the value, or the exception."""
     try:
         value = produce()
     except Exception as error:
-        return _ERROR + _encode_error(error), error
-    return _VALUE + serialize(value), value
+        return [_ERROR + _encode_error(error), error]
+    return [_VALUE + serialize(value), value]
 
 
 def _encode_error(error: Exception) -> bytes:
@@ -212,12 +213,14 @@ def _encode_error(error: Exception) -> bytes:
     return dump_error(error) if isinstance(error, RayError) else make_task_error(error, "", 0)
 
 
-def _decode(data: bytes, kept: Sequence[Any]) -> Any:
+def _decode(data: bytes, kept: list[Any]) -> Any:
     """Return the value that was recorded, or raise; `kept` is the very object, where this run has got it."""
-    if data[:1] == _ERROR:
-        if kept:
-            raise kept[0]
-        from ftray._task_errors import load_error
+    if data[:1] != _ERROR:
+        return kept.pop() if kept else deserialize(data[1:])
+    from ftray._task_errors import load_error
 
-        raise load_error(data[1:])
-    return kept[0] if kept else deserialize(data[1:])
+    error = kept.pop() if kept else load_error(data[1:])
+    try:
+        raise error
+    finally:
+        del error  # the frames that its traceback keeps shall not keep it

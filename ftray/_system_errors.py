@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CRASHED, CANCELLED, ACTOR_DIED, ACTOR_UNAVAILABLE, OWNER_DIED = range(1, 6)
 LOST, HEAD_DIED, UNSCHEDULABLE, NO_DESCRIPTORS, RUNTIME_ENV, GROUP_REMOVED = range(6, 12)
 STORE_FULL = 15
+CALL_CYCLE = 16
 REPLAY = 20
 UNMADE = 14
 
@@ -43,6 +44,8 @@ def build(code: int, payload: bytes) -> Exception:
         return owner_died(payload)
     if code == UNMADE:
         return unmade(payload)
+    if code == CALL_CYCLE:
+        return _call_cycle()
     if code == NO_DESCRIPTORS:
         return exc.RaySystemError(
             "this process has no file descriptor left to connect to the worker (EMFILE):"
@@ -65,6 +68,15 @@ def build(code: int, payload: bytes) -> Exception:
             return error(message=text)
         return error(text)
     return exc.RaySystemError(f"unknown error code {code}: {text}")
+
+
+def _call_cycle() -> Exception:
+    from ftray.checkpoint.errors import CallCycleError
+
+    return CallCycleError(
+        "the call came back to an exactly-once actor one of whose methods is on its way: that method holds the actor"
+        " until it ends, so the call could never run. Pass what it needs as an argument, or call when it has ended"
+    )
 
 
 def _ended_by_signal(kind: int | None, code: int | None) -> bool:
