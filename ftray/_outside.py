@@ -113,7 +113,7 @@ class Outside:
 
         def encoded() -> bytes:
             outcome = _encode(produce)
-            kept.append(outcome.pop())  # nothing of this frame refers to an error, whose traceback refers to it
+            kept.append(outcome.pop())  # a frame that refers to an error is kept by its traceback
             data: bytes = outcome.pop()
             return data
 

@@ -1,4 +1,4 @@
-"""Exactly-once actors under the real runtime: whoever dies, state and replies are those of an actor that never did."""
+"""Exactly-once actors under the real runtime: whoever dies, state and replies are as if nobody had."""
 
 from __future__ import annotations
 
@@ -338,7 +338,9 @@ print("replies", [ray.get(counter.add.remote(k)) for k in range(1, {upto} + 1)],
 
 
 @pytest.mark.parametrize(
-    ("job_key", "second"), [("", [7, 9, 12, 16]), ("nightly", [1, 3, 6, 10])], ids=["a new run", "the same job"]
+    ("job_key", "second"),
+    [("", [7, 9, 12, 16]), ("nightly", [1, 3, 6, 10])],
+    ids=["a new run", "the same job"],
 )
 def test_a_driver_that_is_run_again(store, tmp_path, job_key, second):
     import subprocess
