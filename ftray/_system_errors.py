@@ -74,9 +74,9 @@ def _call_cycle() -> Exception:
     from ftray.checkpoint.errors import CallCycleError
 
     return CallCycleError(
-        "the call came back to an exactly-once actor one of whose methods is on its way: that method holds the"
-        " actor until it ends, so the call could never run. Pass what it needs as an argument, or call when it"
-        " has ended"
+        "the call came back to an exactly-once actor one of whose methods is on its way: that method holds"
+        " the actor until it ends, so the call could never run. Pass what it needs as an argument, or call"
+        " when it has ended"
     )
 
 
