@@ -19,6 +19,7 @@ cdef class DurableCalls:
     cdef Gate gate
     cdef LocalJournal local             # None when the journal is another one
     cdef object once, journal
+    cdef readonly object verifier       # runs each call twice, for tests; None
     cdef frozenset readonly, by_snapshot
     cdef uint64_t epoch                 # history << 32 | epoch, as replies carry it
     cdef readonly object parked         # calls whose replies would be too many, in order
@@ -31,6 +32,8 @@ cdef class DurableCalls:
     cdef int begin(self, Call call) except -1
     cdef int finish(self, Call call, uint8_t status, Buf *b) except -1
     cdef int look(self, Call call) except -1
+    cdef int set_aside(self, Call call) except -1
+    cdef object verify(self, Call call, uint8_t status, Buf *b)
     cdef uint64_t may_leave(self) except? 0
     cdef int view(self, Call call, CallView *v) except -1
     cdef object execution_of(self, Call call)

@@ -51,6 +51,10 @@ cdef class DurableCalls:
         self.epoch = epoch
         self.parked = collections.deque()
         self.attached = {}
+        self.verifier = None
+        if once.options.verify:
+            from ftray.checkpoint.verify import Verifier
+            self.verifier = Verifier(once.session, once)
         once.releases.on_advance = self.advanced
         once.releases.set_ceiling(once.releases.ceiling)
         if self.local is not None:
@@ -125,6 +129,10 @@ cdef class DurableCalls:
         call.nret = h.nret
         entry = callables.lookup(call.t.ch, h.fn)
         call.name, call.method = entry[1], entry[4]
+        if h.flags & TASK_STREAM:
+            from ftray.exceptions import NotSupportedError
+            raise NotSupportedError(f'{call.name}: num_returns="streaming" and "dynamic" are not supported for exactly-once actors, whose '
+                                    "answers wait until what they tell of is durable. Return a list")
         if call.method in self.readonly:
             call.seen = self.once.last_position if self.local is None else self.local.last_c()
             return ENTER_RUN
@@ -214,6 +222,27 @@ cdef class DurableCalls:
                 self.journal.running(None)
         call.entered = False
         return 0
+
+    cdef int set_aside(self, Call call) except -1:
+        """A call that is verified begins: keep the state before it."""
+        call.before = self.verifier.before()
+        return 0
+
+    cdef object verify(self, Call call, uint8_t status, Buf *b):
+        """Has it done what it would do again, or, read-only, nothing? The error otherwise."""
+        from ftray.checkpoint.drive import drive
+        from ftray.checkpoint.errors import CheckpointError
+        before, call.before = call.before, None
+        try:
+            if not call.entered:
+                self.verifier.unchanged(before, call.method)
+                return None
+            reply = PyBytes_FromStringAndSize(b.data + sizeof(ReplyHead), b.len - sizeof(ReplyHead))
+            function = self.once.find_method(call.method)
+            drive(self.verifier.run_again(before, self.execution_of(call), function, (status, reply)))
+        except CheckpointError as error:
+            return error
+        return None
 
     cdef int look(self, Call call) except -1:
         """A read-only call has run: its answer waits for what it has seen."""

@@ -32,6 +32,7 @@ cdef class Execution:
     cdef int count(self, list left) except -1
     cdef int record(self, Call call, uint8_t status, Buf *b) except -1
     cdef int record_last(self, Call call) except -1
+    cdef int verified(self, Call call, uint8_t status, Buf *b) except -1
     cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1
     cdef int answer_recorded(self, Call call) except -1
     cdef bint enter(self, Call call) except -1

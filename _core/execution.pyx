@@ -114,12 +114,27 @@ cdef class Execution:
 
     cdef int record(self, Call call, uint8_t status, Buf *b) except -1:
         """Before a call of an exactly-once actor is answered."""
+        if call.before is not None:
+            self.verified(call, status, b)
         if call.entered:
             self.durable.finish(call, status, b)
             if self.after_call is not None:
                 self.after_call(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         elif call.seen:
             self.durable.look(call)
+        return 0
+
+    cdef int verified(self, Call call, uint8_t status, Buf *b) except -1:
+        """In verify mode: what does not do the same twice is told to its caller, and this process ends."""
+        error = self.durable.verify(call, status, b)
+        if error is None:
+            return 0
+        from ftray._task_errors import make_task_error
+        b.len = sizeof(ReplyHead)
+        encode_failure(b, make_task_error(error, call.name, 0), call.nret)
+        self.send(call, REPLY_ERROR, b, [])
+        flush_all()
+        self.durable.crash(error)
         return 0
 
     cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1:
@@ -304,6 +319,8 @@ cdef class Execution:
             self.durable.begin(call)
         elif call.seen:
             self.running = call
+        if self.running is not None and self.durable.verifier is not None and call.method != "checkpoint":
+            self.durable.set_aside(call)
         try:
             if h.flags & HEAD_IN_GROUP or self.in_group:
                 self.enter_group(call)

@@ -23,6 +23,7 @@ cdef class Call:
     cdef bint parked            # waits for room among the replies that this actor keeps
     cdef bytes deps             # top-level refs among the arguments by value, as records have them
     cdef object outside         # what the toolkit records of an entered call that asks for something outside
+    cdef object before          # the state before an exactly-once call that is verified
     cdef object ticket          # turn of a call of an exactly-once actor with an event loop
     cdef bint touched           # it has called exactly-once actors
     cdef bint exits             # exit_actor() was called in it: it is not answered

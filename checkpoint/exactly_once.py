@@ -36,7 +36,7 @@ from .values import CALL_ID, READING, Execution, current, user_value
 if TYPE_CHECKING:
     from .session import ActorSession
 
-UNJOURNALLED = frozenset({"checkpoint", "__ray_ready__"})
+UNJOURNALLED = frozenset({"checkpoint", "__ray_ready__", "__ray_terminate__"})
 """Methods of every actor that change no state of its own."""
 DURABLE_TIMEOUT_S = 300.0
 _CALL_BLOB = "call-"
@@ -94,6 +94,10 @@ class ExactlyOnce:
         """Returns the execution of the present context, `values.READING` in a read-only method, else None."""
         self.context: Callable[[object], AbstractContextManager[object]] = _no_context
         """What a method runs in, for engines whose calls need to know whose they are."""
+        self.find_method: Callable[[str], Callable[..., Any] | None] = lambda name: getattr(
+            session.instance, name, None
+        )
+        """Returns a method by the name that calls have; engines may have methods beside those of the class."""
         self.recoveries: list[dict[str, Any]] = []
         self.on_room: Callable[[], None] | None = None
         self.dead: BaseException | None = None

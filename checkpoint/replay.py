@@ -330,7 +330,7 @@ class _Recovery:
         if migrated:
             name, positional, named = self.session.instance.migrate_call(method, *arguments, code_version)
             method, arguments, self.migrated = name, (positional, named), True
-        function = getattr(self.session.instance, method, None)
+        function = self.once.find_method(method)
         if function is None:
             raise ReplayDivergedError(
                 f"the journal has a call of {method!r}, and {type(self.session.instance).__name__} has no "

@@ -147,10 +147,16 @@ async def open_session_async(
     end: Callable[[BaseException], None],
 ) -> ActorSession:
     """The same inside the event loop of an actor whose recorded calls may have to be awaited."""
-    from ftray.checkpoint import engine
+    from ftray.checkpoint import engine, options
+    from ftray.exceptions import NotSupportedError
 
     host = NativeHost(spec, incarnation, executor, end)
     codec = NativeCodec(spec["class_name"])
+    if options.validate(spec["checkpoint"]).verify:
+        raise NotSupportedError(
+            "verify=True (FTRAY_CHECKPOINT_VERIFY=1) is not supported for actors with async methods: test the class"
+            " with ftray.checkpoint.testing, or its logic in methods that are not async"
+        )
     prepare = _preparing(executor)
     session = await engine.open_async(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
     _connect(session, executor)
@@ -179,11 +185,22 @@ def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
             return HeadContext(execution.head, once.log.epoch)
 
         once.locate = lambda: _locate(executor)
+        once.find_method = lambda name: _find_method(once, name)
         once.context = context
         executor.set_own_key(once.callee_key)
         set_guard(Outside(once))
 
     return prepare
+
+
+def _find_method(once: ExactlyOnce, name: str) -> Callable[..., Any] | None:
+    from ftray._own_methods import OWN_METHODS
+
+    instance = once.session.instance
+    if name in OWN_METHODS:
+        method: Callable[..., Any] = OWN_METHODS[name].__get__(instance)
+        return method
+    return getattr(instance, name, None)
 
 
 def _locate(executor: Executor) -> Any:

@@ -84,6 +84,10 @@ def make_account(store, **options):
             return self.seen
 
         @checkpoint.readonly
+        def each_note(self):
+            yield from self.seen
+
+        @checkpoint.readonly
         def status(self):
             return checkpoint.actor.sessions[id(self)].status()
 
@@ -272,6 +276,50 @@ def test_a_key_has_one_living_holder(store):
     assert ray.get(third.add.remote(1)) == 3
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(first.add.remote(1))
+
+
+def test_calls_through_the_methods_of_every_actor_are_replayed(store):
+    account = make_account(store).remote(1)
+
+    def double(self):
+        self.balance *= 2
+        return self.balance
+
+    assert ray.get(account.__ray_call__.remote(double)) == 2
+    kill(account)
+    assert ray.get(account.add.remote(1)) == 3
+
+
+def test_streaming_is_refused(store):
+    account = make_account(store).remote()
+    with pytest.raises(NotImplementedError, match="streaming"):
+        ray.get(next(account.each_note.remote()))
+
+
+def test_verify_tells_what_would_not_be_the_same(store):
+    class Careless(ray.Checkpointable, store=store, exactly_once=True, verify=True):
+        def __init__(self):
+            self.n = 0
+
+        def add(self, k):
+            self.n += k
+            return self.n
+
+        def roll(self):
+            self.n += random.random()
+            return self.n
+
+        @checkpoint.readonly
+        def peek(self):
+            self.n += 1
+
+    careless = ray.remote(Careless).remote()
+    assert ray.get(careless.add.remote(2)) == 2
+    with pytest.raises(checkpoint.errors.ReplayDivergedError):
+        ray.get(careless.roll.remote())
+    with pytest.raises(checkpoint.errors.ReadonlyChangedError):
+        ray.get(careless.peek.remote())
+    assert ray.get(careless.add.remote(2)) == 4
 
 
 def make_async(store):
