@@ -97,7 +97,7 @@ class ExactlyOnce:
         self.find_method: Callable[[str], Callable[..., Any] | None] = lambda name: getattr(
             session.instance, name, None
         )
-        """Returns a method by the name that calls have; engines may have methods beside those of the class."""
+        """Returns a method by its name in calls; engines may have methods beside those of the class."""
         self.recoveries: list[dict[str, Any]] = []
         self.on_room: Callable[[], None] | None = None
         self.dead: BaseException | None = None

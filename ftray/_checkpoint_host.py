@@ -154,8 +154,8 @@ async def open_session_async(
     codec = NativeCodec(spec["class_name"])
     if options.validate(spec["checkpoint"]).verify:
         raise NotSupportedError(
-            "verify=True (FTRAY_CHECKPOINT_VERIFY=1) is not supported for actors with async methods: test the class"
-            " with ftray.checkpoint.testing, or its logic in methods that are not async"
+            "verify=True (FTRAY_CHECKPOINT_VERIFY=1) is not supported for actors with async methods: test the"
+            " class with ftray.checkpoint.testing, or its logic in methods that are not async"
         )
     prepare = _preparing(executor)
     session = await engine.open_async(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
