@@ -30,6 +30,7 @@ cdef class AsyncCalls(Beside):
     cdef int leave_turn(self, Call call) except -1
     cdef int run_parked(self, Call call) except -1
     cdef int begin(self, Call call, Lane lane) except -1
+    cdef int refuse_stale(self, Call call) except -1
     cdef int ended(self, Call call, Lane lane) except -1
     cdef bint next_call(self, Call call) except -1
     cdef bint may_sleep(self) except -1

@@ -15,8 +15,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from ftray._core.awaits cimport LoopWatch, watch_actor_loop
 from ftray._core.beside cimport Beside
 from ftray._core.context cimport CallContext, context_durable, context_fill, context_variable
-from ftray._core.durable cimport callers_done
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_CALLERS_DONE, exec_begin, exec_runnable
+from ftray._core.durable cimport acknowledged, callers_done
+from ftray._core.execqueue cimport EXEC_ACK, EXEC_ACTION, EXEC_CALLERS_DONE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
 from ftray._core.flows cimport flow_end
 from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call, call_head
@@ -103,6 +103,10 @@ cdef class AsyncCalls(Beside):
                 elif call.t.seq == EXEC_CALLERS_DONE:
                     if self.execution.durable is not None:
                         callers_done(self.execution.durable, call.t.frame)
+                elif call.t.seq == EXEC_ACK:
+                    if self.execution.durable is not None:
+                        acknowledged(self.execution.durable, call.t.frame)
+                        self.execution.enter_parked()
                 elif call.t.seq != EXEC_ACTION:
                     self.on_terminate(1)
                     self.stop.set_result(None)
@@ -209,6 +213,8 @@ cdef class AsyncCalls(Beside):
 
     cdef int begin(self, Call call, Lane lane) except -1:
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
+        if call.entered and not self.execution.durable.may_start(call):
+            return self.refuse_stale(call)
         try:
             self.execution.callables.decode(call)
         except Exception as e:
@@ -223,6 +229,13 @@ cdef class AsyncCalls(Beside):
         call.task = self.loop.create_task(self.coroutine(call, lane))
         return 0
 
+    cdef int refuse_stale(self, Call call) except -1:
+        """While it waited for its turn its caller was executed again."""
+        self.open.pop(call.key, None)
+        self.execution.answer(call, None, self.execution.durable.error)
+        self.leave_turn(call)
+        return 0
+
     async def coroutine(self, Call call, Lane lane):
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
         cdef CallContext own = CallContext.__new__(CallContext)
@@ -234,7 +247,7 @@ cdef class AsyncCalls(Beside):
         context_fill(&own.c, h.id, h.call_id, call.key, h.attempt, h.depth, call_head(&call.t), h.head_size)
         self.variable.set(own)
         if call.entered:
-            context_durable(&own.c, <uint32_t>self.execution.durable.epoch)
+            context_durable(&own.c, 0)
             self.execution.durable.begin(call)
         result = error = None
         begun = False

@@ -29,6 +29,8 @@ cdef enum FrameType:
     F_LINEAGE_RELEASE = 13
     F_CANCEL_OBJECT = 14
     F_ASSIGN = 15
+    F_WANT_ACK = 16
+    F_ACK = 17
     F_RECALL = 16
     F_RECALLED = 17
     F_STREAM_ITEM = 20

@@ -63,6 +63,8 @@ cdef class HeadContext:
     cdef uint32_t epoch
     cdef Context saved
     cdef object token
+    cdef CallContext own
+    cdef readonly bint over     # it has ended, and had called exactly-once actors, which have all answered
 
     def __init__(self, bytes head not None, uint32_t epoch):
         if <size_t>len(head) < sizeof(CallHead):
@@ -80,22 +82,22 @@ cdef class HeadContext:
         return 0
 
     def __enter__(self):
-        cdef CallContext own
         if async_call is None:
             memcpy(&self.saved, &thread_context, sizeof(Context))
             self.fill(&thread_context)
         else:
-            own = CallContext.__new__(CallContext)
-            self.fill(&own.c)
-            own.keep = self.head
-            self.token = async_call.set(own)
+            self.own = CallContext.__new__(CallContext)
+            self.fill(&self.own.c)
+            self.own.keep = self.head
+            self.token = async_call.set(self.own)
         return self
 
     def __exit__(self, *exc_info):
         if self.token is not None:
             async_call.reset(self.token)
+            self.over = flow_end(&self.own.c)
         else:
-            context_end(&self.saved)
+            self.over = context_end(&self.saved)
 
 
 cdef object async_call = None       # the ContextVar, once this process is an async actor
@@ -162,8 +164,8 @@ cdef bint context_end(Context *saved) noexcept nogil:
 
 
 cdef void context_durable(Context *x, uint32_t epoch) noexcept nogil:
-    """The call is a mutating method of an exactly-once actor: what it calls names that in its chain, and the epoch in
-    place of an attempt."""
+    """The call is a mutating method of an exactly-once actor: what it calls names that in its chain, and in place
+    of an attempt 0, or `epoch` when it runs again after the death of an incarnation that had begun it."""
     x.durable = FLOW_LIVE
     x.epoch = epoch
 

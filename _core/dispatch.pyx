@@ -17,9 +17,10 @@ from libcpp.vector cimport vector
 from ftray._core.actors cimport actor_after_death, actor_on_state
 from ftray._core.borrows cimport borrow_answer, borrow_frame, borrow_process_died
 from ftray._core.cancels cimport cancel_asked
-from ftray._core.channel cimport (F_CANCEL, F_CANCEL_OBJECT, F_REPLY, F_STREAM_ACK, F_STREAM_ITEM, FrameHeader, chan_break,
+from ftray._core.channel cimport (F_CANCEL, F_CANCEL_OBJECT, F_REPLY, F_STREAM_ACK, F_STREAM_ITEM, F_WANT_ACK, FrameHeader, chan_break,
                                   chan_set_handlers)
 from ftray._core.execqueue cimport exec_channel_died, exec_frame, exec_node_frame
+from ftray._core.flows cimport flow_acknowledge
 from ftray._core.inspect cimport inspect_answer
 from ftray._core.intake cimport intake_item
 from ftray._core.leases cimport class_fail, lease_granted, lease_reclaim
@@ -58,6 +59,8 @@ cdef void on_channel_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uin
         intake_item(c, ch, h, body, n)
     elif h.kind == F_STREAM_ACK:
         production_on_ack(c, ch, h, body, n)
+    elif h.kind == F_WANT_ACK:
+        flow_acknowledge(c, ch, h.seq)
     elif h.kind == F_CANCEL_OBJECT and n >= 28:
         cancel_asked(c, <Id28 *>body, h.flags)
     else:

@@ -31,6 +31,8 @@ cdef class DurableCalls:
     cdef Entrance enter(self, Callables callables, Call call) except *
     cdef int begin(self, Call call) except -1
     cdef int finish(self, Call call, uint8_t status, Buf *b) except -1
+    cdef Entrance enter_read(self, Call call) except *
+    cdef bint may_start(self, Call call) except -1
     cdef int look(self, Call call) except -1
     cdef int set_aside(self, Call call) except -1
     cdef object verify(self, Call call, uint8_t status, Buf *b)
@@ -38,6 +40,7 @@ cdef class DurableCalls:
     cdef int view(self, Call call, CallView *v) except -1
     cdef object execution_of(self, Call call)
     cdef char *skip_deps(self, Call call, char *p, char *end) except NULL
+    cdef int ask(self, Call call) except -1
     cdef int park(self, Call call) except -1
     cdef bytes call_id(self, const CallView *v)
     cdef bytes body(self, const CallView *v)
@@ -48,4 +51,5 @@ cdef class DurableCalls:
     cdef object repetitions(self, Call call)
     cdef int forget(self, Call call) except -1
 
+cdef int acknowledged(DurableCalls d, Blob *frame) except -1
 cdef int callers_done(DurableCalls d, Blob *frame) except -1

@@ -13,18 +13,18 @@ import collections
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ftray._core.buf cimport Buf, buf_free, buf_init, buf_put_u16
 from ftray._core.gate cimport Gate
-from ftray._core.held cimport held_journal_says, held_limit
+from ftray._core.held cimport held_ask, held_journal_says, held_limit
 from ftray._core.invocation cimport Call, Callables, call_head, put_dependency
 from ftray._core.journal cimport LocalJournal
-from ftray._core.ledger cimport HELD_BACK, IN_PROGRESS, NEW, RECORDED, ledger_acknowledge
-from ftray._core.records cimport CallHead, CallView
+from ftray._core.ledger cimport HELD_BACK, IN_PROGRESS, NEW, RECORDED, STALE_ATTEMPT, ledger_acknowledge
+from ftray._core.records cimport HEAD_OK, CallHead, CallView, head_check
 from ftray._core.runtime cimport core, core_enter, core_leave
-from ftray._core.types cimport TASK_STREAM, Blob
+from ftray._core.types cimport TASK_STREAM, Blob, Core
 from ftray._core.wire cimport DepHead, ReplyHead, StreamStart, TaskHead, VALUE_INLINE
 
 cdef object executions = None           # checkpoint.values.Execution, once needed
@@ -134,21 +134,21 @@ cdef class DurableCalls:
             raise NotSupportedError(f'{call.name}: num_returns="streaming" and "dynamic" are not supported for exactly-once actors, whose '
                                     "answers wait until what they tell of is durable. Return a list")
         if call.method in self.readonly:
-            call.seen = self.once.last_position if self.local is None else self.local.last_c()
-            return ENTER_RUN
+            return self.enter_read(call)
         self.view(call, &v)
         if self.parked and not call.parked:
             ledger_acknowledge(self.gate.ledger.state, v.head)      # may make room for those before it
             self.park(call)
             return ENTER_WAIT
         outcome = self.gate.admit_c(&v, True)
+        call.position = self.gate.verdict_position          # also of a refusal, when it says something of its caller
         if outcome == NEW:
             if self.once.poison and self.call_id(&v) in self.once.poison:
                 return self.poisoned(&v, call)
             call.entered = True
             return ENTER_RUN
         if outcome == RECORDED:
-            self.status, call.position = self.gate.verdict_status, self.gate.verdict_position
+            self.status = self.gate.verdict_status
             self.reply = self.gate.verdict_reply.data[:self.gate.verdict_reply.size]
             return ENTER_REPLY
         if outcome == IN_PROGRESS:
@@ -160,10 +160,44 @@ cdef class DurableCalls:
         self.error = self.refusal(outcome, &v, call)
         return ENTER_ERROR
 
+    cdef Entrance enter_read(self, Call call) except *:
+        """A read-only method: it enters nothing, but what its caller knows must be of this history and attempt."""
+        cdef CallView v
+        cdef int outcome
+        memset(&v, 0, sizeof(CallView))
+        v.head = call_head(&call.t)
+        call.reads = True
+        call.seen = self.once.seen() if self.local is None or core().held_ceiling == 0 else self.local.last_c()
+        if v.head == NULL:
+            return ENTER_RUN
+        v.head_size = (<TaskHead *>call.t.frame.data).head_size
+        outcome = self.gate.admit_c(&v, False)
+        call.seen = max(call.seen, self.gate.verdict_position)
+        if outcome == NEW:
+            return ENTER_RUN
+        call.reads = False
+        self.error = self.refusal(outcome, &v, call)
+        return ENTER_ERROR
+
     cdef int park(self, Call call) except -1:
         if not call.parked:
             call.parked = True
             self.parked.append(call)
+        if self.parked[0] is call:
+            self.ask(call)
+        return 0
+
+    cdef int ask(self, Call call) except -1:
+        """Its caller may have got replies since it sent the call, and send nothing more that says so. Asked once for each answer."""
+        cdef Core *c = core()
+        cdef uint64_t last = (self.journal.last_position if self.local is None else self.local.last_c()) + 1
+        if call.asked == last:
+            return 0
+        call.asked = last
+        with nogil:
+            core_enter(c)
+            held_ask(c, call.t.ch, call.t.seq, last - 1)
+            core_leave(c)
         return 0
 
     cdef bytes call_id(self, const CallView *v):
@@ -245,9 +279,28 @@ cdef class DurableCalls:
         return None
 
     cdef int look(self, Call call) except -1:
-        """A read-only call has run: its answer waits for what it has seen."""
-        call.position = call.seen
+        """A read-only call has run: its answer waits for what it has seen, and needs a look at the fence that is later than its
+        beginning: a successor may have answered calls meanwhile. Without the key it is never answered, and this process ends."""
+        cdef bint held
+        if self.local is not None:
+            held = self.local.open_c()
+        else:
+            held = self.journal.holds()
+        call.position = call.seen if held else UINT64_MAX
+        if not held:
+            from ftray.checkpoint.errors import FencedError
+            self.once.crash(FencedError("this incarnation does not hold its checkpoint key any more"))
         return 0
+
+    cdef bint may_start(self, Call call) except -1:
+        """An entered call that has waited has its turn. False: `error` says why it must not begin any more."""
+        cdef CallView v
+        if not self.gate.stale_c(call_head(&call.t)):
+            return True
+        self.view(call, &v)
+        self.error = self.refusal(STALE_ATTEMPT, &v, call)
+        self.forget(call)
+        return False
 
     cdef uint64_t may_leave(self) except? 0:
         """Up to which position answers may leave now."""
@@ -276,6 +329,13 @@ cdef class DurableCalls:
         call.entered = False
         self.gate.forget_c(head, (<TaskHead *>call.t.frame.data).head_size)
         return 0
+
+
+cdef int acknowledged(DurableCalls d, Blob *frame) except -1:
+    """ACK: a call head, of which only `acked` and the attempts count."""
+    if head_check(frame.data, frame.size) == HEAD_OK:
+        ledger_acknowledge(d.gate.ledger.state, frame.data)
+    return 0
 
 
 cdef int callers_done(DurableCalls d, Blob *frame) except -1:

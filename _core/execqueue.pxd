@@ -12,6 +12,7 @@ cdef enum:
     EXEC_ACTION = 3
     EXEC_ASSIGN = 4
     EXEC_CALLERS_DONE = 5
+    EXEC_ACK = 6
 
 cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t n) noexcept nogil
 cdef bint exec_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil

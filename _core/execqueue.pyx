@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 from libcpp.deque cimport deque
 
 from ftray._core.cancels cimport cancel_children, cancel_kill
-from ftray._core.channel cimport (F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin,
+from ftray._core.channel cimport (F_ACK, F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin,
                                   chan_commit)
 from ftray._core.events cimport event_begin
 from ftray._core.flows cimport frame_comes_back
@@ -227,6 +227,10 @@ cdef bint exec_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_t 
         on_cancel(c, ch, h.seq, h.flags)
     elif h.kind == F_ASSIGN:
         push(c, NULL, EXEC_ASSIGN, blob_copy(body, n))
+    elif h.kind == F_ACK:
+        push_first(c, EXEC_ACK, blob_copy(body, n))
+        if c.loop_fd >= 0:
+            kick(c.loop_fd)
     else:
         return False
     return True

@@ -22,7 +22,7 @@ from ftray._core.context cimport Context, context_begin, context_durable, contex
 from ftray._core.durable cimport ENTER_ERROR, ENTER_REPLY, ENTER_RUN, ENTER_WAIT, DurableCalls, Entrance
 from ftray._core.events cimport event_end, event_text
 from ftray._core.execqueue cimport exec_give_back_all, exec_post
-from ftray._core.held cimport held_release
+from ftray._core.held cimport held_caller, held_release
 from ftray._core.invocation cimport Call, Callables, call_head
 from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.productions cimport production_end
@@ -120,7 +120,7 @@ cdef class Execution:
             self.durable.finish(call, status, b)
             if self.after_call is not None:
                 self.after_call(call.method)    # it counts now that it is recorded: a snapshot has both or neither
-        elif call.seen:
+        elif call.reads:
             self.durable.look(call)
         return 0
 
@@ -141,7 +141,7 @@ cdef class Execution:
         """The call was answered: so are its repetitions, and the next that wait for room may come."""
         cdef Call other
         for other in self.durable.repetitions(call):
-            other.position = call.position
+            other.position = max(other.position, call.position)
             other.nret = call.nret
             self.send(other, status, b, [])
         if self.durable.parked:
@@ -253,12 +253,13 @@ cdef class Execution:
         cdef bint beside = self.beside
         cdef bint streams = h.flags & TASK_STREAM
         cdef uint64_t may_leave = 0
+        cdef bint recorded = self.durable is not None and call.position != 0 and not call.reads
         memset(r, 0, sizeof(ReplyHead))
         r.status = status
         if self.durable is not None:
             r.epoch = self.durable.epoch
             may_leave = self.durable.may_leave() if call.position else 0
-        if call.touched:
+        if call.touched and not recorded:
             r.held |= REPLY_TOUCHED
         r.nret = call.nret if status != REPLY_CANCELLED else 0
         for ref in refs:
@@ -270,6 +271,8 @@ cdef class Execution:
             if may_leave:
                 held_release(c, may_leave)
             send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended, call.position)
+            if recorded and call.touched:
+                held_caller(c, call.position, h.call_id)
             if self.loop is not None:
                 lock_drop(&c.lock)
                 self.flush_soon()
@@ -284,6 +287,8 @@ cdef class Execution:
                 if may_leave:
                     held_release(c, may_leave)
                 send_reply(c, ch, call.t.seq, brought, b, &inner, call.t.started, ended, call.position)
+                if recorded and call.touched:
+                    held_caller(c, call.position, h.call_id)
                 core_leave(c)
         self.finished += 1
         return 0
@@ -315,9 +320,9 @@ cdef class Execution:
         context_begin(&saved, h.id, h.call_id, call.key, h.attempt, h.depth, call_head(&call.t), h.head_size)
         if call.entered:
             self.running = call
-            context_durable(thread_call(), <uint32_t>self.durable.epoch)
+            context_durable(thread_call(), 0)
             self.durable.begin(call)
-        elif call.seen:
+        elif call.reads:
             self.running = call
         if self.running is not None and self.durable.verifier is not None and call.method != "checkpoint":
             self.durable.set_aside(call)

@@ -7,6 +7,7 @@ struct Callee {            // an exactly-once actor, as one flow knows it
     uint32_t n = 0;        // calls made
     uint32_t acked = 1;    // the replies of all calls below this number have come
     std::deque<uint8_t> done;  // of the calls from `acked` on
+    bool kept = false;     // the caller is a method of an exactly-once actor
     uint64_t history = 0;  // of the callee, as its last reply said; 0: none yet
 };
 static inline void callee_drop(Callee *k) { if (k && add32(&k->holders, -1) == 0) delete k; }

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ftray._core.context cimport Context
-from ftray._core.types cimport Core, Id16, TaskRec
+from ftray._core.types cimport Channel, Core, Id16, TaskRec
 
 cdef enum:
     FLOW_LIVE = 1            # Context.durable: a mutating method of an exactly-once actor runs,
@@ -19,4 +19,10 @@ cdef void flow_retried(TaskRec *t) noexcept nogil
 cdef void flow_learn(TaskRec *t, uint64_t epoch) noexcept nogil
 cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil
 cdef void flow_answered(Core *c, TaskRec *t) noexcept nogil
+# A head as it goes into a frame: what its caller knows now.
+cdef void flow_stamp(TaskRec *t, char *head) noexcept nogil
+# Nobody will execute this caller again: its callees are told soon.
+cdef void flow_over(Core *c, const Id16 *call) noexcept nogil
+# An actor that has no room for this call wants to know which replies its caller has.
+cdef void flow_acknowledge(Core *c, Channel *ch, uint64_t seq) noexcept nogil
 cdef void flow_report(Core *c) noexcept nogil

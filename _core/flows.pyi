@@ -1,0 +1,3 @@
+from collections.abc import Sequence
+
+def callers_over(calls: Sequence[bytes]) -> None: ...

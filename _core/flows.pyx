@@ -17,11 +17,13 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from libcpp.string cimport string
 
+from ftray._core.channel cimport FRAME_HEADER, F_ACK, chan_begin, chan_commit
 from ftray._core.context cimport Context
 from ftray._core.identity cimport derive_call_id
 from ftray._core.nodelink cimport N_CALLERS_DONE, node_put
+from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.records cimport HEAD_KEYED, ROOT_JOB, ROOT_PROCESS, CallHead, head_size
-from ftray._core.types cimport (add32, ActorClient, Blob, CallNote, Callee, Core, Id16, TaskRec, blob_drop, blob_new, callee_done, callee_drop,
+from ftray._core.types cimport (CH_OPEN, Channel, add32, ActorClient, Blob, CallNote, Callee, Core, Id16, TaskRec, blob_drop, blob_new, callee_done, callee_drop,
                                 mix64, mono_ns, note_new)
 from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, TaskHead
 
@@ -93,13 +95,14 @@ cdef void name_durable(Core *c, Context *x, TaskRec *t, ActorClient *a) noexcept
     """A call to an exactly-once actor: numbered among those of this flow to it, or named by the user."""
     cdef Callee *k
     cdef CallNote *note = t.note
-    x.touched = True
+    x.touched = True                            # also by name: a task that calls by name may call otherwise too
     if note != NULL:                            # with call_key
         derive_call_id(note.named.b, a.key.b, 0, 0, t.call_id)
         note.head = make_head(c, x, t, NULL, NULL, HEAD_KEYED)
         return
     note = t.note = note_new()
     k = flow_callee(x, &a.key)
+    k.kept = x.durable != 0
     k.n += 1
     add32(&k.holders, 1)
     note.callee = k
@@ -126,9 +129,7 @@ cdef Blob *make_head(Core *c, Context *x, TaskRec *t, const uint8_t *parent, Cal
         memcpy(h.parent, parent, 16)
     memcpy(h.call_id, t.call_id, 16)
     if k != NULL:
-        h.n = k.n
-        h.acked = k.acked
-        h.history = k.history
+        h.n = k.n                               # `acked` and `history` are written when it is sent
     elif flags & HEAD_KEYED:
         h.root_kind = ROOT_JOB                  # whoever asks again: the user has said that it is the same call
         memset(h.root, 0, 16)
@@ -175,6 +176,37 @@ cdef bint flow_end(Context *x) noexcept nogil:
     return settled
 
 
+cdef void flow_stamp(TaskRec *t, char *head) noexcept nogil:
+    """The call is sent, for the first time or again: its head, as written to `head`, says what its caller knows now.
+
+    What a method of an exactly-once actor has got it may ask for again, unless that is durable in its own journal, which
+    is not known here: it acknowledges nothing, and its calls are released when its own record is durable.
+    """
+    cdef CallHead *h = <CallHead *>head
+    cdef Callee *k = t.note.callee
+    if k == NULL:
+        return
+    h.history = k.history
+    h.acked = k.acked if not k.kept else 0
+
+
+cdef void flow_acknowledge(Core *c, Channel *ch, uint64_t seq) noexcept nogil:
+    """The actor holds a call back because replies that nobody has acknowledged fill its bound: say again what has come."""
+    cdef uint64_t at = seq - ch.base_seq, size
+    cdef TaskRec *t
+    cdef char *p
+    if at >= ch.inflight.size() or ch.state != CH_OPEN:
+        return
+    t = ch.inflight[at]
+    if t == NULL or t.note == NULL or t.note.callee == NULL:
+        return
+    size = FRAME_HEADER + t.note.head.size
+    p = chan_begin(c, ch, size, F_ACK, 0, 0, seq)
+    memcpy(p, t.note.head.data, t.note.head.size)
+    flow_stamp(t, p)
+    chan_commit(c, ch, size)
+
+
 # --- what becomes of a call -----------------------------------------------------------------------------------------
 
 cdef void flow_retried(TaskRec *t) noexcept nogil:
@@ -193,14 +225,16 @@ cdef void flow_retried(TaskRec *t) noexcept nogil:
 
 cdef void flow_learn(TaskRec *t, uint64_t epoch) noexcept nogil:
     """A reply of an exactly-once actor says which history of it has answered."""
-    if t.note != NULL and t.note.callee != NULL:
+    if t.note != NULL and t.note.callee != NULL and epoch >> 32 > t.note.callee.history:
         t.note.callee.history = epoch >> 32
 
 
 cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil:
     """The call was answered, and had called exactly-once actors."""
-    if t.depth != 1 or not c.is_driver:
-        return                                  # deeper ones may be made again by their own callers
+    if t.depth != 1 or not c.is_driver or c.root_kind == ROOT_JOB:
+        return                                  # deeper ones, and those of a job_key, may be made again by their own callers
+    if t.actor != NULL and t.actor.durable:
+        return                                  # a method: the actor itself tells when its record is durable (held.pyx)
     if t.note == NULL:
         t.note = note_new()
     t.note.touched = True
@@ -241,6 +275,31 @@ cdef void flow_timer(Core *c) noexcept nogil:
         c.timer_ns = at
     if c.spent_notes.size() >= REPORT_SIZE:
         flow_report(c)
+
+
+cdef void flow_over(Core *c, const Id16 *call) noexcept nogil:
+    """The record of a method that has called exactly-once actors is durable: it will not make these calls again."""
+    c.done_callers.push_back(call[0])
+    flow_timer(c)
+
+
+def callers_over(calls):
+    """Report that no call of `calls` (CallIDs) can run again and make the calls that it has made.
+
+    Parameters
+    ----------
+    calls : sequence of bytes
+    """
+    cdef Core *c = core()
+    cdef Id16 id
+    for each in calls:
+        if len(each) != 16:
+            raise ValueError(f"a CallID has 16 bytes, not {len(each)}")
+        memcpy(id.b, <const char *>(<bytes>each), 16)
+        with nogil:
+            core_enter(c)
+            flow_over(c, &id)
+            core_leave(c)
 
 
 cdef void flow_report(Core *c) noexcept nogil:

@@ -31,6 +31,8 @@ cdef class Gate:
     cdef Blob *verdict_reply
 
     cdef int admit_c(self, const CallView *c, bint mutating) except -1                 # an Admission of ledger.pxd
+    cdef int admit_newer(self, const CallView *c, int outcome) except -1
+    cdef bint stale_c(self, const char *head) noexcept nogil                           # an accepted call that must not start any more
     cdef int forget_c(self, const char *head, size_t head_size) except -1
     cdef uint64_t start_c(self, const CallView *c) except 0                            # position
     cdef uint64_t finish_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0

@@ -22,15 +22,17 @@ from ftray._core.identity cimport derive_call_id
 from ftray._core.journal cimport LocalJournal, Part
 from ftray._core.ledger cimport (CYCLE, DEFAULT_BOUND_BYTES, DEFAULT_BOUND_CALLS, EXPIRED, HELD_BACK, IN_PROGRESS, MISMATCH, NEW, RECORDED,
                                  ROLLED_BACK, STALE_ATTEMPT, Admission, Ledger, ledger_admit, ledger_find, ledger_forget,
-                                 ledger_release_caller, ledger_settle)
+                                 ledger_release_caller, ledger_settle, ledger_stale)
 from ftray._core.ledgertypes cimport ENTRY_ACCEPTED, Entry
 from ftray._core.records cimport (ARGS_BLOB, RECORD_CALL, RECORD_START, REPLY_BLOB, ROOT_SESSION, CallHead, CallView, HeadFault, deps_measure,
                                   head_check, head_write, raise_head_fault, record_write, view_digest)
-from ftray._core.records import CallRecord, ReleaseRecord, StartRecord, ValueRecord, encode_release, encode_value
+from ftray._core.records import (CallRecord, ReleaseRecord, SeenRecord, StartRecord, ValueRecord, encode_release, encode_seen,
+                                 encode_value)
 from ftray._core.types cimport Blob, Id16, blob_drop, blob_value, mono_ns
 
 Verdict = namedtuple("Verdict", "outcome status reply position")
-Verdict.__doc__ = "What `Gate.admit` says. `status`, `reply` and `position` are those of a recorded call; otherwise 0, None and 0."
+Verdict.__doc__ = """What `Gate.admit` says. `status`, `reply` and `position` are those of a recorded call; otherwise 0, None and 0. Whatever the
+outcome, its answer waits for `position`."""
 
 
 Outcome = IntEnum("Outcome", {
@@ -132,9 +134,29 @@ cdef class Gate:
             raise_head_fault(fault, c.head_size)
         outcome = ledger_admit(self.ledger.state, c.head, view_digest(c) if mutating else 0, mutating, &e)
         self.verdict_reply = NULL
+        self.verdict_position = 0
+        if self.ledger.state.newer:
+            return self.admit_newer(c, outcome)
         if outcome == RECORDED:
             self.verdict_status, self.verdict_position, self.verdict_reply = e.status, e.position, e.reply
         return outcome
+
+    cdef int admit_newer(self, const CallView *c, int outcome) except -1:
+        """A call that enters nothing comes from a newer attempt of its caller: that is recorded before it is answered, or a
+        successor would let the older attempt in."""
+        cdef bytes head = PyBytes_FromStringAndSize(c.head, c.head_size)
+        cdef Entry *e
+        payload = encode_seen(head)
+        self.verdict_position = self.append(payload, len(payload))
+        if outcome == RECORDED:
+            e = ledger_find(self.ledger.state, c.head)      # after what may have been Python code
+            if e == NULL or e.reply == NULL:
+                raise LookupError(f"call {call_id_of(c.head).hex()} has gone from the ledger")
+            self.verdict_status, self.verdict_reply = e.status, e.reply
+        return outcome
+
+    cdef bint stale_c(self, const char *head) noexcept nogil:
+        return ledger_stale(self.ledger.state, head)
 
     cdef int forget_c(self, const char *head, size_t head_size) except -1:
         cdef Entry *e = accepted(self.ledger, head, head_size)
@@ -229,7 +251,7 @@ cdef class Gate:
         fill(&c, head, name, args)
         outcome = Outcome(self.admit_c(&c, mutating))
         if self.verdict_reply == NULL:
-            return Verdict(outcome, 0, None, 0)
+            return Verdict(outcome, 0, None, self.verdict_position)
         return Verdict(outcome, self.verdict_status, self.verdict_reply.data[:self.verdict_reply.size], self.verdict_position)
 
     def forget(self, bytes head not None):
@@ -241,6 +263,10 @@ cdef class Gate:
             No such call is under way.
         """
         self.forget_c(head, len(head))
+
+    def stale(self, bytes head not None):
+        """Whether an accepted call must not start: a newer attempt of its caller has come since, and did not ask for it."""
+        return self.ledger.stale(head)
 
     def start(self, bytes head not None, str method not None, bytes args not None, values):
         """Record that a call has begun, with the outside values that it has so far; returns the position.
@@ -297,7 +323,7 @@ cdef class Gate:
 
         Parameters
         ----------
-        record : CallRecord, StartRecord, ValueRecord or ReleaseRecord
+        record : CallRecord, StartRecord, ValueRecord, ReleaseRecord or SeenRecord
             With its reply, also if a blob has it (``record._replace(reply=...)``).
         position : int
             Its position in the journal. 0, which is durable in every journal, when nobody asks.
@@ -315,6 +341,8 @@ cdef class Gate:
             self.ledger.replay(record.head, record.digest, 0, None, position)
         elif isinstance(record, ReleaseRecord):
             self.forget_callers(record.parents, record.roots)
+        elif isinstance(record, SeenRecord):
+            self.ledger.see(record.head)
         elif not isinstance(record, ValueRecord):
             raise TypeError(f"what is replayed is a decoded record, not {record!r}")
 

@@ -9,13 +9,14 @@ Leaves to others: what is durable (the journal), and the bytes of answers (answe
 `held_journal_says`, which the journal's own thread calls.
 """
 
-from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from ftray._core.borrows cimport borrow_send
-from ftray._core.channel cimport F_REPLY, FRAME_HEADER, FrameHeader, chan_begin, chan_commit
+from ftray._core.channel cimport FRAME_HEADER, F_WANT_ACK, FrameHeader, chan_begin, chan_commit
+from ftray._core.flows cimport flow_over
 from ftray._core.runtime cimport core_enter, core_leave
-from ftray._core.types cimport CH_OPEN, Channel, Core, HeldReply
+from ftray._core.types cimport CH_OPEN, Channel, Core, HeldCaller, HeldReply
 
 
 cdef void held_push(Core *c, Channel *ch, uint64_t position, bint gated, const char *frame, uint64_t size) noexcept nogil:
@@ -38,7 +39,7 @@ cdef void send(Core *c, HeldReply *h) noexcept nogil:
     if h.gated:
         borrow_send(c, h.ch, &h.frame)
         return
-    p = chan_begin(c, h.ch, size, F_REPLY, head.flags, head.aux, head.seq)
+    p = chan_begin(c, h.ch, size, head.kind, head.flags, head.aux, head.seq)
     memcpy(p, h.frame.data() + FRAME_HEADER, size - FRAME_HEADER)
     chan_commit(c, h.ch, size)
 
@@ -51,6 +52,32 @@ cdef void held_release(Core *c, uint64_t position) noexcept nogil:
     while not c.held.empty() and c.held.front().position <= c.durable_position:
         send(c, &c.held.front())
         c.held.pop_front()
+    while not c.held_callers.empty() and c.held_callers.front().position <= c.durable_position:
+        flow_over(c, &c.held_callers.front().id)
+        c.held_callers.pop_front()
+
+
+cdef void held_ask(Core *c, Channel *ch, uint64_t seq, uint64_t position) noexcept nogil:
+    cdef FrameHeader frame
+    if ch.state != CH_OPEN:
+        return
+    if position <= c.durable_position:
+        chan_begin(c, ch, FRAME_HEADER, F_WANT_ACK, 0, 0, seq)
+        chan_commit(c, ch, FRAME_HEADER)
+        return
+    memset(&frame, 0, sizeof(frame))
+    frame.size, frame.kind, frame.seq = FRAME_HEADER, F_WANT_ACK, seq
+    ch.exec_pending += 1
+    held_push(c, ch, position, False, <const char *>&frame, FRAME_HEADER)
+
+
+cdef void held_caller(Core *c, uint64_t position, const uint8_t *call_id) noexcept nogil:
+    """A method that has called exactly-once actors has ended: they are told when its record, at `position`, is durable."""
+    cdef HeldCaller h
+    h.position = position
+    memcpy(h.id.b, call_id, 16)
+    c.held_callers.push_back(h)
+    held_release(c, 0)
 
 
 cdef void held_limit(Core *c, uint64_t position, uint64_t ceiling) noexcept nogil:

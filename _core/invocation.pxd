@@ -18,9 +18,11 @@ cdef class Call:
     cdef Stage stage            # of a call that runs beside others
     cdef bint cancelled         # somebody asked for it while it ran
     cdef uint64_t position      # in the journal of an exactly-once actor: the answer waits until that is durable; 0: it does not
+    cdef bint reads             # a read-only method of an exactly-once actor
     cdef uint64_t seen          # of the journal, by a read-only method of an exactly-once actor
     cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
     cdef bint parked            # waits for room among the replies that this actor keeps
+    cdef uint64_t asked         # position after which its caller was asked what it has got, while the call waits for room
     cdef bytes deps             # top-level refs among the arguments by value, as records have them
     cdef object outside         # what the toolkit records of an entered call that asks for something outside
     cdef object before          # the state before an exactly-once call that is verified

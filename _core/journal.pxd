@@ -56,6 +56,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
         uint64_t append(const Part* parts, int n, int& code) noexcept
         int open(const char*& where) noexcept
         cbool holds() noexcept
+        cbool fence_open() noexcept
         int wait(uint64_t position, double timeout_s) noexcept
         void wait_news(uint64_t seen) noexcept
         void flush() noexcept
@@ -79,6 +80,8 @@ cdef class LocalJournal:
     cdef uint64_t durable_c(self) noexcept nogil
     cdef uint64_t last_c(self) noexcept nogil
     cdef bint holds_c(self) noexcept nogil
+    # As holds_c, but only the fence word: a load. A successor sets it before it reads, so before it answers.
+    cdef bint open_c(self) noexcept nogil
     cdef void running_c(self, const char* call_id) noexcept nogil       # 16 bytes, or NULL
     cdef void set_callbacks_c(self, Durable on_durable, Failed on_failed, void* arg) noexcept nogil
     cdef void silence_c(self) noexcept nogil    # after it returns, neither callback runs or will

@@ -201,6 +201,9 @@ cdef class LocalJournal:
     cdef bint holds_c(self) noexcept nogil:
         return not forked_since(self.j) and failure_of(self.j) == OK and self.j.holds()
 
+    cdef bint open_c(self) noexcept nogil:
+        return not forked_since(self.j) and failure_of(self.j) == OK and self.j.fence_open()
+
     cdef void running_c(self, const char* call_id) noexcept nogil:
         self.j.running(call_id)
 

@@ -79,6 +79,12 @@ struct Journal : Maker {
         if (errno != ENOENT) return errno;
         return faccessat(c.dir_fd, own_claim, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : errno;
     }
+    bool fence_open() noexcept {
+        std::atomic_thread_fence(std::memory_order_seq_cst);
+        if (!fence_set()) return true;
+        fail(FENCED, 0, "fence");
+        return false;
+    }
     bool holds() noexcept {
         std::atomic_thread_fence(std::memory_order_seq_cst);
         int err = fence_set() ? ENOENT : look_at_claims();

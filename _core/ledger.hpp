@@ -20,6 +20,7 @@ struct Entry {               // a call that was accepted, and later its reply
     uint8_t state = ENTRY_ACCEPTED;
     uint8_t status = 0;
     uint32_t droppable = 0;                   // is in that list; while a dump is made its place there, from 1
+    uint32_t generation = 0;                  // of its caller, when an attempt of that last asked for it
 
     Entry() = default;
     Entry(const Entry &) = delete;
@@ -196,11 +197,18 @@ struct Caller {
     uint8_t root_kind = 0;
     bool forgets = false;    // acknowledged replies go at once: nobody makes these calls again
     bool released = false;   // goes when the calls under way have ended
+    bool inside = false;     // called in a method of an exactly-once actor, which may outlive the root's driver
+    uint32_t generation = 0; // how often an attempt came that was newer than all before
     uint32_t acked = 0;
     uint32_t accepted = 0;   // calls under way
     std::vector<uint32_t> attempts;
     EntryRow row;
     NumberSet expired;
+};
+
+struct Tombs {               // released callers of one root of whose calls copies may still arrive
+    std::unordered_map<Id16, bool, IdHash> ids;
+    bool over = false;       // nothing of the root runs any more: what is under way is read by this process or by none
 };
 
 struct LedgerState {
@@ -213,6 +221,9 @@ struct LedgerState {
     EntryList droppable;
     uint64_t calls = 0, reply_bytes = 0, expired = 0, accepted = 0, keyed_accepted = 0;
     uint64_t duplicates = 0, mismatches = 0, refused = 0, held_back = 0;   // since the process began
+    std::unordered_map<Id16, Tombs, IdHash> tombs;                         // by root
+    uint64_t ntombs = 0;
+    bool newer = false;      // the call admitted last came from a newer attempt of a known caller, of which nothing tells
 
     ~LedgerState() { clear(); }
     Caller *caller(const Id16 &id) {
@@ -228,6 +239,25 @@ struct LedgerState {
     void caller_erase(Caller *c) {
         if (last == c) last = nullptr;
         callers.erase(Id16(c->id));
+    }
+    bool buried(const Id16 &root, const Id16 &id) const {
+        if (tombs.empty()) return false;
+        auto it = tombs.find(root);
+        return it != tombs.end() && it->second.ids.count(id);
+    }
+    void bury(const Id16 &root, const Id16 &id) { ntombs += tombs[root].ids.emplace(id, true).second; }
+    void root_over(const Id16 &root) {
+        auto it = tombs.find(root);
+        if (it != tombs.end()) it->second.over = true;
+    }
+    struct Buried {
+        Id16 root, id;
+    };
+    void buried_sorted(std::vector<Buried> *out) const {
+        for (auto &i : tombs)
+            if (!i.second.over)
+                for (auto &id : i.second.ids) out->push_back(Buried{i.first, id.first});
+        std::sort(out->begin(), out->end(), [](const Buried &a, const Buried &b) { return memcmp(&a, &b, 32) < 0; });
     }
     Entry *keyed_find(const Id16 &id) const {
         auto it = keyed.find(id);
@@ -254,6 +284,9 @@ struct LedgerState {
         last = nullptr;
         keyed_expired.clear();
         droppable.clear();
+        tombs.clear();
+        ntombs = 0;
+        newer = false;
         calls = reply_bytes = expired = accepted = keyed_accepted = 0;
     }
 };

@@ -32,6 +32,10 @@ cdef void ledger_acknowledge(LedgerState *l, const char *head) noexcept nogil
 cdef void ledger_settle(LedgerState *l, Entry *e, uint8_t status, Blob *reply, uint64_t position) noexcept nogil
 # An accepted call did not run.
 cdef void ledger_forget(LedgerState *l, Entry *e) noexcept nogil
+# It was accepted for an attempt that a newer one, which did not ask for it, has replaced: it must not start.
+cdef bint ledger_stale(LedgerState *l, const char *head) noexcept nogil
+# A record of the journal: the attempt of this head has come.
+cdef void ledger_see(LedgerState *l, const char *head) noexcept nogil
 cdef void ledger_release_caller(LedgerState *l, const Id16 *parent) noexcept nogil
 cdef void ledger_release_root(LedgerState *l, const Id16 *root) noexcept nogil
 # A record of the journal: enters the call whatever its caller's attempt and however full the ledger is. NULL reply: it had only

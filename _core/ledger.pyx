@@ -19,8 +19,13 @@ Rules
 * Replies that are not droppable are never dropped: while they fill a bound, a caller that has calls without acknowledgement is
   `HELD_BACK`. One that has none is let in, so that no caller is stopped by another one's debts for ever: at most one call for
   each caller is beyond the bounds.
-* `release` means that a caller can never run again *and that all its calls have been answered*: everything about it goes. Its calls under way
-  go when they end; a call by a released caller makes it a caller again.
+* An accepted call that waits for its turn is `stale` when a newer attempt of its caller has come since and has not asked for it.
+* A known call from a newer attempt is answered from the record, and `newer` says that the attempt itself has to be recorded (`see`).
+* `release` means that a caller can never run again *and that all its calls have been answered*: its replies go, those of calls under way
+  when they end. Copies of its calls can be on the way only if it was executed more than once (an attempt in its heads is not 0): then its
+  name stays (a tombstone) and says `EXPIRED`, until its root is over, and then for as long as this process lives, which is the
+  only one that they can still reach.
+* The end of a root spares callers inside of methods of exactly-once actors: those may run on, and are released one by one.
 * A dump has no accepted calls: the process that ran them is gone when it is loaded, and their callers ask again.
 """
 
@@ -86,8 +91,18 @@ cdef Caller *enter_caller(LedgerState *l, const char *head) noexcept nogil:
     c.root = id_at(h.root)
     c.root_kind = h.root_kind
     c.forgets = h.root_kind != ROOT_JOB and c.root == c.id
+    c.inside = h.nchain != 0
     note_attempts(head, c)
     return c
+
+
+cdef bint may_have_copies(Caller *c) noexcept nogil:
+    """Has it, or one above it, been executed again? Then an earlier execution's messages may not have arrived yet."""
+    cdef size_t i
+    for i in range(c.attempts.size()):
+        if c.attempts[i]:
+            return True
+    return False
 
 
 # --- entries
@@ -105,6 +120,7 @@ cdef Entry *enter(LedgerState *l, Caller *c, const CallHead *h, uint64_t digest)
         l.keyed_put(e.call_id, e)
         l.keyed_accepted += 1
     else:
+        e.generation = c.generation
         c.row.insert(e)
         c.accepted += 1
         c.released = False
@@ -185,7 +201,9 @@ cdef Admission ledger_admit(LedgerState *l, const char *head, uint64_t digest, b
     cdef const CallHead *h = <const CallHead *>head
     cdef Caller *c
     cdef int age = 0
+    cdef Admission outcome
     found[0] = NULL
+    l.newer = False
     if h.history and h.history != l.history:
         l.refused += 1
         return ROLLED_BACK
@@ -205,11 +223,36 @@ cdef Admission ledger_admit(LedgerState *l, const char *head, uint64_t digest, b
             return MISMATCH
         if age > 0:
             note_attempts(head, c)
+            c.generation += 1
         acknowledge(l, c, h.acked)
-    elif mutating:
+    elif not mutating:
+        return NEW
+    elif l.buried(id_at(h.root), id_at(h.parent)):
+        return EXPIRED
+    else:
         c = enter_caller(l, head)
         acknowledge(l, c, h.acked)
-    return admit_numbered(l, c, h, digest, found) if mutating else NEW
+    outcome = admit_numbered(l, c, h, digest, found) if mutating else NEW
+    l.newer = age > 0 and (outcome != NEW or not mutating)
+    return outcome
+
+
+cdef bint ledger_stale(LedgerState *l, const char *head) noexcept nogil:
+    cdef Entry *e = ledger_find(l, head)
+    return e != NULL and e.caller != NULL and e.generation != e.caller.generation
+
+
+cdef void ledger_see(LedgerState *l, const char *head) noexcept nogil:
+    cdef const CallHead *h = <const CallHead *>head
+    cdef Caller *c
+    if h.flags & HEAD_KEYED:
+        return
+    c = l.caller(id_at(h.parent))
+    if c == NULL:
+        enter_caller(l, head)
+    elif compare_attempts(head, c) > 0:
+        note_attempts(head, c)
+        c.generation += 1
 
 
 cdef void ledger_acknowledge(LedgerState *l, const char *head) noexcept nogil:
@@ -229,8 +272,9 @@ cdef inline bint contradicts(Entry *e, const CallHead *h, uint64_t digest) noexc
 cdef Admission admit_numbered(LedgerState *l, Caller *c, const CallHead *h, uint64_t digest, Entry **found) noexcept nogil:
     cdef Entry *e = c.row.find(order_of(h))
     if e != NULL:
+        e.generation = c.generation
         return repeated(l, e, found)
-    if (c.forgets and h.n < c.acked) or c.expired.contains(h.n):
+    if c.released or (c.forgets and h.n < c.acked) or c.expired.contains(h.n):
         return EXPIRED
     if not shrink(l, 1, 0) and c.row.rank(c.acked) < c.row.size():
         l.held_back += 1
@@ -304,6 +348,8 @@ cdef void release(LedgerState *l, Caller *c) noexcept nogil:
     cdef Entry *e
     l.expired -= c.expired.total()
     c.expired.clear()
+    if may_have_copies(c):
+        l.bury(c.root, c.id)
     while i > 0:
         i -= 1
         e = c.row.at(i)
@@ -327,7 +373,9 @@ cdef void ledger_release_root(LedgerState *l, const Id16 *root) noexcept nogil:
     cdef size_t i
     l.callers_of(root[0], &gone)
     for i in range(gone.size()):
-        release(l, gone[i])
+        if not gone[i].inside:
+            release(l, gone[i])
+    l.root_over(root[0])
 
 
 cdef bint ledger_replay(LedgerState *l, const char *head, uint64_t digest, uint8_t status, Blob *reply, uint64_t position) noexcept nogil:
@@ -347,6 +395,8 @@ cdef bint ledger_replay(LedgerState *l, const char *head, uint64_t digest, uint8
         e = enter(l, c, h, digest)
     if reply != NULL:
         ledger_settle(l, e, status, reply, position)
+        if c != NULL and l.buried(c.root, c.id):        # it was under way when its caller was released
+            release(l, c)
     return True
 
 
@@ -494,13 +544,21 @@ cdef class Ledger:
             blob_drop(answer)
             raise ValueError(f"call {head[40:56].hex()} is recorded twice, or with different arguments")
 
+    def stale(self, bytes head not None):
+        """Has a newer attempt of the caller come since this call was accepted, and not asked for it?"""
+        return ledger_stale(self.state, checked(head))
+
+    def see(self, bytes head not None):
+        """The attempt that this head comes from has been seen."""
+        ledger_see(self.state, checked(head))
+
     def release_caller(self, parent):
         """This caller can never run again, and its calls have been answered."""
         cdef Id16 id = id_of(parent)
         ledger_release_caller(self.state, &id)
 
     def release_root(self, root):
-        """No caller of this root can ever run again."""
+        """No caller of this root can ever run again, but for those inside of methods of exactly-once actors."""
         cdef Id16 id = id_of(root)
         ledger_release_root(self.state, &id)
 
@@ -509,13 +567,19 @@ cdef class Ledger:
         return self.state.caller(id_of(parent)) != NULL
 
     def knows_root(self, root):
-        """Is anything known of a caller of this root?"""
+        """Is anything known of a caller of this root that its end releases?"""
         cdef vector[CallerP] callers
+        cdef size_t i
         self.state.callers_of(id_of(root), &callers)
-        return callers.size() != 0
+        for i in range(callers.size()):
+            if not callers[i].inside:
+                return True
+        return False
 
     def begin_history(self, uint64_t number):
-        """The state was taken back: all is forgotten, and heads that name another history are refused.
+        """The state was taken back, and the ledger with it: heads that name another history are refused from now on.
+
+        What the ledger has is in that state, and stays.
 
         Raises
         ------
@@ -524,7 +588,6 @@ cdef class Ledger:
         """
         if number <= self.state.history:
             raise ValueError(f"a new history has a number above the present one, {self.state.history}, not {number}")
-        self.state.clear()
         self.state.history = number
 
     def dump(self):
@@ -560,11 +623,11 @@ cdef class Ledger:
         -------
         dict of str to int
             `callers`; `calls` (accepted or answered), of which `accepted` are under way; `reply_bytes`; `expired`: identities without
-            a reply; and since the process began `duplicates`, `mismatches`, `refused` and `held_back`.
+            a reply; `released`: callers of which only the name is kept; and since the process began `duplicates`, `mismatches`, `refused` and `held_back`.
         """
         cdef LedgerState *l = self.state
         return {"callers": l.caller_count(), "calls": l.calls, "accepted": l.accepted, "reply_bytes": l.reply_bytes, "expired": l.expired,
-                "duplicates": l.duplicates, "mismatches": l.mismatches, "refused": l.refused, "held_back": l.held_back}
+                "released": l.ntombs, "duplicates": l.duplicates, "mismatches": l.mismatches, "refused": l.refused, "held_back": l.held_back}
 
     def __len__(self):
         return self.state.calls

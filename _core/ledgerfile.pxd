@@ -1,15 +1,16 @@
-"""The ledger as bytes, version 1: part of every exactly-once snapshot (docs/storage-format.md).
+"""The ledger as bytes, version 2: part of every exactly-once snapshot (docs/storage-format.md).
 
 Little-endian, packed: DumpHead; callers by id: DumpCaller, `nattempts` x u32, `nranges` x (u32 low, u32 high) of expired numbers,
 `nentries` x (DumpEntry, reply) by (n, retry); calls by key, by id: `nkeyed` x (DumpEntry, reply); expired calls by key, by id:
-`nkeyed_expired` x (16s id, u64 digest); u32 CRC-32 of all before.
+`nkeyed_expired` x (16s id, u64 digest); released callers of which copies may arrive: `nburied` x (16s root, 16s id), sorted;
+u32 CRC-32 of all before. Version 1 is read too: there `nburied` and `DumpCaller.inside` are 0.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from ftray._core.ledgertypes cimport LedgerState
 
 cdef enum:
-    DUMP_VERSION = 1
+    DUMP_VERSION = 2
 
 cdef packed struct DumpHead:
     uint8_t magic[8]         # "ftledger"
@@ -19,13 +20,13 @@ cdef packed struct DumpHead:
     uint32_t nkeyed
     uint32_t nkeyed_expired
     uint32_t ndroppable
-    uint32_t reserved
+    uint32_t nburied
 
 cdef packed struct DumpCaller:
     uint8_t id[16]
     uint8_t root[16]
     uint8_t root_kind
-    uint8_t reserved
+    uint8_t inside           # 1: called in a method of an exactly-once actor
     uint16_t nattempts
     uint32_t acked
     uint32_t nranges

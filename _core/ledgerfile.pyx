@@ -8,7 +8,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from libcpp.vector cimport vector
 from ftray._core.buf cimport Buf, buf_free, buf_init, buf_put
-from ftray._core.ledgertypes cimport ENTRY_DONE, Caller, CallerP, Entry, EntryP, KeyedSlot, LedgerState, NumberRange
+from ftray._core.ledgertypes cimport ENTRY_DONE, BuriedCaller, Caller, CallerP, Entry, EntryP, KeyedSlot, LedgerState, NumberRange
 from ftray._core.records cimport ROOT_JOB, ROOT_PROCESS
 from ftray._core.types cimport Blob, Id16, blob_value
 
@@ -39,7 +39,7 @@ cdef int put_caller(Buf *out, Caller *c) noexcept nogil:
     memset(&d, 0, sizeof(d))
     memcpy(d.id, c.id.b, 16)
     memcpy(d.root, c.root.b, 16)
-    d.root_kind, d.nattempts, d.acked = c.root_kind, <uint16_t>c.attempts.size(), c.acked
+    d.root_kind, d.inside, d.nattempts, d.acked = c.root_kind, c.inside, <uint16_t>c.attempts.size(), c.acked
     d.nranges, d.nentries = <uint32_t>c.expired.size(), <uint32_t>(c.row.size() - c.accepted)
     failed = buf_put(out, &d, sizeof(d)) | buf_put(out, c.attempts.data(), 4 * c.attempts.size())
     for i in range(c.expired.size()):
@@ -80,6 +80,7 @@ cdef int put_keyed(Buf *out, LedgerState *l, DumpHead *h) noexcept nogil:
 cdef int put_ledger(Buf *out, LedgerState *l) noexcept nogil:
     cdef DumpHead h
     cdef vector[CallerP] callers
+    cdef vector[BuriedCaller] buried
     cdef size_t i
     cdef uint32_t crc
     cdef int failed
@@ -93,6 +94,10 @@ cdef int put_ledger(Buf *out, LedgerState *l) noexcept nogil:
             h.ncallers += 1
             failed |= put_caller(out, callers[i])
     failed |= put_keyed(out, l, &h)
+    l.buried_sorted(&buried)
+    h.nburied = <uint32_t>buried.size()
+    for i in range(buried.size()):
+        failed |= buf_put(out, &buried[i], sizeof(BuriedCaller))
     if failed:
         return -1
     memcpy(out.data, &h, sizeof(h))
@@ -191,13 +196,13 @@ cdef bint read_caller(Source *s, LedgerState *l, Id16 *before, vector[EntryP] *o
     cdef uint32_t i
     if not take(s, &d, sizeof(d)):
         return False
-    if d.root_kind > ROOT_PROCESS or d.reserved or memcmp(d.id, before.b, 16) <= 0:
+    if d.root_kind > ROOT_PROCESS or d.inside > 1 or memcmp(d.id, before.b, 16) <= 0:
         return refuse(s, BAD_CALLER)
     memcpy(&id, d.id, 16)
     before[0] = id
     c = l.caller_new(id)
     memcpy(&c.root, d.root, 16)
-    c.root_kind, c.acked = d.root_kind, d.acked
+    c.root_kind, c.acked, c.inside = d.root_kind, d.acked, d.inside
     c.forgets = d.root_kind != ROOT_JOB and c.root == c.id
     if 4 * <size_t>d.nattempts > s.left:
         return refuse(s, CUT)
@@ -238,6 +243,20 @@ cdef bint read_keyed(Source *s, LedgerState *l, DumpHead *h, vector[EntryP] *ord
     return True
 
 
+cdef bint read_buried(Source *s, LedgerState *l, uint32_t count) noexcept nogil:
+    cdef BuriedCaller b, before
+    cdef uint32_t i
+    memset(&before, 0, sizeof(before))
+    for i in range(count):
+        if not take(s, &b, sizeof(b)):
+            return False
+        if memcmp(&b, &before, sizeof(b)) <= 0:
+            return refuse(s, BAD_BURIED)
+        before = b
+        l.bury(b.root, b.id)
+    return True
+
+
 cdef bint read_head(Source *s, DumpHead *h) noexcept nogil:
     """And the checksum, which ends the bytes."""
     cdef uint32_t crc
@@ -246,13 +265,13 @@ cdef bint read_head(Source *s, DumpHead *h) noexcept nogil:
     if memcmp(s.at, MAGIC, 8) != 0:
         return refuse(s, NO_LEDGER)
     memcpy(h, s.at, sizeof(DumpHead))
-    if h.version != DUMP_VERSION:
+    if h.version == 0 or h.version > DUMP_VERSION:
         return refuse(s, UNKNOWN_VERSION)
     s.left -= CRC_SIZE
     memcpy(&crc, s.at + s.left, CRC_SIZE)
     if crc32_of(s.at, s.left) != crc:
         return refuse(s, BAD_CRC)
-    if h.reserved or h.ndroppable > s.left // sizeof(DumpEntry):
+    if (h.version == 1 and h.nburied) or h.ndroppable > s.left // sizeof(DumpEntry):
         return refuse(s, BAD_HEAD)
     return take(s, h, sizeof(DumpHead))
 
@@ -270,7 +289,7 @@ cdef bint read_ledger(Source *s, LedgerState *l) noexcept nogil:
     for i in range(h.ncallers):
         if not read_caller(s, l, &before, &order):
             return False
-    if not read_keyed(s, l, &h, &order):
+    if not read_keyed(s, l, &h, &order) or not read_buried(s, l, h.nburied):
         return False
     if s.left:
         return refuse(s, TOO_LONG)
@@ -297,11 +316,12 @@ cdef Text MAGIC = b"ftledger"
 cdef Text CUT = b"it is cut"
 cdef Text TOO_LONG = b"there are bytes after its end"
 cdef Text NO_LEDGER = b"it is no ledger"
-cdef Text UNKNOWN_VERSION = b"this version of ftray knows ledgers of version 1 only; a later one wrote it"
+cdef Text UNKNOWN_VERSION = b"this version of ftray knows ledgers up to version 2; a later one wrote it"
 cdef Text BAD_CRC = b"its checksum does not match: it was damaged"
 cdef Text BAD_HEAD = b"its counts cannot be"
 cdef Text BAD_CALLER = b"a caller is out of order or of an unknown kind"
 cdef Text BAD_RANGE = b"expired numbers are out of order"
 cdef Text BAD_ENTRY = b"a call is out of order or contradicts its caller"
+cdef Text BAD_BURIED = b"a released caller is out of order"
 cdef Text BAD_ORDER = b"the order of droppable replies has a gap or a double"
 cdef Text NO_MEMORY = b"there is no memory for its replies"

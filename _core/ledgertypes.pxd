@@ -22,6 +22,7 @@ cdef extern from "ledger.hpp" nogil:
         uint8_t status
         Entry *next
         uint32_t droppable
+        uint32_t generation
         uint64_t order()
     cppclass EntryList:
         Entry *front()
@@ -61,6 +62,8 @@ cdef extern from "ledger.hpp" nogil:
         uint8_t root_kind
         cbool forgets
         cbool released
+        cbool inside
+        uint32_t generation
         uint32_t acked
         uint32_t accepted
         vector[uint32_t] attempts
@@ -68,6 +71,9 @@ cdef extern from "ledger.hpp" nogil:
         NumberSet expired
     ctypedef Caller *CallerP "Caller *"
     ctypedef Entry *EntryP "Entry *"
+    cppclass BuriedCaller "LedgerState::Buried":
+        Id16 root
+        Id16 id
     cppclass LedgerState:
         Id16 key
         uint64_t history
@@ -84,11 +90,17 @@ cdef extern from "ledger.hpp" nogil:
         uint64_t mismatches
         uint64_t refused
         uint64_t held_back
+        uint64_t ntombs
+        cbool newer
         Caller *caller(const Id16 &)
         Caller *caller_new(const Id16 &)
         void caller_erase(Caller *)
         size_t caller_count "callers.size"()
         size_t keyed_count "keyed.size"()
+        cbool buried(const Id16 &, const Id16 &)
+        void bury(const Id16 &, const Id16 &)
+        void root_over(const Id16 &)
+        void buried_sorted(vector[BuriedCaller] *)
         Entry *keyed_find(const Id16 &)
         void keyed_put "keyed.emplace"(const Id16 &, Entry *)
         void keyed_erase "keyed.erase"(const Id16 &)

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 
 from ftray._core.channel cimport FRAME_HEADER, F_FN_DEF, F_TASK, chan_begin, chan_commit
 from ftray._core.events cimport event_pushed
+from ftray._core.flows cimport flow_stamp
 from ftray._core.intake cimport intake_begin
 from ftray._core.refs cimport refs_expose
 from ftray._core.types cimport (OBJ_INLINE, OBJ_OWNED, OBJ_SHM, TASK_HELD, TASK_PUSHED, Blob, Channel, Core, ObjEntry, TaskRec,
@@ -131,6 +132,7 @@ cdef void task_push(Core *c, TaskRec *t, Channel *ch) noexcept nogil:
     p += t.args.size
     if h.head_size:
         memcpy(p, t.note.head.data, h.head_size)
+        flow_stamp(t, p)
         p += h.head_size
     if in_group:
         memcpy(p, t.cls.group.data(), GROUP_SIZE)

@@ -7,7 +7,7 @@ CALL HEAD: CallHead, `nattempts` x u32 (attempts of the ancestors from the root 
 CALL record: RecordHead, call head, method (UTF-8), args body, `nvalues` x (u64 size, bytes), reply. START: likewise, without a reply.
 With ARGS_BLOB or REPLY_BLOB the name of a blob of the store (UTF-8) stands in place of the args body or the reply.
 Args body: u16 ndeps, each top-level argument that was a ref, by value (u64 size, bytes), then the argument bytes as received.
-VALUE record: ValueHead, bytes. RELEASE record: ReleaseHead, `nparents` x 16s, `nroots` x 16s.
+SEEN record: SeenHead, call head. VALUE record: ValueHead, bytes. RELEASE record: ReleaseHead, `nparents` x 16s, `nroots` x 16s.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -67,6 +67,7 @@ cdef enum:
     RECORD_START = 2
     RECORD_VALUE = 3
     RECORD_RELEASE = 4
+    RECORD_SEEN = 5
     ARGS_BLOB = 1            # RecordHead.flags
     REPLY_BLOB = 2
 
@@ -98,6 +99,12 @@ cdef packed struct ReleaseHead:
     uint32_t nparents
     uint32_t nroots
     uint32_t reserved2
+
+cdef packed struct SeenHead:
+    uint8_t kind
+    uint8_t flags
+    uint16_t reserved
+    uint32_t head_size
 
 # A call as an engine has it: pointers into its frame. Valid as long as the frame is.
 cdef struct CallView:

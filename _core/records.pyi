@@ -43,6 +43,9 @@ class ValueRecord(NamedTuple):
     nth: int
     data: bytes
 
+class SeenRecord(NamedTuple):
+    head: bytes
+
 class ReleaseRecord(NamedTuple):
     parents: tuple[bytes, ...]
     roots: tuple[bytes, ...]
@@ -89,7 +92,8 @@ def encode_start(
     digest: int | None = None,
 ) -> bytes: ...
 def encode_value(call_id: bytes, nth: int, data: bytes) -> bytes: ...
+def encode_seen(head: bytes) -> bytes: ...
 def encode_release(parents: Sequence[bytes], roots: Sequence[bytes]) -> bytes: ...
 def decode_record(
     record: bytes | bytearray | memoryview,
-) -> CallRecord | StartRecord | ValueRecord | ReleaseRecord: ...
+) -> CallRecord | StartRecord | ValueRecord | ReleaseRecord | SeenRecord: ...

@@ -37,6 +37,8 @@ ValueRecord = namedtuple("ValueRecord", "call_id nth data")
 ValueRecord.__doc__ = "An outside value that a started call has got."
 ReleaseRecord = namedtuple("ReleaseRecord", "parents roots")
 ReleaseRecord.__doc__ = "Callers, and roots with all their callers, that can never call again."
+SeenRecord = namedtuple("SeenRecord", "head")
+SeenRecord.__doc__ = "A call that was known came from a newer attempt of its caller: the older ones are refused from now on."
 
 HEAD_FAULTS = {
     HEAD_CUT: "it is cut",
@@ -345,6 +347,17 @@ def encode_release(parents, roots):
     return (<char *>&h)[:sizeof(h)] + b"".join(parents) + b"".join(roots)
 
 
+def encode_seen(bytes head not None):
+    """A SEEN record."""
+    cdef SeenHead h
+    cdef HeadFault fault = head_check(head, len(head))
+    if fault:
+        raise_head_fault(fault, len(head))
+    memset(&h, 0, sizeof(h))
+    h.kind, h.head_size = RECORD_SEEN, <uint32_t>len(head)
+    return (<char *>&h)[:sizeof(h)] + head
+
+
 # --- reading
 
 @cython.internal
@@ -392,7 +405,7 @@ def decode_record(record):
 
     Returns
     -------
-    CallRecord, StartRecord, ValueRecord or ReleaseRecord
+    CallRecord, StartRecord, ValueRecord, ReleaseRecord or SeenRecord
 
     Raises
     ------
@@ -407,6 +420,8 @@ def decode_record(record):
         return read_value(r)
     if kind == RECORD_RELEASE:
         return read_release(r)
+    if kind == RECORD_SEEN:
+        return read_seen(r)
     if not len(r.record):
         raise RecordFormatError("this record is empty")
     raise RecordFormatError(f"records of kind {kind} are not known to this version of ftray: a later one wrote it, or the journal is damaged")
@@ -464,6 +479,20 @@ cdef read_value(Reader r):
     data = r.take_bytes(h.size, "value")
     r.end()
     return ValueRecord(id_bytes(h.call_id), h.nth, data)
+
+
+cdef read_seen(Reader r):
+    cdef SeenHead h
+    cdef HeadFault fault
+    memcpy(&h, r.take(sizeof(h), "head"), sizeof(h))
+    if h.flags or h.reserved:
+        raise RecordFormatError("this record has unknown flags: a later version of ftray wrote it, or the journal is damaged")
+    head = r.take_bytes(h.head_size, "call head")
+    fault = head_check(head, len(head))
+    if fault:
+        raise RecordFormatError(f"the call head in this record is not valid: {HEAD_FAULTS[fault]}")
+    r.end()
+    return SeenRecord(head)
 
 
 cdef read_release(Reader r):

@@ -328,6 +328,11 @@ struct HeldReply {         // an answer of an exactly-once actor that waits unti
     std::string frame;
 };
 
+struct HeldCaller {        // a method of an exactly-once actor whose calls are released when its record is durable
+    uint64_t position;
+    Id16 id;
+};
+
 struct CancelAsk {         // a caller wants a call cancelled that was begun
     uint64_t key;
     bool recursive;
@@ -510,6 +515,7 @@ struct Core {
     std::deque<std::pair<uint32_t, Blob *>> py_inbox;
     uint32_t py_gen = 0;             // (futex)
     std::deque<HeldReply> held;      // in order of their positions
+    std::deque<HeldCaller> held_callers;
     uint64_t durable_position = 0;   // of the journal of the actor that lives here
     uint64_t held_ceiling = ~0ull;   // no answer above this leaves, durable or not
     bool loop_armed = false;         // an asyncio loop sleeps: wake it through loop_fd when a call comes

@@ -134,6 +134,7 @@ cdef extern from "types.hpp" nogil:
 
 cdef extern from "flows.hpp" nogil:
     cppclass Callee:
+        cbool kept
         int32_t holders
         uint32_t n, acked
         uint64_t history
@@ -290,6 +291,10 @@ cdef extern from "types.hpp" nogil:
         cbool gated
         string frame
 
+    cppclass HeldCaller:
+        uint64_t position
+        Id16 id
+
     cppclass CancelAsk:
         uint64_t key
         cbool recursive
@@ -417,6 +422,7 @@ cdef extern from "types.hpp" nogil:
         vector[Id16] done_callers
         vector[CallNote *] spent_notes
         deque[HeldReply] held
+        deque[HeldCaller] held_callers
         uint64_t durable_position, held_ceiling
         vector[TaskRec *] ready
         vector[DueKill] due_kills

@@ -19,8 +19,8 @@ from libc.string cimport memcpy
 from ftray._core.asynccalls cimport AsyncCalls
 from ftray._core.beside cimport Beside
 from ftray._core.context cimport context
-from ftray._core.durable cimport DurableCalls, callers_done
-from ftray._core.execqueue cimport EXEC_ACTION, EXEC_ASSIGN, EXEC_CALLERS_DONE, EXEC_TERMINATE, exec_begin, exec_runnable
+from ftray._core.durable cimport DurableCalls, acknowledged, callers_done
+from ftray._core.execqueue cimport EXEC_ACK, EXEC_ACTION, EXEC_ASSIGN, EXEC_CALLERS_DONE, EXEC_TERMINATE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution
 from ftray._core.invocation cimport Call
 from ftray._core.pools cimport Pools
@@ -80,6 +80,9 @@ cdef class Executor(Execution):
                 if call.t.seq == EXEC_CALLERS_DONE:
                     self.callers_done(call)
                     continue
+                if call.t.seq == EXEC_ACK:
+                    self.acknowledged(call)
+                    continue
                 if call.t.seq == EXEC_ASSIGN:
                     self.assign(call.t.frame.data[:call.t.frame.size])
                     continue
@@ -91,6 +94,13 @@ cdef class Executor(Execution):
             elif self.execute(call):
                 self.on_exit()
             call = None
+
+    cdef int acknowledged(self, Call call) except -1:
+        """ACK: a caller whose call waits for room says which replies it has."""
+        if self.durable is not None:
+            acknowledged(self.durable, call.t.frame)
+            self.enter_parked()
+        return 0
 
     cdef int callers_done(self, Call call) except -1:
         """CALLERS_DONE: u32 size, CallIDs, u32 size, roots. What was answered to them is not wanted any more."""
@@ -134,7 +144,7 @@ cdef class Executor(Execution):
             return None
         if call.entered:
             return self.durable.execution_of(call)
-        return "reading" if call.seen else None
+        return "reading" if call.reads else None
 
     def become_actor(self, instance, checkpoints, int max_concurrency, bint is_async, dict groups):
         """From now on this process is an actor. `groups`: concurrency groups and how many calls of each run together."""

@@ -27,6 +27,5 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     raise CheckpointOptionError(
         "an async method of an exactly-once actor has to wait, and its engine runs it without an event loop: "
         "open the "
-        ""
         "session with engine.open_async inside of the loop"
     )

@@ -205,7 +205,6 @@ def _load_into(
         raise CheckpointMismatchError(
             f"checkpoint key {log.key!r} in {log.store.url} is that of an exactly-once actor: calls that its "
             "journal has "
-            ""
             "would be lost without exactly_once=True. Give that or, to start from __init__, restore='never'"
         )
     what = f"snapshot {loaded.name.id} of checkpoint key {log.key!r} (written by {fields['class']})"

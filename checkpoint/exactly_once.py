@@ -98,6 +98,9 @@ class ExactlyOnce:
             session.instance, name, None
         )
         """Returns a method by its name in calls; engines may have methods beside those of the class."""
+        self.ended_calls: list[bytes] = []
+        """CallIDs of calls that recovery found, or has, finished after they had begun to send: for an
+        engine that tells their callees that they will not be made again."""
         self.recoveries: list[dict[str, Any]] = []
         self.on_room: Callable[[], None] | None = None
         self.dead: BaseException | None = None
@@ -153,7 +156,7 @@ class ExactlyOnce:
         self.releases.wait(position, timeout_s)
 
     def holds_key(self) -> bool:
-        """Whether the key is still held: asked before the first answer that no record precedes."""
+        """Whether the key is still held: asked after each read, whose answer no record precedes."""
         return self.journal is not None and self.journal.holds()
 
     def attach(self, journal: Journal) -> None:
@@ -215,6 +218,24 @@ class ExactlyOnce:
         self._open_journal().running(call_id)
         return Execution(head, method, args, call_id, self.gate, recorded, started)
 
+    def resume(self, head: bytes, method: str, args: bytes, recorded: tuple[bytes, ...]) -> Execution:
+        """A call whose start an earlier incarnation has recorded goes on.
+
+        What it sends first waits like all that it sends later: for the journal that cuts those of earlier
+        incarnations, for what it had got then, and for a look at the epoch after that.
+        """
+        journal = self._open_journal()
+        execution = self.begin(head, method, args, recorded, started=True)
+        execution.position = journal.last_position
+        self.wait(execution.position)
+        if not self.holds_key():
+            raise FencedError(f"checkpoint key {self.log.key!r} is held by a newer incarnation")
+        return execution
+
+    def seen(self) -> int:
+        """What a read-only method that begins now depends on: its answer waits for this position."""
+        return max(self.last_position, 1) if self._base_due else self.last_position
+
     def replaying(self, head: bytes, method: str, args: bytes, recorded: Sequence[bytes]) -> Execution:
         """A finished call is run again for recovery."""
         return Execution(head, method, args, head[CALL_ID], None, recorded)
@@ -242,9 +263,13 @@ class ExactlyOnce:
         return status, reply, self.gate.finish(head, method, args, [], status, reply)
 
     def _finish_by_snapshot(self, e: Execution, status: int, reply: bytes) -> int:
-        position = self._open_journal().append(marks.encode(marks.NONDETERMINISTIC, call_id=e.call_id.hex()))
+        mark = marks.encode(marks.NONDETERMINISTIC, call_id=e.call_id.hex())
+        with self._barred:  # before the record: it may be durable before `append` has returned
+            self._barriers.append(self.last_position + 1)
+        self._set_ceiling()
+        position = self._open_journal().append(mark)
         with self._barred:
-            self._barriers.append(position)
+            self._barriers[-1] = position
         self._set_ceiling()
         self.ledger.finish(e.head, status, reply, position)
         if faults.active:
@@ -267,7 +292,6 @@ class ExactlyOnce:
             raise NoSessionError(
                 "record() works in the flow of a method: on its thread, or in tasks that it has started and "
                 "awaits. What "
-                ""
                 "another thread of the actor gets would not come at the same place when the call runs again"
             )
         assert isinstance(execution, Execution)

@@ -56,10 +56,8 @@ def check_free(store: Store, key: str, epoch: int, host: Host) -> None:
     raise CheckpointKeyInUseError(
         f"checkpoint key {key!r} in {store.url} is held by a {record.get('class')} in process "
         f"{record.get('pid')} on "
-        ""
         f"{record.get('host')}, incarnation {record.get('incarnation')}, since {since}{doubt}. End that "
         "actor, use "
-        ""
         "another checkpoint_key or actor name or, to take the key from it, takeover=True"
     )
 

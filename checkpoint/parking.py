@@ -37,7 +37,6 @@ def parked(store: Store, key: str, cause: str) -> CheckpointParkedError:
     return CheckpointParkedError(
         f"checkpoint key {key!r} in {store.url}: recovery failed {PARK_AFTER} times, so the actor is parked. "
         "Last cause: "
-        ""
         f"{cause}. What was saved is untouched: correct the cause and create the actor anew"
     )
 

@@ -112,7 +112,6 @@ class Releases:
             raise CheckpointTimeoutError(
                 f"position {position} of the journal was not durable within {time.monotonic() - began_s:.1f} "
                 "s (durable: "
-                ""
                 f"{self._durable}). It may still become so; look at the store, or allow more time"
             )
         if outcome[0] is not None:

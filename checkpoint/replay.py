@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ftray._core.records import CallRecord, ReleaseRecord, StartRecord, ValueRecord, decode_record
+from ftray._core.records import CallRecord, ReleaseRecord, SeenRecord, StartRecord, ValueRecord, decode_record
 
 from . import actor, engine, faults, holders, marks, parking
 from .code import class_code_version
@@ -108,7 +108,7 @@ class _Recovery:
         self.history = 1
         self.fresh = False  # begins a new history
         self.started: _Started | None = None
-        self.refused: set[bytes] = set()
+        self.refused: dict[bytes, int] = {}  # in which epoch
         self.migrated = False
         self.replayed = 0
         self.began_s = self.saved_s = time.monotonic()
@@ -201,7 +201,6 @@ class _Recovery:
                 "hash_seed",
                 f"the {tail.calls} calls to be replayed ran with another hash seed (PYTHONHASHSEED "
                 f"{wanted}): methods whose "
-                ""
                 "result depends on the order of a set of str may diverge",
             )
 
@@ -212,25 +211,27 @@ class _Recovery:
             if record.position > tail.last:
                 break  # of a fenced writer that goes on: never answered, and our records take its place
             if tail.counts(record.position):
-                await self._replay_record(record.position, record.payload)
+                await self._replay_record(record.position, record.epoch, record.payload)
                 self._save_on_the_way()
         self.once.position = tail.last
         if faults.active:
             faults.hit("once.replay_done")
 
-    async def _replay_record(self, position: int, payload: bytes) -> None:
+    async def _replay_record(self, position: int, epoch: int, payload: bytes) -> None:
         mark = marks.decode(payload)
         if mark is not None:
             if mark.kind == marks.REFUSED:
-                self.refused.add(bytes.fromhex(mark.fields["call_id"]))
+                self.refused[bytes.fromhex(mark.fields["call_id"])] = epoch
         else:
             record = decode_record(payload)
             if isinstance(record, CallRecord):
-                await self._replay_call(position, record)
+                await self._replay_call(position, epoch, record)
             elif isinstance(record, StartRecord):
                 self._note_start(position, record)
             elif isinstance(record, ValueRecord):
                 self._note_value(position, record)
+            elif isinstance(record, SeenRecord):
+                self.once.ledger.see(record.head)
             else:
                 assert isinstance(record, ReleaseRecord)
                 for parent in record.parents:
@@ -258,7 +259,6 @@ class _Recovery:
         return CheckpointCorruptedError(
             f"the journal of checkpoint key {self.key!r} in {self.store.url} contradicts itself at position "
             f"{position}: "
-            ""
             f"{what}. Put back a good copy, or start anew with restore='never'"
         )
 
@@ -272,21 +272,23 @@ class _Recovery:
             raise CheckpointCorruptedError(
                 f"blob {blob} of checkpoint key {self.key!r} in {self.store.url}, which the journal names, "
                 "cannot be read: "
-                ""
                 f"{error}"
             ) from error
 
     # -- calls
 
-    async def _replay_call(self, position: int, record: CallRecord) -> None:
+    async def _replay_call(self, position: int, epoch: int, record: CallRecord) -> None:
         call_id = record.head[CALL_ID]
         if self.started is not None and self.started.record.head[CALL_ID] != call_id:
             raise self._broken(position, "a call ends inside of another one")
+        if self.started is not None:
+            self.once.ended_calls.append(call_id)
         self.started = None
         args = self._bytes_of(record.args, record.args_blob)
         reply = self._bytes_of(record.reply, record.reply_blob)
         self._enter(record._replace(reply=reply, reply_blob=None), position)
-        if call_id not in self.refused:
+        # A mark of an incarnation that died before the record says nothing of the record of another one.
+        if self.refused.get(call_id) != epoch:
             await self._run_again(position, record, args, reply)
         self.session.count_replayed()
         self.replayed += 1
@@ -313,10 +315,8 @@ class _Recovery:
             raise ReplayDivergedError(
                 f"{where} gives another reply than the first time: {found} (recorded first). Its method "
                 "depends on something "
-                ""
                 "besides state and arguments: pass it as an argument, get it through self.record(...), or "
                 "mark the method "
-                ""
                 "@nondeterministic. Nothing was changed; to give up what the journal has, start with "
                 "restore='never'"
             )
@@ -350,7 +350,7 @@ class _Recovery:
             self.once.refuse(record.head, record.method, args, poisoned(record.head, record.method))
             return
         function, arguments, migrated = self._prepare(record.method, args, record.code_version)
-        execution = self.once.begin(record.head, record.method, args, tuple(values), started=True)
+        execution = self.once.resume(record.head, record.method, args, tuple(values))
         self.session.before_call(record.method)
         result, error = await run_method(self.once, execution, function, arguments)
         status, reply = self.codec.encode_outcome(record.method, result, error)
@@ -429,6 +429,5 @@ def poisoned(head: bytes, method: str) -> PoisonCallError:
     return PoisonCallError(
         f"{describe(head)} of {method!r} is not run again: the actor's process died in it {POISON_AFTER} "
         "times in a row. "
-        ""
         "Look at the actor's log for how it died; a call under another identity is tried anew"
     )

@@ -33,7 +33,6 @@ async def run_method(
             raise TypeError(
                 f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "
                 "decide how far it "
-                ""
                 "runs. Return a list"
             )
         return result, None

@@ -147,7 +147,6 @@ class ExactlyOnceCalls:
         self._waiting: dict[Ticket, _Setter] = {}
         self._running: dict[bytes, _Running] = {}
         self._room: list[_Setter] = []
-        self._key_known = False
         self._verifier = Verifier(session, self._once) if self._once.options.verify else None
         self._once.on_room = self._made_room
         session.count_beside()
@@ -198,10 +197,11 @@ class ExactlyOnceCalls:
         if faults.active:
             faults.hit("once.admitted")
         if verdict.outcome == Outcome.NEW:
-            await self._turn_of(waits, head, running, timeout_s)
+            await self._turn_of(waits, head, method, running, timeout_s)
             status, reply, position = await self._run(head, method, args, function, arguments, running)
         elif verdict.outcome == Outcome.IN_PROGRESS:
             status, reply, position = await _fired(waits, timeout_s, "the same call under way has not ended")
+            position = max(position, verdict.position)
         else:
             assert verdict.reply is not None
             status, reply, position = verdict.status, verdict.reply, verdict.position
@@ -221,6 +221,7 @@ class ExactlyOnceCalls:
                 return verdict, running
             left_s = deadline_s - time.monotonic()
             if verdict.outcome != Outcome.HELD_BACK or left_s <= 0:
+                await self._released(waits, verdict.position, left_s)
                 raise refusal(verdict.outcome, head, method)
             try:
                 await waits.fired(left_s)
@@ -246,13 +247,17 @@ class ExactlyOnceCalls:
         for fire in room:
             fire(None)
 
-    async def _turn_of(self, waits: _Waits, head: bytes, running: _Running, timeout_s: float) -> None:
+    async def _turn_of(
+        self, waits: _Waits, head: bytes, method: str, running: _Running, timeout_s: float
+    ) -> None:
         """Wait for the turn of a call that was entered; if it never comes, the call may come again."""
         try:
             running.ticket = await self._turn(waits, True, timeout_s)
             try:
                 self._check_alive()
-            except NoSessionError:
+                if self._once.gate.stale(head):
+                    raise refusal(Outcome.STALE_ATTEMPT, head, method)
+            except (NoSessionError, CallError):
                 self._leave(running.ticket)
                 raise
         except BaseException as error:
@@ -331,13 +336,13 @@ class ExactlyOnceCalls:
         """A read-only method: beside its like, never beside one that changes what it looks at."""
         once = self._once
         with self._lock:
-            outcome = once.gate.admit(head, method, args, False).outcome
-        if outcome != Outcome.NEW:
-            raise refusal(outcome, head, method)
+            verdict = once.gate.admit(head, method, args, False)
+        if verdict.outcome != Outcome.NEW:
+            raise refusal(verdict.outcome, head, method)
         ticket = await self._turn(waits, False, timeout_s)
         try:
             self._check_alive()
-            position = once.last_position
+            position = max(once.seen(), verdict.position)
             before = self._verifier.before() if self._verifier is not None else None
             result, error = await run_method(once, READING, function, arguments)
             if self._verifier is not None:
@@ -351,16 +356,9 @@ class ExactlyOnceCalls:
             self._leave(ticket)
         status, reply = once.codec.encode_outcome(method, result, error)
         await self._released(waits, position, timeout_s)
-        self._check_key()
+        if not once.holds_key():  # for every read: a look that is later than its beginning
+            raise FencedError(f"checkpoint key {once.log.key!r} is held by a newer incarnation: ask that one")
         return Answer(status, reply)
-
-    def _check_key(self) -> None:
-        if not self._key_known:
-            if not self._once.holds_key():
-                raise FencedError(
-                    f"checkpoint key {self._once.log.key!r} is held by a newer incarnation: ask that one"
-                )
-            self._key_known = True
 
     async def _entry_point(
         self, waits: _Waits, method: str, arguments: Arguments, timeout_s: float
@@ -440,7 +438,6 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
         CallMismatchError,
         "was made before with another method or other arguments, and nothing was changed. A caller that is "
         "executed "
-        ""
         "again must make the same calls in the same order; a call_key must not be used for two different "
         "calls",
     ),
@@ -452,7 +449,6 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
         ReplyExpiredError,
         "has run, and its reply is not kept any more: it was acknowledged (or named by a key), and "
         "reply_bound_bytes or "
-        ""
         "reply_bound_calls made room for others. It is never run twice; raise the bounds to keep replies "
         "longer",
     ),
@@ -460,19 +456,17 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
         CheckpointRolledBackError,
         "belongs to a history that was given up: the actor was taken back to an earlier state. Begin anew "
         "with a new "
-        ""
         "handle, from what the actor has now",
     ),
     Outcome.CYCLE: (
         CallCycleError,
         "comes back to an actor whose own method waits for it, which would wait for ever. Return the value "
-        "instead, or mark the method @readonly if it changes nothing",
+        "instead",
     ),
     Outcome.HELD_BACK: (
         CallerHeldBackError,
         "was not started: replies that nobody has acknowledged fill reply_bound_bytes or reply_bound_calls. "
         "Get the "
-        ""
         "results of earlier calls first, or raise the bounds",
     ),
 }

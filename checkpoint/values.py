@@ -156,7 +156,6 @@ class Execution:
         self.diverged = ReplayDivergedError(
             f"call {self.call_id.hex()} of {self.method!r}, run again for recovery, {what}. Its method must "
             "ask for the "
-            ""
             "same outside values in the same order each time; what chooses between them must be recorded too"
         )
         return self.diverged

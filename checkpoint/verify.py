@@ -50,7 +50,6 @@ class Verifier:
             raise ReadonlyChangedError(
                 f"{type(self._session.instance).__name__}.{method} is marked readonly and has changed the "
                 f"state: {found} "
-                ""
                 "(before first). Its effect would be lost after a crash: remove the mark"
             )
 
@@ -86,10 +85,8 @@ class Verifier:
             raise ReplayDivergedError(
                 f"verify: {type(self._session.instance).__name__}.{execution.method} does not do the same "
                 "when it runs again: "
-                ""
                 f"{found} (first run first). It depends on something besides state and arguments: pass it as "
                 "an argument, "
-                ""
                 "get it through self.record(...), or mark the method @nondeterministic"
             )
         self._load(after)

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 from ftray.checkpoint.host import ActorIdentity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -167,7 +167,12 @@ def _connect(session: ActorSession, executor: Executor) -> None:
     """Have the calls of an exactly-once actor go through its gate."""
     once = session.exactly_once
     if once is not None:
+        from ftray._core.flows import callers_over
+
         executor.become_durable(once, once.gate.ledger.history << 32 | once.log.epoch)
+        ended, once.ended_calls = once.ended_calls, []
+        if ended:  # nothing of recovery's is asked for again when the last of its records is durable
+            once.hold(once.last_position, lambda error: None if error else callers_over(ended))
 
 
 def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
@@ -179,10 +184,20 @@ def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
         from ftray._outside import Outside
         from ftray.checkpoint.values import READING
 
+        @contextmanager
+        def of_call(execution: Any) -> Iterator[None]:
+            head = HeadContext(execution.head, once.log.epoch)
+            try:
+                with head:
+                    yield
+            finally:
+                if head.over:
+                    once.ended_calls.append(execution.call_id)
+
         def context(execution: Any) -> AbstractContextManager[object]:
             if execution is READING:
                 return nullcontext()
-            return HeadContext(execution.head, once.log.epoch)
+            return of_call(execution)
 
         once.locate = lambda: _locate(executor)
         once.find_method = lambda name: _find_method(once, name)

@@ -112,7 +112,7 @@ class Outside:
         kept: list[Any] = []
 
         def encoded() -> bytes:
-            outcome = _encode(produce)
+            outcome = _encode(produce, [] if kind == MADE else None)  # a handle has the ref of its actor
             kept.append(outcome.pop())  # a frame that refers to an error is kept by its traceback
             data: bytes = outcome.pop()
             return data
@@ -197,13 +197,16 @@ class _AwaitOrder:
         return value
 
 
-def _encode(produce: Callable[[], Any]) -> list[Any]:
-    """Return the bytes of an outcome, and the outcome itself: the value, or the exception."""
+def _encode(produce: Callable[[], Any], refs: list[Any] | None = None) -> list[Any]:
+    """Return the bytes of an outcome, and the outcome itself: the value, or the exception.
+
+    `refs` takes the refs inside, which nobody keeps for a later run; None: there must not be any.
+    """
     try:
         value = produce()
     except Exception as error:
         return [_ERROR + _encode_error(error), error]
-    return [_VALUE + serialize(value), value]
+    return [_VALUE + serialize(value, refs), value]
 
 
 def _encode_error(error: Exception) -> bytes:

@@ -346,18 +346,25 @@ class Node:
         death = Death(client.worker_id, client.pid, frames.DEATH_DRIVER_LEFT, 0, time.time(), text)
         self._process_died(client, None, death)
         self.groups.job_ended(client.job_id)
-        job = self.jobs.get(client.job_id)
-        if job is not None and not job.resumes:
-            self.actors.releases.report(frames.CallersDone(b"", bytes.fromhex(job.root)))
-        needed = {worker.job_id for worker in self.workers.all()} | self.actors.jobs()
-        self.jobs.ended(client.job_id, death.unix_time_s, needed)
+        self._job_ended(client.job_id, death.unix_time_s)
         self.pool_event(lambda pool, now_s: pool.job_ended(client.job_id, now_s))
         if client is self._primary:
             self.begin_shutdown("its driver left")
 
+    def _job_ended(self, job_id: int, unix_time_s: float) -> None:
+        """Forget ended jobs of which nothing runs any more, and have exactly-once actors forget them."""
+        needed = {worker.job_id for worker in self.workers.all()} | self.actors.jobs()
+        for job in self.jobs.ended(job_id, unix_time_s, needed):
+            # Not before: what of it still runs may ask again for what it was answered.
+            if job.root and not job.resumes:
+                self.actors.releases.report(frames.CallersDone(b"", bytes.fromhex(job.root)))
+
     def on_worker_ended(self, client: Client, worker: WorkerProcess, death: Death) -> None:
         """A registered worker was reaped."""
         self._process_died(client, worker, death)
+        job = self.jobs.get(worker.job_id)
+        if job is not None and job.end_unix_s is not None:
+            self._job_ended(job.job_id, job.end_unix_s)
 
     def _process_died(self, client: Client, worker: WorkerProcess | None, death: Death) -> None:
         """Tell everybody, and every service, that a process is gone."""

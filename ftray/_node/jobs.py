@@ -80,13 +80,15 @@ class Jobs:
         )
         return job_id
 
-    def ended(self, job_id: int, unix_time_s: float, needed: Collection[int]) -> None:
-        """A driver left; ended jobs that are not ``needed`` are forgotten."""
+    def ended(self, job_id: int, unix_time_s: float, needed: Collection[int]) -> list[Job]:
+        """A driver left; ended jobs that are not ``needed`` are forgotten. Return these."""
         job = self._jobs.get(job_id)
         if job is not None:
             self._jobs[job_id] = Job(**{**job.facts(), "end_unix_s": unix_time_s})
-        for other in [j for j in self._jobs.values() if j.end_unix_s is not None and j.job_id not in needed]:
+        gone = [j for j in self._jobs.values() if j.end_unix_s is not None and j.job_id not in needed]
+        for other in gone:
             del self._jobs[other.job_id]
+        return gone
 
     def get(self, job_id: int) -> Job | None:
         """Return the job, None when it is unknown or forgotten."""

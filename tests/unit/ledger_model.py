@@ -27,6 +27,7 @@ class Caller:
     attempts: tuple[int, ...]
     acked: int = 0
     released: bool = False
+    inside: bool = False
     expired: set[int] = field(default_factory=set)
 
 
@@ -37,6 +38,8 @@ class Model:
         self.calls: dict[Identity, Call] = {}
         self.droppable: list[Identity] = []
         self.expired_keys: dict[bytes, int] = {}
+        self.buried: set[tuple[bytes, bytes]] = set()
+        self.over: set[bytes] = set()
         self.counts = {"duplicates": 0, "mismatches": 0, "refused": 0, "held_back": 0}
 
     @staticmethod
@@ -93,8 +96,10 @@ class Model:
 
     def enter(self, head: Head, digest: int) -> Outcome:
         if not head.keyed and head.parent not in self.callers:
+            if (head.root, head.parent) in self.buried:
+                return Outcome.EXPIRED
             forgets = head.root_kind != 1 and head.root == head.parent
-            self.callers[head.parent] = Caller(head.root, forgets, head.attempts)
+            self.callers[head.parent] = Caller(head.root, forgets, head.attempts, inside=bool(head.chain))
             self.acknowledge(head.parent, head.acked)
         known = self.calls.get(self.identity(head))
         if known:
@@ -105,14 +110,12 @@ class Model:
             owes = any(isinstance(i, bytes) and not c.done for i, c in self.calls.items())
         else:
             caller = self.callers[head.parent]
-            if head.n in caller.expired or (caller.forgets and head.n < caller.acked):
+            if caller.released or head.n in caller.expired or (caller.forgets and head.n < caller.acked):
                 return Outcome.EXPIRED
             owes = any(i[1] >= caller.acked for i, _ in self.of(head.parent))  # type: ignore[misc, operator]
         if not self.make_room(1, 0) and owes:
             return Outcome.HELD_BACK
         self.calls[self.identity(head)] = Call(digest, head.call_id)
-        if not head.keyed:
-            self.callers[head.parent].released = False
         return Outcome.NEW
 
     def make_room(self, calls: int, size: int) -> bool:
@@ -158,6 +161,8 @@ class Model:
         if parent not in self.callers:
             return
         self.callers[parent].expired.clear()
+        if any(self.callers[parent].attempts):
+            self.buried.add((self.callers[parent].root, parent))
         for identity, call in self.of(parent):
             if call.done:
                 del self.calls[identity]
@@ -169,17 +174,20 @@ class Model:
             del self.callers[parent]
 
     def release_root(self, root: bytes) -> None:
-        for parent in [parent for parent, caller in self.callers.items() if caller.root == root]:
+        for parent in [p for p, c in self.callers.items() if c.root == root and not c.inside]:
             self.release(parent)
+        if any(of == root for of, _ in self.buried):
+            self.over.add(root)
 
     def begin_history(self, number: int) -> None:
-        self.callers, self.calls, self.droppable, self.expired_keys = {}, {}, [], {}
         self.history = number
 
     def reload(self) -> None:
         """What a dump that is loaded has: no calls under way."""
         self.calls = {identity: call for identity, call in self.calls.items() if call.done}
         self.callers = {parent: caller for parent, caller in self.callers.items() if not caller.released}
+        self.buried = {(root, parent) for root, parent in self.buried if root not in self.over}
+        self.over = set()
 
     def counters(self) -> dict[str, int]:
         return {
@@ -188,5 +196,6 @@ class Model:
             "accepted": sum(not call.done for call in self.calls.values()),
             "reply_bytes": self.reply_bytes,
             "expired": len(self.expired_keys) + sum(len(caller.expired) for caller in self.callers.values()),
+            "released": len(self.buried),
             **self.counts,
         }

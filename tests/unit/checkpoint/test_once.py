@@ -308,8 +308,9 @@ class TestOutputCommit:
         lives.once.journal.commit()
         assert lives.send(call) == 1 and lives.session.instance.n == 1
 
-    def test_the_first_answer_of_a_reader_needs_the_key(self) -> None:
+    def test_every_answer_of_a_reader_needs_the_key(self) -> None:
         lives = started()
+        assert lives.call("value") == 0
         lives.store.claim(KEY, 99, b"somebody else")
         with pytest.raises(FencedError, match="newer incarnation"):
             lives.call("value")

@@ -42,3 +42,12 @@ def test_a_job_is_kept_as_long_as_something_of_it_may_start() -> None:
     assert jobs.started(3, "", {}, 7.0, is_owner=False) == second + 1
     jobs.ended(99, 8.0, needed=set())
     assert len(jobs.all()) == 1
+
+
+def test_jobs_that_are_over_are_told_once() -> None:
+    jobs = Jobs(has_owner=False)
+    first, second = (jobs.started(pid, "", {}, 1.0, is_owner=False) for pid in (1, 2))
+    assert jobs.ended(first, 5.0, needed={first}) == [], "something of it still runs"
+    assert [job.job_id for job in jobs.ended(first, 5.0, needed=set())] == [first]
+    assert jobs.ended(99, 6.0, needed=set()) == []
+    assert [job.job_id for job in jobs.ended(second, 7.0, needed=set())] == [second]

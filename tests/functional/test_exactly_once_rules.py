@@ -1,0 +1,226 @@
+"""Rules of docs/exactly-once.md under the real runtime; each test names its rule."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+import ftray as ray
+from ftray import checkpoint
+from tests.helpers.processes import wait_ended
+from tests.helpers.sync import eventually
+
+pytestmark = pytest.mark.usefixtures("runtime")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+def make_book(store, **options):
+    """An exactly-once actor that counts, calls others, and tells what its ledger has."""
+
+    class Book(ray.Checkpointable, exactly_once=True, store=store, **options):
+        def __init__(self, other=None):
+            self.n = 0
+            self.other = other  # a name: a handle is no state
+
+        def add(self, k=1):
+            self.n += k
+            return self.n
+
+        def echo(self, value):
+            self.n += 1
+            return value
+
+        def add_there(self, k=1):
+            self.n += 1
+            return ray.get(ray.get_actor(self.other).add.remote(k))
+
+        def call_back(self, name):
+            self.n += 1
+            return ray.get(ray.get_actor(name).add.remote())
+
+        def go_round(self, own):
+            self.n += 1
+            return ray.get(ray.get_actor(self.other).call_back.remote(own))
+
+        @checkpoint.readonly
+        def value(self):
+            return self.n
+
+        @checkpoint.readonly
+        def ledger(self):
+            from ftray.checkpoint import actor
+
+            return actor.sessions[id(self)].exactly_once.ledger.counters()
+
+        @checkpoint.readonly
+        def pid(self):
+            return os.getpid()
+
+    return ray.remote(Book)
+
+
+def test_r33_what_a_method_has_called_is_released_when_its_record_is_durable(store):
+    book = make_book(store)
+    there = book.options(name="there").remote()
+    here = book.options(name="here").remote("there")
+    assert [ray.get(here.add_there.remote()) for _ in range(5)] == [1, 2, 3, 4, 5]
+    eventually(lambda: ray.get(there.ledger.remote())["callers"] == 0)
+    assert ray.get(there.ledger.remote())["released"] == 0, "nobody was executed twice: no name need stay"
+
+
+def test_r32_a_method_acknowledges_nothing_that_it_may_ask_for_again(store, tmp_path):
+    there = make_book(store, reply_bound_calls=4).options(name="there").remote()
+    inside, go = tmp_path / "inside", tmp_path / "go"
+
+    class Asks(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self):
+            self.n = 0
+
+        def twice(self, there, inside, go):
+            first = there.add.remote()
+            ray.wait([first])
+            second = ray.get(there.add.remote())  # a call that could acknowledge the first one
+            if not os.path.exists(inside):
+                open(inside, "w").close()
+                eventually(lambda: os.path.exists(go))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return ray.get(first), second
+
+    actor = ray.remote(Asks).remote()
+    ref = actor.twice.remote(there, str(inside), str(go))
+    eventually(inside.exists)
+    for i in range(10):  # replies that may be dropped fill the bound
+        ray.get(there.add.options(call_key=f"order-{i}").remote())
+    go.touch()
+    assert ray.get(ref, timeout=60) == (1, 2)
+    assert ray.get(there.value.remote()) == 12
+
+
+def test_handles_that_a_method_looks_up_are_recorded(store):
+    book = make_book(store)
+    there = book.options(name="there").remote()
+    here = book.options(name="here").remote("there")
+    assert ray.get(here.add_there.remote()) == 1
+    pid = ray.get(here.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    assert ray.get(here.add_there.remote(), timeout=60) == 2
+    assert ray.get(there.value.remote()) == 2
+
+
+def test_r41_a_call_that_comes_back_fails_and_does_not_wait_for_ever(store):
+    book = make_book(store)
+    there = book.options(name="there").remote()
+    here = book.options(name="here").remote("there")
+    with pytest.raises(checkpoint.CallCycleError):
+        ray.get(here.go_round.remote("here"), timeout=60)
+    assert ray.get(here.add.remote(), timeout=60) == 2
+    assert ray.get(there.value.remote()) == 1
+
+
+def test_r43_a_caller_with_more_calls_than_the_bound_is_asked_for_acknowledgements(store):
+    actor = make_book(store, reply_bound_calls=4).remote()
+    assert ray.get([actor.add.remote() for _ in range(200)], timeout=60) == list(range(1, 201))
+
+
+def test_r43_by_bytes_and_with_the_power_waited_for(store):
+    actor = make_book(store, reply_bound_bytes=10_000, durability="power").remote()
+    sizes = [len(reply) for reply in ray.get([actor.echo.remote(bytes(3000)) for _ in range(40)], timeout=60)]
+    assert sizes == [3000] * 40
+
+
+def test_tasks_that_called_are_released_and_their_callee_stays_right(store):
+    actor = make_book(store).remote()
+
+    @ray.remote
+    def adds(actor, k):
+        return ray.get(actor.add.remote(k))
+
+    assert sorted(ray.get([adds.remote(actor, 1) for _ in range(4)])) == [1, 2, 3, 4]
+    eventually(lambda: ray.get(actor.ledger.remote())["callers"] == 0)
+
+
+def test_a_method_that_died_in_the_middle_is_run_again_and_its_call_is_not(store, tmp_path):
+    book = make_book(store)
+    there = book.options(name="there").remote()
+    mark = tmp_path / "died"
+
+    class Dying(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self, other, mark):
+            self.other, self.mark = other, mark
+
+        def once(self):
+            got = ray.get(ray.get_actor(self.other).add.remote())
+            if not os.path.exists(self.mark):
+                open(self.mark, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return got
+
+    actor = ray.remote(Dying).remote("there", str(mark))
+    assert ray.get(actor.once.remote(), timeout=60) == 1
+    assert ray.get(there.value.remote()) == 1
+
+
+def test_refusals_are_told_by_their_own_errors(store):
+    actor = make_book(store).remote()
+    named = actor.add.options(call_key="order-1")
+    assert ray.get(named.remote(5)) == 5
+    with pytest.raises(checkpoint.CallMismatchError):
+        ray.get(named.remote(6))
+    assert ray.get(actor.value.remote()) == 5
+
+
+def test_reads_and_calls_go_on_after_a_crash(store):
+    actor = make_book(store).remote()
+    assert ray.get(actor.add.remote()) == 1
+    pid = ray.get(actor.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    assert ray.get(actor.value.remote()) == 1 and ray.get(actor.add.remote()) == 2
+
+
+JOB = """
+import sys
+import ftray as ray
+from ftray import checkpoint
+
+class Count(ray.Checkpointable, exactly_once=True, store=sys.argv[1], checkpoint_key="count"):
+    def __init__(self):
+        self.n = 0
+    def add(self):
+        self.n += 1
+        return self.n
+    @checkpoint.readonly
+    def callers(self):
+        from ftray.checkpoint import actor
+        return actor.sessions[id(self)].exactly_once.ledger.counters()["callers"]
+
+class Other(Count, checkpoint_key="other"):
+    pass
+
+@ray.remote
+def adds(actor):
+    return ray.get(actor.add.remote())
+
+ray.init(num_cpus=2, job_key="nightly", log_to_driver=False)
+actor = ray.remote(Count).remote()
+other = ray.remote(Other).remote()
+got = ray.get(adds.remote(actor))
+ray.get([adds.remote(other) for _ in range(20)])   # their reports have gone through the same processes
+tell("got", got)
+tell("callers", ray.get(actor.callers.remote()))
+"""
+
+
+def test_r7_tasks_of_a_job_key_are_not_released_because_they_are_made_again(store, start_driver):
+    for _ in range(2):
+        driver = start_driver(JOB, args=[str(store)])
+        assert driver.expect("got", timeout_s=60) == 1
+        assert driver.expect("callers", timeout_s=60) == 1
+        driver.finish()
