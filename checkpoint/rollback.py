@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 from . import faults, format, holders, marks, parking
 from .errors import (
     CheckpointCorruptedError,
-    CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     CheckpointOptionError,
@@ -35,12 +34,10 @@ from .errors import (
 from .journal import Durability, Journal
 from .lineage import SnapshotName, parse_id
 from .savepoint import Progress, Savepoint, read_savepoint
-from .snapshots import SnapshotLog, boot_id, present
+from .snapshots import SnapshotLog, boot_id, end_of_journal, present
 from .stores import connect
 from .stores.protocol import Store
 
-_LEAP = 1 << 32
-"""How far behind an unreadable journal a new history begins."""
 _HISTORY = struct.Struct("<Q")
 _HISTORY_AT, _LEDGER_MAGIC = 16, b"ftledger"
 _WAIT_S = 60.0
@@ -167,21 +164,6 @@ def _from_savepoint(found: Savepoint, key: str | None) -> _Source:
     return _Source(found.info.url, found.header.fields, state, ledger)
 
 
-def end_of_journal(store: Store, key: str, sealed: Mapping[str, Any]) -> int:
-    """Return a position at or behind all that a key's journal has, or ever had, also if it is damaged."""
-    after = int(sealed.get("journal_position", 0))
-    try:
-        for name in store.scan(key).snapshots:
-            with store.read(key, name) as file:
-                after = max(after, int(format.read_header(file).fields.get("journal_position", 0)))
-        reading = store.read_journal(key, after)
-        for _ in reading:
-            pass
-    except (CheckpointError, OSError):  # what is left behind may be what cannot be read
-        return after + _LEAP
-    return int(reading.last_position)
-
-
 def with_history(ledger: bytes, number: int) -> bytes:
     """Return a dumped ledger as one of another history; see docs/storage-format.md."""
     if ledger[: len(_LEDGER_MAGIC)] != _LEDGER_MAGIC:
@@ -209,7 +191,7 @@ class _Rollback:
             size_bytes = self._save({}, None)
             self._seal({})
             return self._done(size_bytes, None, None)
-        past = end_of_journal(self.store, self.key, here.sealed)
+        past, _ = end_of_journal(self.store, self.key, here.sealed)
         base = max(past, int(self.source.fields.get("journal_position", 0)))
         journal = self._cut(base)
         try:
