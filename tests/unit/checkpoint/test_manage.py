@@ -213,7 +213,9 @@ class TestFigures:
             lives.call("checkpoint")
         found = lives.session.status()
         assert found["saves"] == 4 and found["saved_bytes_total"] > found["size_bytes"] > 0
-        assert found["save_s_total"] >= found["last_save_s"] and found["pause_s_total"] >= found["max_pause_s"]
+        assert (
+            found["save_s_total"] >= found["last_save_s"] and found["pause_s_total"] >= found["max_pause_s"]
+        )
         assert found["restore_s"] >= 0 and found["keep"] == 2 and found["history_number"] == 1
         lives.start()
         assert lives.session.status()["snapshot_age_s"] is not None
