@@ -135,7 +135,7 @@ def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_j
         _show_record(savepoint_info(savepoint)._asdict(), as_json)
         return
     reader = _open(store)
-    results = []
+    results: list[dict[str, Any]] = []
     for key in [_resolve(reader, key) for key in keys] or reader.keys():
         with _progress(f"verifying {key}", not as_json):
             infos, journal = reader.verify(key), reader.journal(key)

@@ -173,7 +173,7 @@ def test_delete(store: Path) -> None:
 
 
 def test_an_unnamed_actors_key_is_no_orphan_while_its_session_lives(store: Path) -> None:
-    actor = make(store, every=1).options(max_restarts=-1).remote()
+    actor = make(store, every=1).options(max_restarts=-1, max_task_retries=-1).remote()
     ray.get(actor.incr.remote())
     ray.get(actor.checkpoint.remote())
     (key,) = checkpoint.open(store).keys()
@@ -183,5 +183,6 @@ def test_an_unnamed_actors_key_is_no_orphan_while_its_session_lives(store: Path)
     os.kill(pid, signal.SIGKILL)
     wait_ended([pid])
     assert not checkpoint.open(store).describe(key).orphan, "it is being restarted"
+    assert ray.get(actor.value.remote()) == 1
     del actor
     eventually(lambda: not checkpoint.open(store).keys(), "the key to go with its actor")

@@ -55,7 +55,7 @@ def first(store: LocalStore) -> str:
 
 def test_ls(store: LocalStore, lives: Lives) -> None:
     text = run(store, "ls")
-    assert KEY in text and "exactly_once" in text and "held" in text and f"1 keys, " in text
+    assert KEY in text and "exactly_once" in text and "held" in text and "1 keys, " in text
     (found,) = data(store, "ls")
     assert (found["key"], found["state"], found["mode"]) == (KEY, "held", "exactly_once")
     assert found["total_bytes"] == sum(found["bytes"].values())

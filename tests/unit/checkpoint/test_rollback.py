@@ -261,9 +261,9 @@ class TestHolders:
     def test_somebody_who_takes_the_key_meanwhile_wins(self, store: Any) -> None:
         lives, first, _ = two_snapshots(store)
         ended(lives)
-        with pytest.raises(FencedError):
-            with _claimed_at("rollback.begun", lambda: lives.start(takeover=True)):
-                checkpoint.restore(store, KEY, first)
+        meanwhile = _claimed_at("rollback.begun", lambda: lives.start(takeover=True))
+        with pytest.raises(FencedError), meanwhile:
+            checkpoint.restore(store, KEY, first)
         assert lives.call("value") == 111
 
 
