@@ -36,9 +36,21 @@ def knowing(call_: Any, history: int) -> Any:
     return call_
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "objects"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "objects":
+        return objects(tmp_path.name)
     return memory() if request.param == "memory" else LocalStore(str(tmp_path / "store"))
+
+
+def objects(name: str) -> Any:
+    """An object store of fsspec in memory, which outlives simulated processes."""
+    pytest.importorskip("fsspec")
+    from ftray.checkpoint.stores.fsspec_objects import FsspecObjects
+    from tests.unit.checkpoint.object_support import small_objects
+
+    survives = frozenset({"process", "power"})
+    return small_objects(FsspecObjects(f"memory://{name}", "memory", f"rollback/{name}", survives))
 
 
 def ended(lives: Lives) -> None:
