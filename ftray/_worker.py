@@ -297,7 +297,7 @@ def _leave_fenced(error: BaseException) -> NoReturn:
 
 
 def _leave_if_fenced(error: BaseException) -> None:
-    """The journal refused a record: what runs calls may learn that before the journal's own thread has told."""
+    """Whoever runs a call may learn that its record is refused before the journal's own thread has told."""
     if _State.checkpoint is not None:
         from ftray.checkpoint.errors import FencedError
 
