@@ -15,8 +15,17 @@ _HOME = {
     "nondeterministic": "actor",
     "readonly": "actor",
     "CheckpointReader": "reader",
+    "JournalInfo": "reader",
+    "KeyInfo": "keyinfo",
+    "Restored": "rollback",
+    "SavepointInfo": "savepoint",
     "SnapshotInfo": "reader",
+    "delete": "manage",
+    "export": "savepoint",
     "open": "reader",
+    "restore": "rollback",
+    "savepoint_info": "savepoint",
+    "status": "manage",
     "ActorIdentity": "host",
     "Host": "host",
     "Incident": "host",
@@ -82,20 +91,29 @@ __all__ = [
     "FencedError",
     "Host",
     "Incident",
+    "JournalInfo",
+    "KeyInfo",
     "NoSessionError",
     "PoisonCallError",
     "ReadonlyChangedError",
     "ReplayDivergedError",
     "ReplyExpiredError",
+    "Restored",
+    "SavepointInfo",
     "SnapshotInfo",
     "StaleCallerError",
     "Store",
     "UnsupportedOptionError",
     "UnsupportedStoreError",
     "UntrustedStoreError",
+    "delete",
+    "export",
     "nondeterministic",
     "open",
     "readonly",
+    "restore",
+    "savepoint_info",
+    "status",
 ]
 
 if TYPE_CHECKING:
@@ -135,9 +153,18 @@ if TYPE_CHECKING:
     from .host import ActorIdentity as ActorIdentity
     from .host import Host as Host
     from .host import Incident as Incident
+    from .keyinfo import KeyInfo as KeyInfo
+    from .manage import delete as delete
+    from .manage import status as status
     from .reader import CheckpointReader as CheckpointReader
+    from .reader import JournalInfo as JournalInfo
     from .reader import SnapshotInfo as SnapshotInfo
     from .reader import open_reader as open
+    from .rollback import Restored as Restored
+    from .rollback import restore as restore
+    from .savepoint import SavepointInfo as SavepointInfo
+    from .savepoint import export as export
+    from .savepoint import savepoint_info as savepoint_info
     from .stores import Store as Store
 
 

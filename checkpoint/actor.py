@@ -111,6 +111,9 @@ class Checkpointable:
         methods change nothing. Slow, for tests; also ``FTRAY_CHECKPOINT_VERIFY=1``.
     reply_bound_bytes, reply_bound_calls : int
         With ``exactly_once``: replies kept for callers that may ask again. Default 64 MiB, 100,000.
+    journal_bound_bytes : int
+        With ``exactly_once``: save also when the journal, with large arguments and replies, has grown by so
+        many bytes. Default 256 MiB.
 
     Notes
     -----
@@ -139,6 +142,7 @@ class Checkpointable:
         verify: bool = _UNSET,
         reply_bound_bytes: int = _UNSET,
         reply_bound_calls: int = _UNSET,
+        journal_bound_bytes: int = _UNSET,
         **other: object,
     ) -> None:
         arguments = dict(locals())

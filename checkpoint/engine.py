@@ -25,6 +25,7 @@ from .errors import (
     CheckpointNotFoundError,
     CheckpointOptionError,
 )
+from .holders import start_ticks
 from .host import ActorIdentity, Host, Incident
 from .keys import key_of
 from .options import Options, restart_defaults, validate
@@ -160,9 +161,13 @@ def discard(spec: Mapping[str, object], identity: ActorIdentity) -> bool:
 
 def holder(host: Host) -> dict[str, Any]:
     """Return what a claim says of its holder."""
+    session_pid = getattr(host, "session_pid", None)
+    session = {"session_pid": session_pid, "session_ticks": start_ticks(session_pid)} if session_pid else {}
     return {
+        **session,
         "host": os.uname().nodename,
         "pid": os.getpid(),
+        "started_ticks": start_ticks(os.getpid()),
         "incarnation": host.incarnation,
         "actor": host.identity.unique_id,
         "class": host.identity.class_name,

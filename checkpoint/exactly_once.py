@@ -25,6 +25,7 @@ from ftray._core.records import decode_head
 from . import actor, faults, holders, marks, parking
 from .codec import Codec
 from .errors import CheckpointError, CheckpointSaveError, FencedError, NoSessionError
+from .figures import STATUS_METHOD
 from .host import Host, Incident
 from .journal import Durability, Journal
 from .lineage import SnapshotName
@@ -36,7 +37,7 @@ from .values import CALL_ID, READING, Execution, current, user_value
 if TYPE_CHECKING:
     from .session import ActorSession
 
-UNJOURNALLED = frozenset({"checkpoint", "__ray_ready__", "__ray_terminate__"})
+UNJOURNALLED = frozenset({"checkpoint", "__ray_ready__", "__ray_terminate__", STATUS_METHOD})
 """Methods of every actor that change no state of its own."""
 DURABLE_TIMEOUT_S = 300.0
 _CALL_BLOB = "call-"
@@ -107,7 +108,7 @@ class ExactlyOnce:
         self._barriers: list[int] = []
         self._barred = threading.Lock()
         self._contained: dict[SnapshotName, int] = {}
-        self._blobs = 0
+        self._blobs = self._blob_bytes = self._bytes_captured = 0
         self._ended = False
         self._base_due = False
 
@@ -180,11 +181,23 @@ class ExactlyOnce:
     def _put_blob(self, content: bytes) -> str:
         """Keep a large argument or reply; in its name is the position of the record that will name it."""
         self._blobs += 1
+        self._blob_bytes += len(content)
         epoch = self.log.epoch
         name = f"{_CALL_BLOB}{self.last_position + 1}-{epoch}-{self._blobs}"
+        if self.journal_is_full():
+            self.session.want("journal")
         durability: Durability = "power" if self.options.durability == "power" else "process"
         self.log.store.put_blob(self.log.key, epoch, name, [content], durability=durability)
         return name
+
+    def _bytes_written(self) -> int:
+        """Bytes of the journal and its blobs by this incarnation, as far as the journal counts its own."""
+        stats = getattr(self.journal, "stats", None)
+        return self._blob_bytes + (int(stats()["bytes"]) if stats is not None else 0)
+
+    def journal_is_full(self) -> bool:
+        """Whether so much was written since the last capture that a snapshot has to make room."""
+        return self._bytes_written() - self._bytes_captured >= self.options.journal_bound_bytes
 
     def _journal_failed(self, error: BaseException) -> None:
         """From the journal's thread: what was not answered yet never will be, so this process has to end."""
@@ -312,6 +325,7 @@ class ExactlyOnce:
         """In the gap in which the state is captured: header fields, and the ledger."""
         from .replay import hash_seed
 
+        self._bytes_captured = self._bytes_written()
         fields = {
             "journal_position": self.last_position,
             "ledger": True,
@@ -401,8 +415,8 @@ class ExactlyOnce:
             return CallOutcome("committed", status, reply)
         return CallOutcome({"absent": "not committed", "expired": "committed"}.get(state, "unknown"))
 
-    def status(self) -> dict[str, Any]:
-        """Figures for people."""
+    def status(self, measured: bool = True) -> dict[str, Any]:
+        """Figures for people; `measured`: with what the journal takes in the store."""
         counters = self.ledger.counters()
         journal = self.journal
         return {
@@ -413,7 +427,9 @@ class ExactlyOnce:
             "released_position": self.releases.position if journal else 0,
             "answers_held": self.releases.held,
             "journal_records": self.last_position - min(self._contained.values(), default=0),
-            "journal_bytes": self._usage(),
+            "journal_written_bytes": self._bytes_written(),
+            "journal_bytes": self._usage() if measured else None,
+            "history_number": self.ledger.history,
             "callers": counters["callers"],
             "replies_kept": counters["calls"] - counters["accepted"],
             "reply_bytes": counters["reply_bytes"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import format
 from .errors import CheckpointFormatError, CheckpointKeyInUseError
@@ -35,30 +35,80 @@ def start_ticks(pid: int) -> int | None:
 
 def identify(host: Host) -> dict[str, Any]:
     """Return what the claim of an exactly-once actor says of its holder."""
-    return {"started_ticks": start_ticks(os.getpid()), "nonce": os.urandom(8).hex(), "exactly_once": True}
+    return {"nonce": os.urandom(8).hex(), "exactly_once": True}
+
+
+def tool(name: str) -> dict[str, Any]:
+    """Return what the claim of somebody says who works on a key without running its actor."""
+    return {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "started_ticks": start_ticks(os.getpid()),
+        "incarnation": 0,
+        "actor": "",
+        "class": name,
+    }
+
+
+class Holder(NamedTuple):
+    """Who has claimed a key, as far as can be told from here.
+
+    Attributes
+    ----------
+    epoch : int
+    record : mapping
+        What the claim says: class, host, pid, incarnation, since_unix_s, ...
+    lives : bool or None
+        None if that cannot be told from here.
+    session_lives : bool or None
+        Whether the engine's session still lives, which would restart the actor; None if that is not known.
+    """
+
+    epoch: int
+    record: Mapping[str, Any]
+    lives: bool | None
+    session_lives: bool | None
+
+    def __str__(self) -> str:
+        record = self.record
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.get("since_unix_s", 0)))
+        doubt = "" if self.lives is not None else " (whether that still lives cannot be told from here)"
+        return (
+            f"a {record.get('class')} in process {record.get('pid')} on {record.get('host')}, "
+            f"incarnation {record.get('incarnation')}, since {since}{doubt}"
+        )
+
+
+def look(store: Store, key: str, epoch: int) -> Holder | None:
+    """Return who claimed `epoch`; None if the claim cannot be read, under which nobody has served."""
+    try:
+        record = format.decode_record(store.read_claim(key, epoch))
+    except (CheckpointFormatError, OSError):
+        return None
+    lives = False if f"{_ENDED}{epoch}" in store.list_blobs(key) else _lives(record)
+    return Holder(epoch, record, lives, _session_lives(record))
 
 
 def check_free(store: Store, key: str, epoch: int, host: Host) -> None:
     """Raise `CheckpointKeyInUseError` if the holder of `epoch` lives and is not this actor's predecessor."""
-    try:
-        record = format.decode_record(store.read_claim(key, epoch))
-    except (CheckpointFormatError, OSError):
-        return  # nobody has served under a claim that cannot be read: it is followed by a seal
-    if record.get("actor") == host.identity.unique_id and record.get("incarnation", 0) < host.incarnation:
-        return  # a restart: the engine has ended the incarnation before
-    if f"{_ENDED}{epoch}" in store.list_blobs(key):
+    holder = look(store, key, epoch)
+    if holder is None or _precedes(holder.record, host):  # the engine has ended the incarnation before
         return
-    lives = _lives(record)
-    if lives is False:
+    check_ended(store, key, holder)
+
+
+def _precedes(record: Mapping[str, Any], host: Host) -> bool:
+    same = record.get("actor") == host.identity.unique_id
+    return bool(same and record.get("incarnation", 0) < host.incarnation)
+
+
+def check_ended(store: Store, key: str, holder: Holder | None) -> None:
+    """Raise `CheckpointKeyInUseError` unless the holder is known to have ended."""
+    if holder is None or holder.lives is False:
         return
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.get("since_unix_s", 0)))
-    doubt = "" if lives else " (whether that still lives cannot be told from here)"
     raise CheckpointKeyInUseError(
-        f"checkpoint key {key!r} in {store.url} is held by a {record.get('class')} in process "
-        f"{record.get('pid')} on "
-        f"{record.get('host')}, incarnation {record.get('incarnation')}, since {since}{doubt}. End that "
-        "actor, use "
-        "another checkpoint_key or actor name or, to take the key from it, takeover=True"
+        f"checkpoint key {key!r} in {store.url} is held by {holder}. End that actor, use another "
+        "checkpoint_key or actor name or, to take the key from it, takeover=True"
     )
 
 
@@ -66,12 +116,30 @@ def _lives(record: Mapping[str, Any]) -> bool | None:
     """True, False, or None if that cannot be told from here."""
     if record.get("nonce") in open_here:
         return True
+    if record.get("pid") == os.getpid() and record.get("host") == os.uname().nodename:
+        return False
+    return _process_lives(record, "pid", "started_ticks")
+
+
+def _session_lives(record: Mapping[str, Any]) -> bool | None:
+    if "session_pid" not in record:
+        return (
+            False if _process_lives(record, "pid", "started_ticks") is False and _old_boot(record) else None
+        )
+    return _process_lives(record, "session_pid", "session_ticks")
+
+
+def _old_boot(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("boot_id") != boot_id())
+
+
+def _process_lives(record: Mapping[str, Any], pid: str, started: str) -> bool | None:
     if record.get("host") != os.uname().nodename:
         return None
-    if record.get("boot_id") != boot_id() or record.get("pid") == os.getpid():
+    if _old_boot(record):
         return False
-    ticks = start_ticks(int(record.get("pid", 0)))
-    return ticks is not None and record.get("started_ticks") in (None, ticks)
+    ticks = start_ticks(int(record.get(pid) or 0))
+    return ticks is not None and record.get(started) in (None, ticks)
 
 
 def ended(store: Store, key: str, epoch: int) -> None:

@@ -32,13 +32,21 @@ DEFAULTS: dict[str, object] = {
     "verify": False,
     "reply_bound_bytes": 64 << 20,
     "reply_bound_calls": 100_000,
+    "journal_bound_bytes": 256 << 20,
 }
 """Names and defaults. With ``exactly_once=True``, ``every`` is 1000 and ``durability`` ``"process"``."""
 
 EXACTLY_ONCE_EVERY = 1000
 RESTARTS = {"max_restarts": -1, "max_task_retries": -1}
 VERIFY_VARIABLE = "FTRAY_CHECKPOINT_VERIFY"
-_EXACTLY_ONCE_ONLY = ("code_version", "takeover", "verify", "reply_bound_bytes", "reply_bound_calls")
+_EXACTLY_ONCE_ONLY = (
+    "code_version",
+    "takeover",
+    "verify",
+    "reply_bound_bytes",
+    "reply_bound_calls",
+    "journal_bound_bytes",
+)
 _EXPLICIT_CODE_VERSIONS = 1 << 63  # those made by hashing are from here on
 
 RESTORE_MODES = ("auto", "never", "require")
@@ -64,6 +72,7 @@ class Options(NamedTuple):
     verify: bool = False
     reply_bound_bytes: int = 64 << 20
     reply_bound_calls: int = 100_000
+    journal_bound_bytes: int = 256 << 20
 
 
 def restart_defaults(spec: Mapping[str, object] | None) -> dict[str, int]:
@@ -219,6 +228,7 @@ def validate(given: Mapping[str, object]) -> Options:
         verify=_flag("verify", merged["verify"]) or (exactly_once and _verify_asked()),
         reply_bound_bytes=_integer("reply_bound_bytes", merged["reply_bound_bytes"], 1),
         reply_bound_calls=_integer("reply_bound_calls", merged["reply_bound_calls"], 1),
+        journal_bound_bytes=_integer("journal_bound_bytes", merged["journal_bound_bytes"], 1),
     )
 
 

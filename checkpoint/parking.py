@@ -25,6 +25,11 @@ def _failures(store: Store, key: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda failure: int(failure["epoch"]))
 
 
+def causes(store: Store, key: str) -> list[str]:
+    """Return why recoveries have failed since the last one that succeeded, oldest first."""
+    return [str(failure["cause"]) for failure in _failures(store, key)]
+
+
 def check(store: Store, key: str, actor: str, code_version: int) -> None:
     """Raise `CheckpointParkedError` if this actor with this code has failed too often."""
     same = [f for f in _failures(store, key) if (f["actor"], f["code_version"]) == (actor, code_version)]

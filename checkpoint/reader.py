@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import capture, format
 from .errors import (
@@ -17,12 +17,18 @@ from .snapshots import present
 from .stores import connect
 from .stores.protocol import Store
 
+if TYPE_CHECKING:
+    from .keyinfo import KeyInfo
+
+_CALL = 1  # kind of a record, see _core.records
+
 
 class SnapshotInfo(NamedTuple):
     """One snapshot as its header describes it.
 
     ``counts`` is False for one of an earlier history, which no actor restores. ``error`` is "" or says why
-    the file does not verify; then the fields that could not be read are empty.
+    the file does not verify; then the fields that could not be read are empty. ``journal_position`` and
+    ``code_version`` are those of exactly-once actors: the snapshot contains the journal up to there.
     """
 
     id: str
@@ -35,9 +41,47 @@ class SnapshotInfo(NamedTuple):
     calls: int
     reason: str
     error: str
+    journal_position: int | None = None
+    code_version: int | None = None
+
+
+class JournalInfo(NamedTuple):
+    """The journal of a key, as far as it counts.
+
+    Attributes
+    ----------
+    first_position, last_position : int
+        Of the records that are there, which reach back to the oldest snapshot that counts. With no record
+        the last one is what the snapshot contains.
+    records : int
+    behind : int
+        How many of them the newest snapshot that counts does not contain: what a restart runs again.
+    calls : int
+        Finished calls among those.
+    size_bytes : int
+        Of the records' payloads, without blobs.
+    epochs : list of int
+        Incarnations that have written them.
+    notes, lost : list of str
+        What was found on the way: unfinished tails; what a loss of power took.
+    error : str
+        Why the journal cannot be read, or "". Then the figures are those up to there.
+    """
+
+    first_position: int
+    last_position: int
+    records: int
+    behind: int
+    calls: int
+    size_bytes: int
+    epochs: list[int]
+    notes: list[str]
+    lost: list[str]
+    error: str
 
 
 _Infos = list[SnapshotInfo]  # in the class below, `list` is its method
+_Segments = list[bytearray]
 
 
 class CheckpointReader:
@@ -63,6 +107,62 @@ class CheckpointReader:
         """Like `list`, after checking every byte of every snapshot."""
         return self._describe(key, whole=True)
 
+    def journal(self, key: str) -> JournalInfo:
+        """Read the journal of an exactly-once key, every record verified; of another key nothing is found."""
+        positions = [
+            i.journal_position for i in self.list(key) if i.counts and i.journal_position is not None
+        ]
+        start, newest = min(positions, default=0), max(positions, default=0)
+        if not positions:
+            start = newest = int(present(self._store, key).sealed.get("journal_position", 0))
+        last, sizes, behind, calls, epochs = start, 0, 0, 0, set()
+        notes, lost, error = [], [], ""
+        try:
+            reading = self._store.read_journal(key, start)
+            for record in reading:
+                last, sizes = record.position, sizes + len(record.payload)
+                epochs.add(record.epoch)
+                if record.position > newest:
+                    behind += 1
+                    calls += record.payload[0] == _CALL
+            notes, lost = reading.notes, reading.lost
+        except (CheckpointCorruptedError, OSError) as raised:
+            error = str(raised)
+        return JournalInfo(
+            start + 1, last, last - start, behind, calls, sizes, sorted(epochs), notes, lost, error
+        )
+
+    def usage(self, key: str) -> dict[str, int]:
+        """Return the bytes that a key takes by kind: ``snapshots``, ``journal``, ``blobs``, ``other``."""
+        return dict(self._store.usage(key))
+
+    def describe(self, key: str) -> KeyInfo:
+        """Say of a key who holds it, which history it has, and what lies under it; reads headers only."""
+        from .keyinfo import describe
+
+        return describe(self._store, key, self.list(key))
+
+    def ledger(self, key: str, snapshot_id: str | None = None) -> dict[str, int]:
+        """Return the figures of a snapshot's ledger: callers, kept calls and bytes of replies, history.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            The snapshot is not that of an exactly-once actor.
+        """
+        from ftray._core.ledger import Ledger
+
+        name = self._newest(key) if snapshot_id is None else parse_id(snapshot_id)
+        ledger = self._read(key, name)[1]
+        if ledger is None:
+            raise CheckpointNotFoundError(
+                f"snapshot {name.id} of checkpoint key {key!r} in {self.url} has no ledger: it is not that "
+                "of an exactly-once actor"
+            )
+        found = Ledger(bytes(16))
+        found.load(ledger)
+        return {"history_number": found.history, **found.counters()}
+
     def load(self, key: str, snapshot_id: str | None = None) -> Any:
         """Return the saved state: what `save_checkpoint` returned, or the dict of attributes.
 
@@ -80,16 +180,7 @@ class CheckpointReader:
         CheckpointNotFoundError, CheckpointCorruptedError, CheckpointLoadError
         """
         name = self._newest(key) if snapshot_id is None else parse_id(snapshot_id)
-        try:
-            with self._store.read(key, name) as file:
-                segments, _ = format.split_ledger(*format.read(file))
-        except FileNotFoundError:
-            raise self._not_found(key, f"snapshot {name.id}") from None
-        except (CheckpointFormatError, OSError) as error:
-            raise CheckpointCorruptedError(
-                f"snapshot {name.id} of checkpoint key {key!r} in {self.url}: {error}. "
-                "list() shows the others"
-            ) from error
+        segments = self._read(key, name)[0]
         try:
             return capture.load(segments)
         except Exception as error:
@@ -97,6 +188,18 @@ class CheckpointReader:
                 f"snapshot {name.id} of checkpoint key {key!r} is whole, but unpickling it raised "
                 f"{type(error).__name__}: {error}. "
                 "Are the modules that its classes come from importable here?"
+            ) from error
+
+    def _read(self, key: str, name: SnapshotName) -> tuple[_Segments, bytes | None]:
+        try:
+            with self._store.read(key, name) as file:
+                return format.split_ledger(*format.read(file))
+        except FileNotFoundError:
+            raise self._not_found(key, f"snapshot {name.id}") from None
+        except (CheckpointFormatError, OSError) as error:
+            raise CheckpointCorruptedError(
+                f"snapshot {name.id} of checkpoint key {key!r} in {self.url}: {error}. "
+                "list() shows the others"
             ) from error
 
     def _newest(self, key: str) -> SnapshotName:
@@ -135,6 +238,8 @@ class CheckpointReader:
             fields["calls"],
             fields["reason"],
             "",
+            fields.get("journal_position"),
+            fields.get("code_version"),
         )
 
 

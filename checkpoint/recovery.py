@@ -242,6 +242,8 @@ def judge(
     runs: list[EpochRun] = []
     cut = NEVER
     for epoch in sorted(epochs, reverse=True):
+        if cut <= after + 1:
+            break  # nothing that older epochs have counts any more, so they may be damaged
         run = judge_epoch(epochs[epoch], boot_id, min(cut, limits.get(epoch, NEVER) + 1))
         runs.insert(0, run)
         cut = min(cut, run.first_position)

@@ -21,20 +21,19 @@ from .code import class_code_version
 from .codec import Arguments, Codec, reply_difference
 from .errors import CheckpointCorruptedError, CheckpointError, PoisonCallError, ReplayDivergedError
 from .exactly_once import ExactlyOnce, describe
-from .format import read_header, split_ledger
+from .format import split_ledger
 from .host import Host, Incident
 from .journal import Durability
 from .options import Options
 from .running import run_method
 from .session import ActorSession
-from .snapshots import Past, present
+from .snapshots import Past, end_of_journal, present
 from .state import attribute_names
 from .values import CALL_ID
 
 REPLAY_BOUND_S = 1.0
 """Replay longer than this is saved, so that the next one is shorter."""
 POISON_AFTER = 3
-_LEAP = 1 << 32
 
 
 def hash_seed() -> dict[str, Any]:
@@ -107,6 +106,7 @@ class _Recovery:
         self.base = 0
         self.history = 1
         self.fresh = False  # begins a new history
+        self.readable = True  # else what is set aside is damaged
         self.started: _Started | None = None
         self.refused: dict[bytes, int] = {}  # in which epoch
         self.migrated = False
@@ -144,24 +144,8 @@ class _Recovery:
         """``restore='never'``: begin a new history behind all that there is."""
         sealed = present(self.store, self.key).sealed
         self.history = int(sealed.get("history_number", 0)) + 1
-        after = int(sealed.get("journal_position", 0))
-        try:
-            after = max([after, *self._positions()])
-            reading = self.store.read_journal(self.key, after)
-            for _ in reading:
-                pass
-            self.base = reading.last_position
-        except (CheckpointError, OSError):  # what is set aside may be what cannot be read
-            self.base = after + _LEAP
+        self.base, self.readable = end_of_journal(self.store, self.key, sealed)
         self.once.ledger = self.once.make_ledger(self.history)
-
-    def _positions(self) -> list[int]:
-        """What the snapshots there say that they contain of the journal."""
-        found = []
-        for name in self.store.scan(self.key).snapshots:
-            with self.store.read(self.key, name) as file:
-                found.append(int(read_header(file).fields.get("journal_position", 0)))
-        return found
 
     def _take_over(self) -> None:
         loaded, sealed = self.past.newest, self.past.sealed
@@ -180,6 +164,8 @@ class _Recovery:
     # -- the journal
 
     def _survey(self) -> marks.Tail:
+        if not self.readable:
+            return marks.Tail(self.base, [], None, 0)
         reading = self.store.read_journal(self.key, self.base)
         tail = marks.survey(reading, self.base, self.past.history, self.past.newest is not None)
         for kind, lines in (("journal_lost", reading.lost), ("journal_note", reading.notes)):
@@ -207,7 +193,7 @@ class _Recovery:
     async def _replay(self, tail: marks.Tail) -> None:
         if faults.active:
             faults.hit("once.replay_begin")
-        for record in self.store.read_journal(self.key, self.base):
+        for record in self.store.read_journal(self.key, self.base) if self.readable else ():
             if record.position > tail.last:
                 break  # of a fenced writer that goes on: never answered, and our records take its place
             if tail.counts(record.position):

@@ -12,6 +12,7 @@ during a capture.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -30,6 +31,7 @@ from .errors import (
     FencedError,
     NoSessionError,
 )
+from .figures import STATUS_METHOD, Figures, figures
 from .host import Host, Incident
 from .keys import ActorKey
 from .lineage import SnapshotName
@@ -45,6 +47,7 @@ OUT_OF_SCOPE = "out of scope"
 """Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
 FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _NEVER = sys.maxsize
+_LOOK_EVERY = 64
 _OUTCOMES_KEPT = 64
 
 
@@ -73,13 +76,16 @@ class ActorSession:
         background: Callable[..., Background] = Background,
     ) -> None:
         self._instance, self._host, self._options, self._key = instance, host, options, key
+        self._made_s = time.monotonic()
         self.log = log
         self.exactly_once: ExactlyOnce | None = None
         self._cls = type(instance)
-        self._uncounted = actor.readonly_names(self._cls) | {"checkpoint", "__ray_ready__"}
+        self._uncounted = actor.readonly_names(self._cls) | {"checkpoint", "__ray_ready__", STATUS_METHOD}
         self._after = frozenset(options.after)
         self._every = options.every or _NEVER
-        self._left = self._every
+        # How many calls may pass without a look at the size of the journal.
+        self._stride = min(self._every, _LOOK_EVERY) if options.exactly_once else self._every
+        self._counting = self._left = self._stride
         self._calls_before = 0  # calls counted before `_left` was last reset
         self._calls_captured = 0
         self._calls_saved = 0
@@ -95,20 +101,7 @@ class ActorSession:
         self._owner_pid = os.getpid()
         self._end: str | None = None  # why nothing is saved any more
         self._names_after_init: frozenset[str] = frozenset()
-        self._status: dict[str, Any] = {
-            "restored_from": None,
-            "skipped": [],
-            "last_snapshot": None,
-            "last_saved_unix_s": None,
-            "size_bytes": None,
-            "last_save_s": None,
-            "saves": 0,
-            "failures": 0,
-            "last_error": None,
-            "first_pause_s": None,
-            "last_pause_s": None,
-            "max_pause_s": 0.0,
-        }
+        self._status = Figures()
         if self._concurrent:
             self.count_beside()
         elif self._after:
@@ -131,19 +124,19 @@ class ActorSession:
         """Capture once without saving, so that a state that cannot be saved fails at creation."""
         started = time.perf_counter()
         self._capture_state()
-        self._paused(time.perf_counter() - started)
+        self._status.paused(time.perf_counter() - started)
 
     def start(self, names_after_init: frozenset[str], past: Past) -> None:
         """Begin to save; the state has been restored and the past sealed."""
         self.remember(names_after_init, past)
+        self._status.restore_s = time.monotonic() - self._made_s
         self._background.submit(self._settle)
         self._background.set_timer(self._scheduler.deadline_s)
 
     def remember(self, names_after_init: frozenset[str], past: Past) -> None:
         """Take over what was found: attributes that ``__init__`` made, and the snapshot restored."""
         self._names_after_init = names_after_init
-        restored = past.newest.name.id if past.newest else None
-        self._status.update(restored_from=restored, last_snapshot=restored, skipped=past.skipped)
+        self._status.restored(past)
         if past.newest:
             self._calls_before = self._calls_captured = self._calls_saved = past.newest.header.fields["calls"]
 
@@ -158,9 +151,10 @@ class ActorSession:
     @property
     def entry_points(self) -> Mapping[str, Callable[..., Any]]:
         """Actor methods that the engine runs from here in place of the instance's, by name."""
-        if self._cls.checkpoint is not actor.Checkpointable.checkpoint:
-            return {}
-        return {"checkpoint": self.save_now_async if self._host.is_async else self.save_now}
+        own: dict[str, Callable[..., Any]] = {STATUS_METHOD: functools.partial(self.status, measured=False)}
+        if self._cls.checkpoint is actor.Checkpointable.checkpoint:
+            own["checkpoint"] = self.save_now_async if self._host.is_async else self.save_now
+        return own
 
     def count_beside(self) -> None:
         """Methods may run beside each other, or on several threads: each is announced by `before_call`."""
@@ -204,17 +198,28 @@ class ActorSession:
 
     def _count_due(self, reason: str = "every") -> None:
         with self._lock:
-            self._calls_before = self._calls()
-            self._left = self._every
-            self._scheduler.want(reason, time.monotonic())
+            self._recount()
+            if reason != "every" or self._is_due():
+                self._scheduler.want(reason, time.monotonic())
+            elif self.exactly_once is not None and self.exactly_once.journal_is_full():
+                self._scheduler.want("journal", time.monotonic())
         self._gap()
         if (
             self._scheduler.wanted is not None
         ):  # a save is in flight, or methods run: watch that it does not starve
             self._background.set_timer(self._scheduler.deadline_s)
 
+    def _is_due(self) -> bool:
+        return self._calls_before - self._calls_captured >= self._every
+
+    def _recount(self) -> None:
+        """Begin to count towards the next look, which comes at the latest when a save is due."""
+        self._calls_before = self._calls()
+        left = self._every - (self._calls_before - self._calls_captured)
+        self._counting = self._left = min(self._stride, left if left > 0 else self._every)
+
     def _calls(self) -> int:
-        return self._calls_before + self._every - self._left
+        return self._calls_before + self._counting - self._left
 
     # -- capture
     # ----------------------------------------------------------------------------------------------
@@ -281,8 +286,8 @@ class ActorSession:
                     return
                 reason = self._scheduler.started()
                 name = self.log.next_name()
-                self._calls_before, self._left = self._calls(), self._every
-                self._calls_captured = self._calls_before
+                self._calls_captured = self._calls()
+                self._recount()
             self._capture(name, reason)
 
     def _capture(self, name: SnapshotName, reason: str) -> None:
@@ -290,7 +295,7 @@ class ActorSession:
         try:
             captured, extra = self._capture_all()
             fields = {**self._header_fields(reason), **extra}
-            self._paused(time.perf_counter() - started)
+            self._status.paused(time.perf_counter() - started)
             self._background.submit(lambda: self._save(name, fields, captured))
         except Exception as error:
             self._save_ended(name, error)
@@ -345,13 +350,6 @@ class ActorSession:
             return []
         return sorted(self._names_after_init - attribute_names(self._instance))
 
-    def _paused(self, pause_s: float) -> None:
-        status = self._status
-        if status["first_pause_s"] is None:
-            status["first_pause_s"] = pause_s
-        status["last_pause_s"] = pause_s
-        status["max_pause_s"] = max(status["max_pause_s"], pause_s)
-
     # -- background thread
     # ------------------------------------------------------------------------------------
 
@@ -377,14 +375,7 @@ class ActorSession:
         size_bytes = self.log.save(name, fields, captured)
         with self._lock:
             self._calls_saved = fields["calls"]
-            self._status.update(
-                last_snapshot=name.id,
-                last_saved_unix_s=time.time(),
-                size_bytes=size_bytes,
-                last_save_s=time.perf_counter() - began_s,
-                last_error=None,
-            )
-            self._status["saves"] += 1
+            self._status.saved(name, size_bytes, time.perf_counter() - began_s)
 
     def _after_written(self, name: SnapshotName, fields: Mapping[str, Any]) -> None:
         if faults.active:
@@ -413,8 +404,7 @@ class ActorSession:
     def _tell_failure(self, error: Exception, what: str) -> None:
         """Tell everybody who should know, before those who wait for the save go on."""
         with self._lock:
-            self._status["failures"] += 1
-            self._status["last_error"] = f"{type(error).__name__}: {error}"
+            self._status.failed(error)
         if self._cls.on_checkpoint_error is not actor.Checkpointable.on_checkpoint_error:
             self._host.run_between_calls(lambda: self._call_hook(error))
         if isinstance(error, FencedError):
@@ -540,7 +530,7 @@ class ActorSession:
         if gone:
             self.log.store.remove(self._key.text)
         actor.sessions.pop(id(self._instance), None)
-        return None if gone else self._status["last_snapshot"]
+        return None if gone else self._status.last_snapshot
 
     def _final_save(self, bound_s: float) -> None:
         with self._lock:
@@ -567,30 +557,24 @@ class ActorSession:
                 return
         self._save_and_wait(max(0.0, deadline - time.monotonic()), in_gap=True)
 
-    def status(self) -> dict[str, Any]:
-        """Return what people want to know, as plain values."""
-        durable = self.exactly_once.status() if self.exactly_once is not None else {}
+    def status(self, measured: bool = True) -> dict[str, Any]:
+        """Return what people want to know, as plain values; `measured`: with what the store holds."""
+        durable = self.exactly_once.status(measured) if self.exactly_once is not None else {}
         with self._lock:
-            scheduler = self._scheduler
-            saved_unix_s = self._status["last_saved_unix_s"]
-            state = "ended" if self._end else "failing" if scheduler.failures else "ok"
-            return {
-                **self._status,
-                **durable,
-                "mode": "snapshot" if self.exactly_once is None else "exactly_once",
-                "snapshot_age_s": None if saved_unix_s is None else max(0.0, time.time() - saved_unix_s),
-                "state": state,
-                "ended": self._end,
-                "store": self.log.store.url,
-                "key": self._key.text,
-                "class": self._host.identity.class_name,
-                "incarnation": self._host.incarnation,
-                "epoch": self.log.epoch,
-                "history": self.log.history,
-                "calls": self._calls(),
-                "calls_since_saved": self._calls() - self._calls_saved,
-                "in_flight": scheduler.in_flight,
-                "wanted": scheduler.wanted,
-                "every": self._options.every,
-                "interval_s": self._options.interval_s,
-            }
+            return {**figures(self._status, self._scheduler, self._end), **durable, **self._own_figures()}
+
+    def _own_figures(self) -> dict[str, Any]:
+        return {
+            "mode": "snapshot" if self.exactly_once is None else "exactly_once",
+            "store": self.log.store.url,
+            "key": self._key.text,
+            "class": self._host.identity.class_name,
+            "incarnation": self._host.incarnation,
+            "epoch": self.log.epoch,
+            "history": self.log.history,
+            "calls": self._calls(),
+            "calls_since_saved": self._calls() - self._calls_saved,
+            "every": self._options.every,
+            "interval_s": self._options.interval_s,
+            "keep": self._options.keep,
+        }

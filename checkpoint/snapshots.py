@@ -21,6 +21,8 @@ from .lineage import SnapshotName
 from .stores.protocol import Listing, Store
 
 _CLAIM_ATTEMPTS = 1000
+_LEAP = 1 << 32
+"""How far behind an unreadable journal a new history begins."""
 
 
 class Loaded(NamedTuple):
@@ -87,6 +89,21 @@ def present(store: Store, key: str) -> Present:
         if not (vanished and attempts_left):  # else the holder is replacing its seal just now
             break
     return Present(listing, listing.snapshots, {}, notes)
+
+
+def end_of_journal(store: Store, key: str, sealed: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return a position at or behind all that a key's journal has or ever had, and whether it can be read."""
+    after = int(sealed.get("journal_position", 0))
+    try:
+        for name in store.scan(key).snapshots:
+            with store.read(key, name) as file:
+                after = max(after, int(format.read_header(file).fields.get("journal_position", 0)))
+        reading = store.read_journal(key, after)
+        for _ in reading:
+            pass
+    except (CheckpointError, OSError):  # what is left behind may be what cannot be read
+        return after + _LEAP, False
+    return int(reading.last_position), True
 
 
 class SnapshotLog:

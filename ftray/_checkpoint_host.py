@@ -38,6 +38,7 @@ class NativeHost:
         # Groups run beside the default one.
         self.max_concurrency: int = spec["max_concurrency"] + sum(spec["concurrency_groups"].values())
         self.is_async: bool = spec["is_async"]
+        self.session_pid = os.getppid()  # ftrayd, which restarts the actor
         self._executor = executor
         self._end = end
 

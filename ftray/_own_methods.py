@@ -32,10 +32,18 @@ def _ray_terminate(self: Any) -> None:
     exit_actor()
 
 
+def _ray_checkpoint_status(self: Any) -> dict[str, Any]:
+    """Stands for the method of the actor's checkpoint session, which an actor without checkpoints lacks."""
+    from ftray.checkpoint import NoSessionError
+
+    raise NoSessionError(f"this {type(self).__name__} keeps no checkpoints: its class is not Checkpointable")
+
+
 OWN_METHODS: dict[str, Any] = {
     "__ray_ready__": _ray_ready,
     "__ray_call__": _ray_call,
     "__ray_terminate__": _ray_terminate,
+    "__ray_checkpoint_status__": _ray_checkpoint_status,
 }
 
 

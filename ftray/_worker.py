@@ -115,7 +115,11 @@ def main(session_dir: str, startup_token: bytes) -> int:
     sys.stdout = _Labelled(sys.stdout, executor)
     sys.stderr = _Labelled(sys.stderr, executor)
     sys.stdout.reconfigure(line_buffering=True)
-    executor.run()
+    try:
+        executor.run()
+    except BaseException as error:
+        _leave_if_fenced(error)
+        raise
     _close_checkpoint("the worker ends")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -290,6 +294,15 @@ def _leave_fenced(error: BaseException) -> NoReturn:
     _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", _EXIT_ACTOR))
     _flush()
     os._exit(1)
+
+
+def _leave_if_fenced(error: BaseException) -> None:
+    """Whoever runs a call may learn that its record is refused before the journal's own thread has told."""
+    if _State.checkpoint is not None:
+        from ftray.checkpoint.errors import FencedError
+
+        if isinstance(error, FencedError):
+            _leave_fenced(error)
 
 
 def _leave(kind: int = _EXIT_ACTOR) -> NoReturn:

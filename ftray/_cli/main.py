@@ -14,6 +14,7 @@ import ftray
 
 # name of the command: "module:attribute", a click.Command
 COMMANDS: dict[str, str] = {
+    "checkpoint": "ftray._cli.checkpoint_commands:checkpoint",
     "get": "ftray._cli.state_commands:get_command",
     "list": "ftray._cli.state_commands:list_command",
     "logs": "ftray._cli.state_commands:logs",

@@ -327,6 +327,7 @@ KEYWORDS: dict[str, list[Any]] = {
     "verify": [1, "yes", True],
     "reply_bound_bytes": [0, -1, "1", True],
     "reply_bound_calls": [0, -1, 1.5, True],
+    "journal_bound_bytes": [0, -1, "1", True],
 }
 
 

@@ -65,6 +65,12 @@ def call(host: LocalHost, session: ActorSession, method: str, *args: Any) -> Any
     return result
 
 
+def ruin(path: Path) -> None:
+    """Put another file in the place of one that a process may still have mapped."""
+    path.unlink()
+    path.write_bytes(b"x" * 8192)
+
+
 def in_child(body: Callable[[Callable[[Any], None]], None]) -> tuple[int, list[Any]]:
     """Run `body(tell)` in a forked child; return its exit status and what it told before it ended."""
     read_end, write_end = os.pipe()

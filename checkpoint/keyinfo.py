@@ -1,0 +1,163 @@
+"""What people want to know of one key: who holds it, what history it has, how much space it takes.
+
+Reads the store only, so it works for keys whose actor is gone, hangs, or runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+from . import holders, parking
+from .errors import CheckpointNotFoundError
+from .keys import EPHEMERAL_PREFIX
+from .reader import SnapshotInfo
+from .snapshots import SnapshotLog, present
+from .stores.protocol import Store
+
+
+class KeyInfo(NamedTuple):
+    """One key as its store has it.
+
+    Attributes
+    ----------
+    key, store : str
+    mode : {"snapshot", "exactly_once", ""}
+    state : {"held", "free", "unknown", "parked"}
+        A process that lives holds the key; none does; that cannot be told from here; recovery of its actor
+        has failed too often.
+    orphan : bool
+        That of an unnamed actor whose session is gone: nobody can ever ask for it again.
+    holder : dict or None
+        What the newest claim says: ``class``, ``host``, ``pid``, ``incarnation``, ``since_unix_s`` and
+        ``epoch``.
+    history : str
+        Id of the present history.
+    history_number : int or None
+        Of an exactly-once key; goes up when somebody takes the key back.
+    restored_from : str
+        Reason of the oldest snapshot of this history if it is a copy of an older one, else "".
+    snapshots : list of SnapshotInfo
+    snapshot_age_s : float or None
+        Since the newest one that counts was captured.
+    journal_position : int or None
+        Up to where the newest snapshot that counts contains the journal.
+    bytes : dict
+        By kind: ``snapshots``, ``journal``, ``blobs``, ``other``.
+    failed_recoveries : list of str
+        Causes of those since the last one that succeeded.
+    """
+
+    key: str
+    store: str
+    mode: str
+    state: str
+    orphan: bool
+    holder: dict[str, Any] | None
+    history: str
+    history_number: int | None
+    restored_from: str
+    snapshots: list[SnapshotInfo]
+    snapshot_age_s: float | None
+    journal_position: int | None
+    bytes: dict[str, int]
+    failed_recoveries: list[str]
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the key takes."""
+        return sum(self.bytes.values())
+
+
+_SAID = ("class", "host", "pid", "incarnation", "since_unix_s")
+
+
+def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
+    """See `CheckpointReader.describe`."""
+    here = present(store, key)
+    claims = here.listing.claims
+    holder = holders.look(store, key, claims[-1]) if claims else None
+    counted = [info for info in snapshots if info.counts and not info.error]
+    newest = counted[-1] if counted else None
+    copied = next((i.reason for i in counted if i.reason.startswith("restored from")), "")
+    number = here.sealed.get("history_number")
+    failed = parking.causes(store, key)
+    return KeyInfo(
+        key=key,
+        store=store.url,
+        mode=_mode(number, newest, holder),
+        state=_state(holder, failed),
+        orphan=is_orphan(key, holder),
+        holder=_said(holder),
+        history=newest.history if newest else str(here.sealed.get("history", "")),
+        history_number=None if number is None else int(number),
+        restored_from=copied,
+        snapshots=snapshots,
+        snapshot_age_s=max(0.0, time.time() - newest.created_unix_s) if newest else None,
+        journal_position=newest.journal_position if newest else None,
+        bytes=dict(store.usage(key)),
+        failed_recoveries=failed,
+    )
+
+
+def _mode(number: object, newest: SnapshotInfo | None, holder: holders.Holder | None) -> str:
+    if number is not None or (newest is not None and newest.journal_position is not None):
+        return "exactly_once"
+    if holder is not None and holder.record.get("exactly_once"):
+        return "exactly_once"
+    return "snapshot" if newest is not None or holder is not None else ""
+
+
+def _state(holder: holders.Holder | None, failed: list[str]) -> str:
+    if holder is not None and holder.lives:
+        return "held"
+    if len(failed) >= parking.PARK_AFTER:
+        return "parked"
+    return "free" if holder is None or holder.lives is False else "unknown"
+
+
+def _said(holder: holders.Holder | None) -> dict[str, Any] | None:
+    if holder is None:
+        return None
+    said = {name: holder.record.get(name) for name in _SAID}
+    return {**said, "epoch": holder.epoch, "lives": holder.lives}
+
+
+def is_orphan(key: str, holder: holders.Holder | None) -> bool:
+    """Whether a key is that of an unnamed actor which nothing can start again."""
+    if not key.startswith(EPHEMERAL_PREFIX) or holder is None:
+        return False
+    return holder.lives is False and holder.session_lives is False
+
+
+def orphans(store: Store) -> list[str]:
+    """Return the keys of unnamed actors whose session is known to be gone, sorted.
+
+    A key that another machine has made is never among them: whether its session lives cannot be told here.
+    """
+    found = []
+    keys = store.keys()
+    for key in keys:
+        if not key.startswith(EPHEMERAL_PREFIX):
+            continue
+        claims = store.scan(key).claims
+        if is_orphan(key, holders.look(store, key, claims[-1]) if claims else None):
+            found.append(key)
+    return found
+
+
+def remove(store: Store, key: str, takeover: bool) -> None:
+    """Remove a key with all that it holds, unless somebody who lives holds it; see `manage.delete`."""
+    keys = store.keys()
+    if key not in keys:
+        have = ", ".join(map(repr, keys[:20])) or "none"
+        raise CheckpointNotFoundError(
+            f"there is no checkpoint key {key!r} in {store.url}; keys there: {have}"
+        )
+
+    def check(epoch: int) -> None:
+        if not takeover:
+            holders.check_ended(store, key, holders.look(store, key, epoch))
+
+    SnapshotLog(store, key, keep=2).claim(holders.tool("rm"), check)  # fences whoever holds it
+    store.remove(key)

@@ -1,0 +1,95 @@
+"""What a program does with the checkpoints of an actor from outside: ask for its figures, remove them.
+
+A handle is asked through a read-only method that every actor has, so nothing of the actor changes; a key is
+looked up in its store, and needs no actor.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .errors import CheckpointError, CheckpointOptionError
+from .figures import STATUS_METHOD
+from .keyinfo import remove
+from .stores import connect
+from .stores.protocol import Store
+
+
+def status(handle: Any, *, timeout_s: float = 30.0) -> dict[str, Any]:
+    """Ask an actor for the figures of its checkpoints.
+
+    The actor answers between two of its methods, as to any call that only reads; nothing is counted or
+    journalled. The bytes that the store holds are measured here, not by the actor.
+
+    Parameters
+    ----------
+    handle : ActorHandle
+        Of an actor whose class is `Checkpointable`.
+    timeout_s : float
+        How long to wait for the answer, in seconds.
+
+    Returns
+    -------
+    dict
+        docs/checkpoint-guide.md has the table.
+
+    Raises
+    ------
+    NoSessionError
+        The actor keeps no checkpoints.
+    GetTimeoutError, ActorDiedError
+        As of any call.
+    """
+    import ftray
+
+    method = getattr(handle, STATUS_METHOD, None)
+    if method is None:
+        raise CheckpointOptionError(f"status() takes the handle of an actor, not {handle!r:.100}")
+    found: dict[str, Any] = ftray.get(method.remote(), timeout=timeout_s)
+    try:
+        found["bytes"] = dict(connect(found["store"]).usage(found["key"]))
+        found["journal_bytes"] = found["bytes"]["journal"]
+    except (CheckpointError, OSError) as error:  # a store that only the actor reaches
+        found["bytes"], found["bytes_error"] = None, f"{type(error).__name__}: {error}"
+    return found
+
+
+def delete(
+    handle_or_key: Any,
+    *,
+    store: str | os.PathLike[str] | Store | None = None,
+    takeover: bool = False,
+    timeout_s: float = 30.0,
+) -> str:
+    """Remove a key with its snapshots, journal and blobs; savepoints stay. Returns the key.
+
+    Parameters
+    ----------
+    handle_or_key : str or ActorHandle
+        A checkpoint key (``namespace/name`` of a named actor), or the handle of an actor that lives.
+    store : path, URL or Store, optional
+        Required with a key.
+    takeover : bool
+        Also if somebody who lives holds the key: that actor is fenced, ends, and is not restarted.
+    timeout_s : float
+        How long to wait for the actor's answer, in seconds.
+
+    Raises
+    ------
+    CheckpointKeyInUseError
+        The holder lives, or that cannot be told from here.
+    CheckpointNotFoundError
+        There is no such key.
+    """
+    if isinstance(handle_or_key, str):
+        if store is None:
+            raise CheckpointOptionError("delete() of a key needs store=")
+        held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+        remove(held, handle_or_key, takeover)
+        return handle_or_key
+    if store is not None:
+        raise CheckpointOptionError("delete() of a handle takes no store=: the actor knows its own")
+    found = status(handle_or_key, timeout_s=timeout_s)
+    remove(connect(found["store"]), found["key"], takeover)
+    return str(found["key"])

@@ -1,0 +1,428 @@
+"""``ftray checkpoint``: look into checkpoint stores, and take keys back, export and remove them.
+
+Owns: the commands' arguments, questions and looks. They work on the store alone, so they need neither a node
+nor the actor's code, and unpickle nothing; `show --live` asks the actor too. Leaves to others: everything
+that is done (``ftray.checkpoint``).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftray._cli import output
+
+if TYPE_CHECKING:
+    from ftray.checkpoint import CheckpointReader, KeyInfo, SnapshotInfo
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors of the toolkit are messages, not tracebacks."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from ftray.checkpoint.errors import CheckpointError
+
+        try:
+            command(*args, **kwargs)
+        except (CheckpointError, OSError) as error:
+            text = str(error).replace("takeover=True", "--takeover").replace("overwrite=True", "--overwrite")
+            raise click.ClickException(text) from None
+
+    return run
+
+
+_store = click.option(
+    "--store",
+    metavar="URL",
+    help="Path or URL of the store; what actors use that name none, by default.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_takeover = click.option(
+    "--takeover", is_flag=True, help="Also if somebody who lives holds the key: that actor ends."
+)
+
+
+@click.group("checkpoint")
+def checkpoint() -> None:
+    """List, check, take back, export and remove checkpoints."""
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+@checkpoint.command("ls")
+@_store
+@click.option("--orphans", is_flag=True, help="Only keys of unnamed actors whose session is gone.")
+@_json
+@_told
+def ls(store: str | None, orphans: bool, as_json: bool) -> None:
+    """List the keys of a store, who holds them, and what they take."""
+    reader = _open(store)
+    infos = [reader.describe(key) for key in _keys(reader, orphans)]
+    if as_json:
+        output.show_data([_plain(info) for info in infos], "json")
+        return
+    columns = ["key", "mode", "state", "snapshots", "newest", "age", "size", "journal", "total", "holder"]
+    output.show_table(columns, [_row(info) for info in infos])
+    total = sum(info.total_bytes for info in infos)
+    click.echo(f"{len(infos)} keys, {_size(total)} in {reader.url}")
+
+
+@checkpoint.command("show")
+@click.argument("key")
+@_store
+@click.option("--live", is_flag=True, help="Ask the actor, too: a named one of a node that runs.")
+@click.option(
+    "--address", envvar=["FTRAY_ADDRESS", "RAY_ADDRESS"], help="With --live: directory of a session."
+)
+@click.option("--timeout", type=click.FloatRange(min=0.0, min_open=True), default=30.0, show_default=True)
+@_json
+@_told
+def show(key: str, store: str | None, live: bool, address: str | None, timeout: float, as_json: bool) -> None:
+    """Show everything about one key: holder, history, snapshots, journal, disk use."""
+    reader = _open(store)
+    key = _resolve(reader, key)
+    info, journal = reader.describe(key), reader.journal(key)
+    found = {**_plain(info), "journal": journal._asdict() if info.mode == "exactly_once" else None}
+    if live:
+        found["live"] = _ask(key, address, timeout)
+    if as_json:
+        output.show_data(found, "json")
+        return
+    output.section("Key")
+    for name in ("key", "store", "mode", "state", "history", "history_number", "restored_from"):
+        if found[name] not in (None, ""):
+            click.echo(f"{name}: {found[name]}")
+    click.echo(f"holder: {_holder(info)}")
+    click.echo(f"bytes: {', '.join(f'{kind} {_size(n)}' for kind, n in info.bytes.items())}")
+    if found["journal"] is not None:
+        click.echo(
+            f"journal: positions {journal.first_position} to {journal.last_position}; "
+            f"{journal.calls} calls in {journal.behind} records behind the newest snapshot"
+        )
+    for problem in [*filter(None, [journal.error]), *journal.lost, *journal.notes, *info.failed_recoveries]:
+        click.echo(f"problem: {problem}")
+    _show_snapshots(info.snapshots)
+    if live:
+        output.section("Actor")
+        for name, value in found["live"].items():
+            click.echo(f"{name}: {output.text_of(value)}")
+
+
+@checkpoint.command("verify")
+@click.argument("keys", nargs=-1)
+@_store
+@click.option("--from", "savepoint", metavar="FILE", help="Verify a savepoint (path or URL) instead.")
+@_json
+@_told
+def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_json: bool) -> None:
+    """Read every byte of keys (all by default); exit status 1 if anything is not as it was written."""
+    if savepoint is not None:
+        if keys:
+            raise click.UsageError("give keys, or --from FILE")
+        from ftray.checkpoint import savepoint_info
+
+        _show_record(savepoint_info(savepoint)._asdict(), as_json)
+        return
+    reader = _open(store)
+    results: list[dict[str, Any]] = []
+    for key in [_resolve(reader, key) for key in keys] or reader.keys():
+        with _progress(f"verifying {key}", not as_json):
+            infos, journal = reader.verify(key), reader.journal(key)
+        problems = [f"snapshot {i.id}: {i.error}" for i in infos if i.error] + journal.lost
+        problems += [f"journal: {journal.error}"] if journal.error else []
+        results.append(
+            {"key": key, "snapshots": len(infos), "records": journal.records, "problems": problems}
+        )
+    if as_json:
+        output.show_data(results, "json")
+    else:
+        for result in results:
+            state = "; ".join(result["problems"]) or "whole"
+            click.echo(
+                f"{result['key']}: {result['snapshots']} snapshots, {result['records']} records: {state}"
+            )
+    if any(result["problems"] for result in results):
+        sys.exit(1)
+
+
+# --- what changes something -----------------------------------------------------------------------
+
+
+@checkpoint.command("restore")
+@click.argument("key")
+@click.argument("snapshot", required=False)
+@_store
+@click.option("--from", "savepoint", metavar="FILE", help="Begin from a savepoint (path or URL).")
+@click.option("--without-ledger", is_flag=True, help="Forget which calls the state contains.")
+@_takeover
+@_yes
+@_json
+@_told
+def restore(
+    key: str,
+    snapshot: str | None,
+    store: str | None,
+    savepoint: str | None,
+    without_ledger: bool,
+    takeover: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Take KEY back to SNAPSHOT, or begin it from a savepoint. Its actor starts from there next time."""
+    from ftray.checkpoint import restore as run
+
+    if (snapshot is None) == (savepoint is None):
+        raise click.UsageError("give the id of a snapshot (see `ftray checkpoint show`), or --from FILE")
+    reader = _open(store)
+    if snapshot is not None:
+        key = _resolve(reader, key)
+    info = reader.describe(key)
+    if not yes:
+        _confirm(_what_is_lost(reader, info, snapshot or str(savepoint)))
+    with _progress(f"reading {snapshot or savepoint}", not as_json) as progress:
+        done = run(
+            reader.url,
+            key,
+            snapshot,
+            savepoint=savepoint,
+            keep_ledger=not without_ledger,
+            takeover=takeover,
+            progress=progress,
+        )
+    if as_json:
+        output.show_data(done._asdict(), "json")
+        return
+    click.echo(f"{key} is {done.source} now, as snapshot {done.snapshot} ({_size(done.size_bytes)})")
+    if done.history_number is not None:
+        kept = "" if done.ledger else "; calls made before are not known any more"
+        click.echo(f"history {done.history_number}, from journal position {done.journal_position}{kept}")
+
+
+def _what_is_lost(reader: CheckpointReader, info: KeyInfo, source: str) -> str:
+    if not info.snapshots:
+        return f"Begin {info.key} in {reader.url} from {source}?"
+    journal = reader.journal(info.key)
+    newest = next((i.id for i in reversed(info.snapshots) if i.counts), "none")
+    behind = f" and {journal.calls} calls of the journal behind it" if journal.calls else ""
+    return (
+        f"{info.key} in {reader.url}: newest snapshot {newest}{behind}. Held by: {_holder(info)}.\n"
+        f"Take it back to {source}? What came later is given up"
+    )
+
+
+@checkpoint.command("export")
+@click.argument("key")
+@click.argument("file")
+@_store
+@click.option("--snapshot", metavar="ID", help="The newest one that counts by default.")
+@click.option("--name", help="For people; that of the file by default.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+@_json
+@_told
+def export(
+    key: str,
+    file: str,
+    store: str | None,
+    snapshot: str | None,
+    name: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a snapshot of KEY to FILE (path or URL): a savepoint, which any store can be begun from."""
+    from ftray.checkpoint import export as run
+
+    reader = _open(store)
+    key = _resolve(reader, key)
+    with _progress(f"writing {file}", not as_json) as progress:
+        info = run(
+            reader.url, key, file, snapshot=snapshot, name=name, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        output.show_data(info._asdict(), "json")
+        return
+    click.echo(f"snapshot {info.snapshot} of {key} is in {file} ({_size(info.size_bytes)})")
+    if info.journal_behind:
+        output.notes([f"{info.journal_behind} journal records behind it, which are not in the savepoint"])
+
+
+@checkpoint.command("rm")
+@click.argument("keys", nargs=-1)
+@_store
+@click.option("--orphans", is_flag=True, help="All keys of unnamed actors whose session is gone.")
+@_takeover
+@_yes
+@_json
+@_told
+def rm(
+    keys: tuple[str, ...], store: str | None, orphans: bool, takeover: bool, yes: bool, as_json: bool
+) -> None:
+    """Remove keys with all that they hold. Savepoints stay."""
+    from ftray.checkpoint import delete
+
+    if bool(keys) == orphans:
+        raise click.UsageError("give keys, or --orphans")
+    reader = _open(store)
+    chosen = _keys(reader, True) if orphans else [_resolve(reader, key) for key in keys]
+    infos = [reader.describe(key) for key in chosen]
+    if infos and not yes:
+        listed = "\n".join(f"  {info.key} ({_size(info.total_bytes)}, {_holder(info)})" for info in infos)
+        _confirm(f"Remove from {reader.url}:\n{listed}\nfor good?")
+    for key in chosen:
+        delete(key, store=reader.url, takeover=takeover)
+    freed = sum(info.total_bytes for info in infos)
+    if as_json:
+        output.show_data({"removed": chosen, "bytes": freed}, "json")
+    else:
+        click.echo(f"removed {len(chosen)} keys, {_size(freed)}")
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def _open(store: str | None) -> CheckpointReader:
+    from ftray.checkpoint import open as open_reader
+    from ftray.checkpoint.options import default_store
+
+    return open_reader(store or default_store())
+
+
+def _keys(reader: CheckpointReader, only_orphans: bool) -> list[str]:
+    from ftray.checkpoint.keyinfo import orphans
+    from ftray.checkpoint.stores import connect
+
+    return orphans(connect(reader.url)) if only_orphans else reader.keys()
+
+
+def _resolve(reader: CheckpointReader, text: str) -> str:
+    """A key, or the name of a named actor if only one namespace has it."""
+    keys = reader.keys()
+    if text in keys:
+        return text
+    named = [key for key in keys if key.rpartition("/")[2] == text]
+    if len(named) == 1:
+        return named[0]
+    near = (
+        f"; {', '.join(named)} have that name" if named else f"; there are: {', '.join(keys[:20]) or 'none'}"
+    )
+    raise click.ClickException(f"there is no checkpoint key {text!r} in {reader.url}{near}")
+
+
+def _confirm(question: str) -> None:
+    if not click.confirm(question, err=True):
+        raise click.ClickException("nothing was changed")
+
+
+def _ask(key: str, address: str | None, timeout: float) -> dict[str, Any]:
+    """Figures of the named actor with this key."""
+    import ftray
+    from ftray.checkpoint import status
+
+    namespace, _, name = key.rpartition("/")
+    try:
+        with ftray.init(address=address or "auto", namespace=namespace or None, log_to_driver=False):
+            handle = ftray.get_actor(name, namespace=namespace or None)
+            return status(handle, timeout_s=timeout)
+    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
+        raise click.ClickException(f"the actor {key!r} cannot be asked: {error}") from None
+
+
+def _plain(info: KeyInfo) -> dict[str, Any]:
+    found = {**info._asdict(), "total_bytes": info.total_bytes}
+    found["snapshots"] = [snapshot._asdict() for snapshot in info.snapshots]
+    return found
+
+
+def _row(info: KeyInfo) -> list[Any]:
+    counted = [snapshot for snapshot in info.snapshots if snapshot.counts]
+    newest = counted[-1] if counted else None
+    state = f"{info.state}, orphan" if info.orphan else info.state
+    return [
+        info.key,
+        info.mode,
+        state,
+        len(counted),
+        newest.id if newest else "",
+        "" if info.snapshot_age_s is None else _age(info.snapshot_age_s),
+        _size(newest.size_bytes) if newest else "",
+        _size(info.bytes["journal"] + info.bytes["blobs"]) if info.mode == "exactly_once" else "",
+        _size(info.total_bytes),
+        _holder(info) if info.state == "held" else "",
+    ]
+
+
+def _holder(info: KeyInfo) -> str:
+    holder = info.holder
+    if holder is None:
+        return "nobody"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_unix_s"] or 0))
+    lives = {True: "lives", False: "has ended", None: "may live"}[holder["lives"]]
+    return f"{holder['class']}, process {holder['pid']} on {holder['host']} since {since}, {lives}"
+
+
+def _show_snapshots(snapshots: list[SnapshotInfo]) -> None:
+    output.section("Snapshots")
+    columns = ["snapshot", "counts", "captured", "calls", "size", "journal", "class", "reason", "problem"]
+    rows = [
+        [
+            info.id,
+            "yes" if info.counts else "no",
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.created_unix_s)),
+            info.calls,
+            _size(info.size_bytes),
+            info.journal_position,
+            info.class_name,
+            info.reason,
+            info.error,
+        ]
+        for info in snapshots
+    ]
+    output.show_table(columns, rows)
+
+
+def _show_record(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.show_data(found, "json")
+        return
+    for name, value in found.items():
+        click.echo(f"{name}: {output.text_of(value)}")
+
+
+def _size(size_bytes: float) -> str:
+    for unit in _UNITS[:-1]:
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} {_UNITS[-1]}"
+
+
+def _age(age_s: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if age_s >= size:
+            return f"{age_s / size:.1f} {unit}"
+    return f"{age_s:.0f} s"
+
+
+@contextmanager
+def _progress(what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the error stream where somebody can see it."""
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parts = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,213 @@
+"""``ftray checkpoint``: what each command prints, asks, does and refuses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("click")
+from click.testing import CliRunner
+
+from ftray.checkpoint.stores.local import LocalStore
+from ftray.checkpoint.testing import crash
+from tests.unit.checkpoint.once_support import KEY, Lives, Tally
+from tests.unit.checkpoint.test_manage import ended_pid, unnamed
+
+command_line = importlib.import_module("ftray._cli.main")
+commands = importlib.import_module("ftray._cli.checkpoint_commands")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def lives(store: LocalStore) -> Lives:
+    """An actor that lives, with two snapshots and one call behind them."""
+    made = Lives(store).start()
+    for k in (1, 10):
+        made.call("incr", k)
+        made.call("checkpoint")
+    made.call("incr", 100)
+    return made
+
+
+def run(store: LocalStore, *args: str, status: int = 0, answer: str | None = None) -> str:
+    everything = ["checkpoint", args[0], "--store", store.url, *args[1:]]
+    done = CliRunner().invoke(command_line.group, everything, prog_name="ftray", input=answer)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+def data(store: LocalStore, *args: str, status: int = 0) -> Any:
+    return json.loads(run(store, *args, "--json", status=status))
+
+
+def first(store: LocalStore) -> str:
+    return str(data(store, "show", KEY)["snapshots"][0]["id"])
+
+
+def test_ls(store: LocalStore, lives: Lives) -> None:
+    text = run(store, "ls")
+    assert KEY in text and "exactly_once" in text and "held" in text and "1 keys, " in text
+    (found,) = data(store, "ls")
+    assert (found["key"], found["state"], found["mode"]) == (KEY, "held", "exactly_once")
+    assert found["total_bytes"] == sum(found["bytes"].values())
+    crash(lives.session)
+    assert "free" in run(store, "ls")
+
+
+def test_the_default_store(store: LocalStore, lives: Lives) -> None:
+    done = CliRunner().invoke(
+        command_line.group, ["checkpoint", "ls"], env={"FTRAY_CHECKPOINT_STORE": store.url}
+    )
+    assert KEY in done.output
+    empty = CliRunner().invoke(
+        command_line.group,
+        ["checkpoint", "ls"],
+        env={"FTRAY_CHECKPOINT_STORE": str(store._root) + "-none"},
+    )
+    assert empty.exit_code == 0 and "0 keys, 0 B" in empty.output
+
+
+def test_show(store: LocalStore, lives: Lives) -> None:
+    text = run(store, "show", KEY)
+    assert "history_number: 1" in text and "1 calls in 1 records behind the newest snapshot" in text
+    assert "Tally, process" in text and "lives" in text
+    assert text == run(store, "show", "tally"), "by the name of the actor"
+    found = data(store, "show", KEY)
+    assert found["journal"]["calls"] == 1 and len(found["snapshots"]) == 2
+
+
+def test_verify(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
+    assert "2 snapshots" in run(store, "verify") and "whole" in run(store, "verify", KEY)
+    newest = max((tmp_path / "store").glob("*/snap-*"))
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    assert "does not match its SHA-256" in run(store, "verify", status=1)
+    (found,) = data(store, "verify", KEY, status=1)
+    assert len(found["problems"]) == 1
+
+
+def test_restore(store: LocalStore, lives: Lives) -> None:
+    crash(lives.session)
+    snapshot = first(store)
+    question = run(store, "restore", KEY, snapshot, answer="n\n", status=1)
+    assert "1 calls of the journal behind it" in question and "nothing was changed" in question
+    assert len(data(store, "show", KEY)["snapshots"]) == 2
+    assert "history 2, from journal position" in run(store, "restore", KEY, snapshot, answer="y\n")
+    shown = run(store, "show", KEY)
+    assert f"restored_from: restored from {snapshot}" in shown and "history_number: 2" in shown
+    lives.number = 0
+    assert lives.start().call("value") == 1
+
+
+def test_restore_refuses_while_somebody_holds_the_key(store: LocalStore, lives: Lives) -> None:
+    snapshot = first(store)
+    text = run(store, "restore", KEY, snapshot, "--yes", status=1)
+    assert "is held by a Tally in process" in text and "--takeover" in text and "takeover=True" not in text
+    assert data(store, "restore", KEY, snapshot, "--yes", "--takeover")["history_number"] == 2
+
+
+def test_export_and_restore_elsewhere(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
+    path, other = tmp_path / "s", LocalStore(str(tmp_path / "other"))
+    text = run(store, "export", KEY, str(path), "--name", "release-7")
+    assert "is in" in text and "note: 1 journal records behind it" in text
+    assert "exists already; choose another name, or --overwrite" in run(
+        store, "export", KEY, str(path), status=1
+    )
+    assert data(store, "export", KEY, str(path), "--overwrite", "--name", "release-8")["name"] == "release-8"
+    assert "name: release-8" in run(store, "verify", "--from", str(path))
+    assert "Begin new/key" in run(other, "restore", "new/key", "--from", str(path), answer="n", status=1)
+    done = data(other, "restore", KEY, "--from", str(path), "--yes")
+    assert (done["ledger"], done["key"]) == (True, KEY)
+    assert not data(other, "restore", KEY, "--from", str(path), "--yes", "--without-ledger")["ledger"]
+    assert Lives(other, Tally).start().call("value") == 11
+
+
+def test_rm(store: LocalStore, lives: Lives) -> None:
+    assert "is held by a Tally" in run(store, "rm", KEY, "--yes", status=1)
+    assert "nothing was changed" in run(store, "rm", KEY, answer="n\n", status=1)
+    crash(lives.session)
+    assert "removed 1 keys" in run(store, "rm", "tally", answer="y\n")
+    assert store.keys() == []
+
+
+def test_orphans(store: LocalStore, lives: Lives) -> None:
+    gone = unnamed(store, 1, ended_pid())
+    unknown = unnamed(store, 2, None)
+    assert [info["key"] for info in data(store, "ls", "--orphans")] == [gone]
+    assert "orphan" in run(store, "ls")
+    assert gone in run(store, "rm", "--orphans", answer="n\n", status=1)
+    assert data(store, "rm", "--orphans", "--yes")["removed"] == [gone]
+    assert sorted(store.keys()) == sorted([KEY, unknown])
+    assert data(store, "rm", "--orphans")["removed"] == [], "nothing to ask about"
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (["show"], 2, "Missing argument 'KEY'"),
+        (["show", "nobody"], 1, "there is no checkpoint key 'nobody' in"),
+        (["show", KEY, "--timeout", "0"], 2, "0.0 is not in the range x>0.0"),
+        (["verify", "nobody"], 1, "there are: test/tally"),
+        (["verify", KEY, "--from", "x"], 2, "give keys, or --from FILE"),
+        (["verify", "--from", "/nowhere/x"], 1, "there is no savepoint /nowhere/x"),
+        (["restore", KEY], 2, "give the id of a snapshot"),
+        (["restore", KEY, "1-1", "--from", "x"], 2, "give the id of a snapshot"),
+        (["restore", KEY, "newest", "--yes"], 1, "'newest' is not a snapshot id"),
+        (["restore", KEY, "9-9", "--yes"], 1, "there is no snapshot 9-9"),
+        (["export", KEY], 2, "Missing argument 'FILE'"),
+        (["export", KEY, "/nowhere/x/y"], 1, "cannot be written"),
+        (["rm"], 2, "give keys, or --orphans"),
+        (["rm", KEY, "--orphans"], 2, "give keys, or --orphans"),
+        (["ls", "nonsense"], 2, "Got unexpected extra argument"),
+    ],
+    ids=str,
+)
+def test_wrong(args: list[str], status: int, words: str, store: LocalStore, lives: Lives) -> None:
+    before = store.scan(KEY)
+    assert words in run(store, *args, status=status)
+    assert store.scan(KEY) == before
+
+
+def test_a_store_that_is_none(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command_line.group, ["checkpoint", "ls", "--store", "nonsense://x"])
+    assert done.exit_code == 1 and "nonsense" in done.output
+
+
+def test_live_without_a_node(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        command_line.group,
+        ["checkpoint", "show", KEY, "--store", store.url, "--live"],
+        env={"FTRAY_TMPDIR": str(tmp_path), "FTRAY_ADDRESS": "", "RAY_ADDRESS": ""},
+    )
+    assert done.exit_code == 1 and "cannot be asked" in done.output
+
+
+def test_sizes_and_ages() -> None:
+    assert [commands._size(n) for n in (0, 1023, 1024, 3 << 30, 5 << 50)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "3.0 GiB",
+        "5120.0 TiB",
+    ]
+    assert [commands._age(s) for s in (5, 90, 7200, 86400 * 3)] == ["5 s", "1.5 min", "2.0 h", "3.0 d"]
+
+
+def test_a_bar_is_drawn_where_somebody_can_see_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands.sys.stderr, "isatty", lambda: True, raising=False)
+    with commands._progress("writing x", True) as progress:
+        progress(1 << 20, 2 << 20)
+        progress(2 << 20, 2 << 20)
+    assert "writing x" in capsys.readouterr().err
