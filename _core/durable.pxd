@@ -20,7 +20,7 @@ cdef class DurableCalls:
     cdef LocalJournal local             # None when the journal is another one
     cdef object once, journal
     cdef readonly object verifier       # runs each call twice, for tests; None
-    cdef frozenset readonly, by_snapshot
+    cdef frozenset readonly, by_snapshot, own
     cdef uint64_t epoch                 # history << 32 | epoch, as replies carry it
     cdef readonly object parked         # calls whose replies would be too many, in order
     cdef dict attached                  # CallID -> calls that repeat one under way

@@ -46,6 +46,8 @@ cdef class DurableCalls:
         self.gate = once.gate
         self.journal = once.journal
         self.local = once.journal if type(once.journal) is LocalJournal else None
+        from ftray.checkpoint.exactly_once import UNJOURNALLED
+        self.own = UNJOURNALLED
         self.readonly = frozenset(once.readonly_names)
         self.by_snapshot = frozenset(once.nondeterministic_names)
         self.epoch = epoch
@@ -168,8 +170,8 @@ cdef class DurableCalls:
         v.head = call_head(&call.t)
         call.reads = True
         call.seen = self.once.seen() if self.local is None or core().held_ceiling == 0 else self.local.last_c()
-        if v.head == NULL:
-            return ENTER_RUN
+        if v.head == NULL or call.method in self.own:
+            return ENTER_RUN                    # what every actor has says nothing of a history
         v.head_size = (<TaskHead *>call.t.frame.data).head_size
         outcome = self.gate.admit_c(&v, False)
         call.seen = max(call.seen, self.gate.verdict_position)
