@@ -57,18 +57,27 @@ cdef class DurableCalls:
         if once.options.verify:
             from ftray.checkpoint.verify import Verifier
             self.verifier = Verifier(once.session, once)
-        once.releases.on_advance = self.advanced
-        once.releases.set_ceiling(once.releases.ceiling)
+        once.releases.listen(self.advanced)
         if self.local is not None:
             self.local.set_callbacks_c(held_journal_says, NULL, core())
 
     def advanced(self, uint64_t position, uint64_t ceiling):
-        """The journal, or the ceiling of what may leave, has moved."""
+        """The journal, or the ceiling of what may leave, has moved.
+
+        An answer that was held below the old ceiling until we had the lock may stand behind the position that we came
+        with, and nobody else would come for it: so we look again.
+        """
+        cdef uint64_t told
         position = max(position, self.may_leave())
-        with nogil:
-            core_enter(core())
-            held_limit(core(), position, ceiling)
-            core_leave(core())
+        while True:
+            told = position
+            with nogil:
+                core_enter(core())
+                held_limit(core(), told, ceiling)
+                core_leave(core())
+            position = self.may_leave()
+            if position <= told:
+                return
 
     cdef int view(self, Call call, CallView *v) except -1:
         """The call as records have it; good as long as the call's frame and `deps` are there."""

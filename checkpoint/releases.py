@@ -31,8 +31,8 @@ class Releases:
         self._durable = 0
         self._ceiling = NO_CEILING
         self._error: BaseException | None = None
-        self.on_advance: Callable[[int, int], None] | None = None
-        """For engines that hold answers themselves: told `position` and the ceiling when one has changed."""
+        self._telling = threading.Lock()  # what is told last is what holds
+        self._on_advance: Callable[[int, int], None] | None = None
 
     @property
     def position(self) -> int:
@@ -76,9 +76,18 @@ class Releases:
         self._advanced()
         _run(ready)
 
+    def listen(self, on_advance: Callable[[int, int], None]) -> None:
+        """For engines that hold answers themselves: told `position` and the ceiling, now and at each change.
+
+        One call at a time, and the last one has what holds then.
+        """
+        self._on_advance = on_advance
+        self._advanced()
+
     def _advanced(self) -> None:
-        if self.on_advance is not None:
-            self.on_advance(self.position, self._ceiling)
+        if self._on_advance is not None:
+            with self._telling:
+                self._on_advance(self.position, self._ceiling)
 
     def fail(self, error: BaseException) -> None:
         """Nothing more becomes durable. The first error stands."""

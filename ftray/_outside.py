@@ -11,7 +11,6 @@ Leaves to others: the values themselves (`ftray.checkpoint.values`), and who ask
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from typing import Any
 
@@ -24,6 +23,7 @@ from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine
 
     from ftray.checkpoint.exactly_once import ExactlyOnce
@@ -155,6 +155,8 @@ class _AwaitOrder:
         number, self._begun = self._begun, self._begun + 1
         execution = self._execution
         if execution.used < len(execution.recorded) or self._waiting:
+            import asyncio  # here, since most actors have no event loop
+
             future = self._waiting[number] = asyncio.get_running_loop().create_future()
             self._give()
             recorded = await future
