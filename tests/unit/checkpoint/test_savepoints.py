@@ -97,7 +97,7 @@ class TestStartingFrom:
         assert other.send(call_) == 8
         assert checkpoint.open(lives.store).ledger("test/other") | {"calls": 0} == {
             "history_number": 1,
-            **dict.fromkeys(("callers", "calls", "accepted", "reply_bytes", "expired"), 0),
+            **dict.fromkeys(("callers", "calls", "accepted", "released", "reply_bytes", "expired"), 0),
             **dict.fromkeys(("duplicates", "mismatches", "refused", "held_back"), 0),
         }
         assert lives.call("value") == 7, "the original goes on"
