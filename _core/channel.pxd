@@ -31,8 +31,8 @@ cdef enum FrameType:
     F_ASSIGN = 15
     F_WANT_ACK = 16
     F_ACK = 17
-    F_RECALL = 16
-    F_RECALLED = 17
+    F_RECALL = 18
+    F_RECALLED = 19
     F_STREAM_ITEM = 20
     F_STREAM_ACK = 21
     F_LAST = 22
