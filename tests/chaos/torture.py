@@ -1,0 +1,214 @@
+"""Exactly-once actors under random SIGKILLs: ``python -m tests.chaos.torture --kills 1000 --calls 1000000 --seed N``.
+
+Actors, the actors that call them, and tasks that call both are killed at random while calls of all kinds are under way.
+A reference that knows nothing of the runtime holds every reply and every final state against what was asked for: each
+effect once, in order, with the same reply for whoever asks again. It prints what was lost or doubled, how often and how
+fast was recovered, and its seed; the same seed makes the same plan, though not the same timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ftray as ray
+from tests.chaos.torture_book import Book
+from tests.chaos.torture_work import Cast, Leaf, Submitter, in_threads, made_of
+from tests.helpers import introspection, processes
+from tests.helpers.sync import eventually
+
+ANY, ACTOR = "any worker", "actor"
+
+
+class Killer:
+    """Kills at random, paced by what was answered, until there were enough kills."""
+
+    def __init__(self, rng: random.Random, book: Book, cast: Cast, kills: int, calls: int) -> None:
+        self._rng, self._book, self._cast = rng, book, cast
+        self.kills, self.calls = kills, calls
+        self.done: Counter[str] = Counter()
+        self.recoveries_s: list[float] = []
+        self.error: BaseException | None = None
+        self._node = introspection.node_pid()
+        self._pids: dict[str, int] = {}
+        self._recovering: dict[str, threading.Thread] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finished(self) -> bool:
+        return self.error is not None or not self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for thread in self._recovering.values():
+            thread.join()
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            for name, actor in self._cast.all.items():
+                self._pids[name] = ray.get(actor.pid.remote())
+            step = self.calls / (self.kills + 1)
+            for number in range(self.kills):
+                due = int(step * (number + self._rng.random()))
+                with self._book.moved:
+                    while self._book.calls < due and not self._stop.is_set():
+                        self._book.moved.wait(0.05)
+                if self._stop.wait(self._rng.random() * 0.01):
+                    return
+                while not self._kill_one():
+                    if self._stop.wait(0.005):
+                        return
+        except BaseException as error:
+            self.error = error
+
+    def _kill_one(self) -> bool:
+        if self._rng.random() < 0.35:
+            return self._kill(self._rng.choice(introspection.workers_of(self._node) or [0]), ANY)
+        name = self._rng.choice(list(self._cast.all))
+        recovering = self._recovering.get(name)
+        if recovering is not None and recovering.is_alive():
+            return False
+        pid = self._pids[name]
+        begin_s = time.monotonic()
+        if not self._kill(pid, name.rstrip("-0123456789")):
+            self._pids[name] = ray.get(self._cast.all[name].pid.remote(), timeout=60)
+            return False
+        thread = threading.Thread(target=self._recover, args=(name, pid, begin_s), daemon=True)
+        self._recovering[name] = thread
+        thread.start()
+        return True
+
+    def _kill(self, pid: int, what: str) -> bool:
+        if pid == 0:
+            return False
+        with processes.watched([pid]) as pidfds:
+            for pidfd in pidfds:
+                # The number may have passed to another process since it was listed; the pidfd is checked.
+                if processes.parent_of(processes.pid_of(pidfd)) != self._node:
+                    return False
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    return False
+                self.done[what] += 1
+                return True
+        return False
+
+    def _recover(self, name: str, old: int, begin_s: float) -> None:
+        """From the kill to the first answer of the next incarnation, which stands behind the calls under way."""
+        try:
+            while True:
+                pid = ray.get(self._cast.all[name].pid.remote(), timeout=60)
+                if pid != old:
+                    break
+            self.recoveries_s.append(time.monotonic() - begin_s)
+            self._pids[name] = pid
+        except BaseException as error:
+            self.error = error
+
+
+def torture(seed: str, kills: int, calls: int, store: str, cpus: int) -> tuple[Book, Killer, float]:
+    """Run it all against one new runtime; returns what was found and how long it took."""
+    ray.init(num_cpus=cpus, address="local", log_to_driver=False)
+    try:
+        cast = Cast(store, 4, 2)
+        book = Book(list(cast.all))
+        Submitter.passing_classes = [made_of(Leaf, store, {"every": every}) for every in (3, 1000)]
+        submitters = [Submitter(book, cast, f"{seed}/{i}") for i in range(3)]
+        killer = Killer(random.Random(f"{seed}/kills"), book, cast, kills, calls)
+        begin_s = time.monotonic()
+        killer.start()
+        in_threads(submitters, lambda: not killer.error and (book.calls < calls or not killer.finished()))
+        killer.stop()
+        took_s = time.monotonic() - begin_s
+        for submitter in submitters:
+            submitter.last.clear()
+        cast.close(book)
+        return book, killer, took_s
+    finally:
+        ray.shutdown()
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def report(seed: str, book: Book, killer: Killer, took_s: float) -> None:
+    recoveries = killer.recoveries_s
+    print(f"calls judged        {book.calls} in {took_s:.1f} s: {book.calls / took_s:.0f} /s")
+    print(f"kills               {sum(killer.done.values())}: {dict(sorted(killer.done.items()))}")
+    print(f"recoveries timed    {len(recoveries)}, p50 {percentile(recoveries, 0.5) * 1e3:.0f} ms, "
+          f"p99 {percentile(recoveries, 0.99) * 1e3:.0f} ms, longest {max(recoveries, default=0) * 1e3:.0f} ms")
+    print(f"refused as poison   {book.poisoned}")
+    print(f"lost {book.wrong['lost']}, doubled {book.wrong['doubled']}, "
+          f"other problems {sum(book.wrong.values()) - book.wrong['lost'] - book.wrong['doubled']}")
+    for problem in book.problems[:30]:
+        print(f"WRONG {problem}")
+
+
+def store_of(kind: str, base: str) -> str:
+    """Where the checkpoints go."""
+    if kind == "file":
+        return Path(base, "store").as_uri()
+    raise SystemExit("--store s3: this version of ftray has no S3 store")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--calls", type=int, default=1_000_000)
+    parser.add_argument("--seed", default=None)
+    parser.add_argument("--store", choices=["file", "s3"], default="file")
+    parser.add_argument("--cpus", type=int, default=4)
+    parser.add_argument("--keep", action="store_true", help="leave the store and say where it is")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    seed = options.seed or secrets.token_hex(4)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print(f"torture: seed {seed}, {options.kills} kills over {options.calls} calls", flush=True)
+    base = tempfile.mkdtemp(prefix="ftray-torture-")
+    os.environ["FTRAY_TMPDIR"] = base
+    os.environ[processes.MARK] = processes.new_mark()
+    wrong = 1
+    try:
+        book, killer, took_s = torture(seed, options.kills, options.calls, store_of(options.store, base), options.cpus)
+        report(seed, book, killer, took_s)
+        wrong = sum(book.wrong.values())
+        eventually(lambda: not processes.marked(os.environ[processes.MARK]), "all processes to end")
+    finally:
+        for pid in processes.marked(os.environ[processes.MARK]):
+            processes.end(pid)
+        if options.keep or wrong:
+            print(f"torture: the store is in {base}")
+        else:
+            import shutil
+
+            shutil.rmtree(base)
+    print(f"torture: {'failed' if wrong else 'passed'}, seed {seed}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
