@@ -5,10 +5,11 @@
 #   make test         build quickly, run all tests, then lint; this is what CI runs
 #   make unit         tests/unit only            make functional   tests/functional only
 #   make chaos        random faults, 60 s        make asan         tests/unit under AddressSanitizer
+#   make torture      exactly-once actors and their callers killed 1,000 times over a million calls
 #   make bench        ftray beside Ray           make scale        a million queued tasks, an object of 8 GiB
 #   make lint         ruff and mypy              make clean        remove all that make made
 #
-# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS, SCALE_ARGS and OBJECT_ARGS are passed on; PYTHON names another interpreter.
+# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, TORTURE_ARGS, BENCH_ARGS, SCALE_ARGS and OBJECT_ARGS are passed on; PYTHON names another interpreter.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -28,6 +29,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 CHAOS_ARGS ?= --seconds 60
+TORTURE_ARGS ?= --kills 1000 --calls 1000000
 BENCH_ARGS ?=
 SCALE_ARGS ?=
 OBJECT_ARGS ?=
@@ -37,7 +39,7 @@ PEERS := $(if $(filter --peers,$(BENCH_ARGS)),.venv-peers/.has-peers)
 
 export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
 
-.PHONY: demo test unit functional chaos bench scale asan lint clean FORCE
+.PHONY: demo test unit functional chaos torture bench scale asan lint clean FORCE
 
 demo: .venv/.installed-release .venv/.has-demo
 	$(PY) examples/immortal_training.py --out build/immortal_training.png $(DEMO_ARGS)
@@ -52,6 +54,9 @@ unit functional: .venv/.installed-fast .venv/.has-test
 
 chaos: .venv/.installed-fast .venv/.has-test
 	$(PY) -m tests.chaos.run $(CHAOS_ARGS)
+
+torture: .venv/.installed-release .venv/.has-test
+	$(PY) -m tests.chaos.torture $(TORTURE_ARGS)
 
 bench: .venv/.installed-release .venv/.has-bench .venv-ray/.has-ray $(PEERS)
 	$(PY) -m benchmarks.run $(BENCH_ARGS)

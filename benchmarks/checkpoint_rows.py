@@ -1,0 +1,213 @@
+"""ftray's side of `benchmarks.checkpoint`: the actors, and one step of each measurement."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ftray
+from benchmarks.process import kill_and_confirm
+from ftray.checkpoint import readonly
+
+IN_FLIGHT = 1000
+RECORD_SIZE = 200
+Step = tuple[Callable[[], object], int]
+
+
+def durable_class(store: str, durability: str) -> Any:
+    """An actor whose calls are journalled."""
+
+    @ftray.remote(num_cpus=0)
+    class Durable(ftray.Checkpointable, store=store, exactly_once=True, durability=durability):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.count = 0
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+    return Durable
+
+
+@ftray.remote(num_cpus=0)
+class Plain:
+    """The same, not kept."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.count = 0
+        self.state = os.urandom(size)
+
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def saved_class(store: str, every: int) -> Any:
+    """An actor with a state that is saved now and then."""
+
+    @ftray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    class Saved(ftray.Checkpointable, store=store, every=every):  # type: ignore[misc, name-defined]
+        def __init__(self, size: int) -> None:
+            self.count = 0
+            self.state = os.urandom(size)
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+        @readonly
+        def pid(self) -> int:
+            return os.getpid()
+
+    return Saved
+
+
+def durable_saved_class(store: str) -> Any:
+    """An exactly-once actor with a state."""
+
+    @ftray.remote(num_cpus=0)
+    class DurableSaved(ftray.Checkpointable, store=store, exactly_once=True):  # type: ignore[misc, name-defined]
+        def __init__(self, size: int) -> None:
+            self.count = 0
+            self.state = os.urandom(size)
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+        @readonly
+        def pid(self) -> int:
+            return os.getpid()
+
+    return DurableSaved
+
+
+def holder_class(store: str) -> Any:
+    """An actor with a large array, which says how long it was held up by saving it."""
+
+    @ftray.remote(num_cpus=0)
+    class Holder(ftray.Checkpointable, store=store, every=1_000_000):  # type: ignore[misc, name-defined]
+        def __init__(self, size: int) -> None:
+            import numpy as np
+
+            self.array = np.ones(size, dtype=np.uint8)
+
+        def touch(self) -> None:
+            self.array[:: 4096] += 1
+
+        @readonly
+        def pauses(self) -> tuple[float, float]:
+            from ftray.checkpoint.actor import sessions
+
+            status = sessions[id(self)].status()
+            return status["first_pause_s"], status["last_pause_s"]
+
+    return Holder
+
+
+class Bench:
+    """A runtime with the actors of the rows, whose checkpoints go below `directory`."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.store = os.path.join(directory, "store")
+        ftray.init(num_cpus=2, address="local", log_to_driver=False)
+
+    def close(self) -> None:
+        ftray.shutdown()
+
+    def _calls(self) -> dict[str, Any]:
+        actors = {"plain": Plain.remote()}
+        for durability in ("process", "power"):
+            actors[durability] = durable_class(self.store, durability).remote()
+        for actor in actors.values():
+            ftray.get(actor.add.remote())
+        return actors
+
+    def synchronous(self) -> dict[str, Step]:
+        def step(actor: Any) -> Step:
+            return lambda: ftray.get(actor.add.remote()), 1
+
+        return {name: step(actor) for name, actor in self._calls().items()}
+
+    def pipelined(self) -> dict[str, Step]:
+        def step(actor: Any) -> Step:
+            return lambda: ftray.get([actor.add.remote() for _ in range(IN_FLIGHT)]), IN_FLIGHT
+
+        return {name: step(actor) for name, actor in self._calls().items()}
+
+    def fdatasync_s(self, times: int = 50) -> float:
+        """Seconds to write one record and make it durable, into a file that is written already."""
+        fd = os.open(os.path.join(self.directory, "floor"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            record = os.urandom(RECORD_SIZE)
+            os.pwrite(fd, bytes(RECORD_SIZE * times), 0)
+            os.fsync(fd)
+            taken_s = []
+            for i in range(times):
+                begin_s = time.perf_counter()
+                os.pwrite(fd, record, i * RECORD_SIZE)
+                os.fdatasync(fd)
+                taken_s.append(time.perf_counter() - begin_s)
+            return statistics.median(taken_s)
+        finally:
+            os.close(fd)
+
+    def snapshots(self) -> dict[str, dict[str, Step]]:
+        """Calls with a snapshot of 1 MB after each 1,000, beside calls without."""
+        found = {}
+        for title, batch in (
+            ("cost of a snapshot each 1,000 calls, 1 MB, sync.", 1),
+            ("the same, 100 in flight", 100),
+        ):
+            actors = {
+                "plain": Plain.remote(1_000_000),
+                "saved": saved_class(self.store, 1000).remote(1_000_000),
+            }
+            found[title] = {name: (batch_of(actor, batch), batch) for name, actor in actors.items()}
+        return found
+
+    def pause(self, size: int) -> tuple[int, float, float]:
+        """Size of the array, and seconds for which calls stood still: the first time, and with a warm buffer."""
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        while size > free / 5:
+            size //= 2
+        actor = holder_class(self.store).remote(size)
+        warm = []
+        for _ in range(4):
+            ftray.get(actor.touch.remote())
+            ftray.get(actor.checkpoint.remote())
+            first, last = ftray.get(actor.pauses.remote())
+            warm.append(last)
+        ftray.kill(actor)
+        return size, first, statistics.median(warm[1:])
+
+    def kills(self, size: int, times: int) -> dict[str, list[float]]:
+        """Seconds from SIGKILL to the first answer of the next process."""
+        found = {}
+        for mode, cls in (
+            ("snapshot", saved_class(self.store, 10)),
+            ("exactly once", durable_saved_class(self.store)),
+        ):
+            actor = cls.remote(size)
+            taken_s = []
+            for _ in range(times):
+                ftray.get([actor.add.remote() for _ in range(100)])
+                if mode == "snapshot":
+                    ftray.get(actor.checkpoint.remote())
+                pid = ftray.get(actor.pid.remote())
+                begin_s = time.perf_counter()
+                kill_and_confirm(pid)
+                ftray.get(actor.add.remote())
+                taken_s.append(time.perf_counter() - begin_s)
+            found[mode] = taken_s
+        return found
+
+
+def batch_of(actor: Any, batch: int) -> Callable[[], object]:
+    if batch == 1:
+        return lambda: ftray.get(actor.add.remote())
+    return lambda: ftray.get([actor.add.remote() for _ in range(batch)])
