@@ -1,11 +1,12 @@
-"""An actor that is restarted where it stopped, in four ways of keeping what it has.
+"""An actor that is restarted where it stopped, in five ways of keeping what it has.
 
     python examples/fault_tolerance/checkpoints.py
 
 ``max_restarts`` brings the process back and ``max_task_retries`` the calls that were running; the state is
 yours to keep. Three ways by hand (a file, the internal key-value store, an actor on a machine that you
-trust), and `Checkpointable`, which does it for you. The actor of each kind is killed twice in the middle of a
-sum.
+trust), and `Checkpointable`, which does it for you: with snapshots now and then, or exactly once, where each
+call has its effect once and the method need not look whether a number comes again. The actor of each kind is
+killed twice in the middle of a sum.
 
 Exit status 0 when every sum is right.
 """
@@ -144,6 +145,24 @@ def make_checkpointable(store: str) -> Any:
     return Checkpointed.remote()
 
 
+def make_exactly_once(store: str) -> Any:
+    """The toolkit again, which now journals each call: nothing is lost, and nothing done twice."""
+
+    @ray.remote
+    class Durable(ray.Checkpointable, store=store, exactly_once=True):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.total = 0
+
+        def add(self, number: int) -> int:
+            self.total += number  # as if there were no crashes
+            return number
+
+        def result(self) -> int:
+            return self.total
+
+    return Durable.remote()
+
+
 def make(way: str, directory: str) -> Any:
     if way == "file":
         return Immortal.remote(FileKeeper(os.path.join(directory, "sum.pickle")))
@@ -151,7 +170,12 @@ def make(way: str, directory: str) -> Any:
         return Immortal.remote(KVKeeper("examples/sum"))
     if way == "actor":
         return Immortal.remote(ActorKeeper(Safe.options(resources={"safe": 0.001}).remote(), "sum"))
+    if way == "exactly-once":
+        return make_exactly_once(os.path.join(directory, "journal"))
     return make_checkpointable(os.path.join(directory, "store"))
+
+
+WAYS = ["file", "kv", "actor", "checkpointable", "exactly-once"]
 
 
 def feed(actor: Any, saves_by_itself: bool) -> int:
@@ -172,13 +196,13 @@ def feed(actor: Any, saves_by_itself: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ways to keep an actor's state.")
-    parser.add_argument("--way", choices=["file", "kv", "actor", "checkpointable"], help="only this one")
+    parser.add_argument("--way", choices=WAYS, help="only this one")
     only = parser.parse_args().way
 
     ray.init(num_cpus=2, resources={"safe": 1})
     right = True
     with tempfile.TemporaryDirectory(prefix="immortal-") as directory:
-        for way in [only] if only else ["file", "kv", "actor", "checkpointable"]:
+        for way in [only] if only else WAYS:
             actor = make(way, directory)
             calls = feed(actor, way == "checkpointable")
             total = ray.get(actor.result.remote())

@@ -45,6 +45,15 @@ if TYPE_CHECKING:
 
 
 _MAX_STORY = 16
+# What a process of an actor with checkpoints imports; some 60 ms, of which each restart would need its own.
+_TOOLKIT = [
+    "ftray._checkpoint_host",
+    "ftray._outside",
+    "ftray.checkpoint.engine",
+    "ftray.checkpoint.replay",
+    "ftray.checkpoint.stores.local",
+    "ftray.checkpoint.stores.local_journal",
+]
 
 
 class _OwnerGone(Exception):
@@ -76,6 +85,7 @@ class ActorService:
         self._stories: dict[bytes, list[tuple[str, int, float]]] = {}
         self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
         self.releases = CallerReleases(self._tell_actor)
+        self._toolkit_shared = False
 
     # Frames ---------------------------------------------------------------------------------------
 
@@ -106,8 +116,16 @@ class ActorService:
         self.apply(self.table.created(spec, client.number, req))
         if self.table.info(spec.actor_id) is None:
             self._kept.pop(spec.actor_id, None)
-        elif (fields["checkpoint"] or {}).get("exactly_once"):
-            self.releases.created(spec.actor_id)
+        elif fields["checkpoint"] is not None:
+            self._share_toolkit()
+            if fields["checkpoint"].get("exactly_once"):
+                self.releases.created(spec.actor_id)
+
+    def _share_toolkit(self) -> None:
+        """Have the zygote import what actors with checkpoints need: their restarts do not wait for it."""
+        if not self._toolkit_shared:
+            self._toolkit_shared = True
+            self._node.zygote.preload(_TOOLKIT)
 
     def on_subscribe(self, client: Client, frame: ActorSubscribe) -> None:
         """ACTOR_SUBSCRIBE."""

@@ -13,15 +13,16 @@ import os
 import random
 import resource
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ftray as ray
 from tests.chaos.torture_book import Book
@@ -165,11 +166,21 @@ def report(seed: str, book: Book, killer: Killer, took_s: float) -> None:
         print(f"WRONG {problem}")
 
 
-def store_of(kind: str, base: str) -> str:
+@contextmanager
+def store_of(kind: str, base: str) -> Iterator[str]:
     """Where the checkpoints go."""
     if kind == "file":
-        return Path(base, "store").as_uri()
-    raise SystemExit("--store s3: this version of ftray has no S3 store")
+        yield Path(base, "store").as_uri()
+        return
+    try:
+        from tests.helpers.s3_server import ENVIRONMENT, s3_server
+
+        import s3fs  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(f"--store s3 needs `pip install s3fs 'moto[server]'`: {error}") from error
+    os.environ.update(ENVIRONMENT)
+    with s3_server() as server:
+        yield f"s3://{server.new_bucket()}/torture?endpoint_url={server.endpoint}"
 
 
 def arguments() -> argparse.Namespace:
@@ -193,7 +204,8 @@ def main() -> int:
     os.environ[processes.MARK] = processes.new_mark()
     wrong = 1
     try:
-        book, killer, took_s = torture(seed, options.kills, options.calls, store_of(options.store, base), options.cpus)
+        with store_of(options.store, base) as store:
+            book, killer, took_s = torture(seed, options.kills, options.calls, store, options.cpus)
         report(seed, book, killer, took_s)
         wrong = sum(book.wrong.values())
         eventually(lambda: not processes.marked(os.environ[processes.MARK]), "all processes to end")
@@ -203,8 +215,6 @@ def main() -> int:
         if options.keep or wrong:
             print(f"torture: the store is in {base}")
         else:
-            import shutil
-
             shutil.rmtree(base)
     print(f"torture: {'failed' if wrong else 'passed'}, seed {seed}", flush=True)
     return 1 if wrong else 0

@@ -55,7 +55,8 @@ def leaf(store: str, number: int) -> Any:
 
 
 def teller(cls: Any, store: str, name: str) -> Any:
-    return made_of(cls, store, {"every": 200}).options(name=name).remote()
+    durability = "power" if name.endswith("1") else "process"
+    return made_of(cls, store, {"every": 200, "durability": durability}).options(name=name).remote()
 
 
 def made_of(cls: type, store: str, options: dict[str, Any]) -> Any:

@@ -191,10 +191,24 @@ def test_nodes_that_are_gone(programs: Programs) -> None:
 
 def test_ways_to_keep_a_state(programs: Programs) -> None:
     output = programs.run("fault_tolerance/checkpoints.py")
-    for way in ("file", "kv", "actor"):
+    for way in ("file", "kv", "actor", "exactly-once"):
         # Every number was saved before its reply, and a call that had begun is run again by itself.
         assert re.search(rf"^{way} +2 kills, 0 calls again: the sum is 465$", output, re.M), output
     assert number(r"checkpointable +2 kills, (\d+) calls again: the sum is 465", output) <= 10
+
+
+def test_bank(programs: Programs) -> None:
+    output = programs.run("bank.py", "--transfers", "200", "--kills", "5", "--seed", "3")
+    assert "5 crashes" in output and "together 4000 of 4000" in output
+    assert "PASS: every cent is where it belongs" in output
+    assert "--kills must be" in programs.run("bank.py", "--transfers", "20", "--kills", "1", status=2)
+
+
+def test_word_count(programs: Programs) -> None:
+    output = programs.run("word_count.py", "--lines", "80", "--crashes", "2")
+    assert re.findall(r"^reader \d died at line (\d+)$", output, re.M) == ["26", "53"]
+    assert "80 lines counted of 80\nPASS: every line counted once" in output
+    assert "--crashes must be" in programs.run("word_count.py", "--lines", "2", "--crashes", "2", status=2)
 
 
 # --- training under fire -------------------------------------------------------------------------------
