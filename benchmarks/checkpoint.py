@@ -1,9 +1,9 @@
-"""What durability costs: ``python -m benchmarks.checkpoint [--smoke] [--peers-python P] [--ray-python P] [--json FILE]``.
+"""What durability costs: ``python -m benchmarks.checkpoint [--smoke] [--ray-python P] [--json FILE]``.
 
-Durable calls beside plain ones and beside the disk's own limit, in one run: sides alternate in short turns, and medians
-are compared. Peers, each under an interpreter that has it: DBOS steps on SQLite, Ray's plain calls, and Ray's documented
-recipe (a fsynced file, restarts and retries), whose sum is compared with what it should be after kills.
-"""
+Durable calls beside plain ones and beside the disk's own limit, in one run: sides alternate in short
+turns, and medians are compared. Peers, each under an interpreter that has it: DBOS steps on SQLite, Ray's
+plain calls, and Ray's documented recipe (a fsynced file, restarts and retries), whose sum is compared
+with what it should be after kills."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCRIPTS = Path(__file__).resolve().parent / "peers"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a value, what it is compared with, and what must hold of the ratio or the value."""
+    """One line of the table: a value, what it is compared with, and what must hold of the ratio (or it)."""
 
     title: str
     value: float
@@ -92,8 +92,24 @@ def synchronous(bench: Bench, budget: Budget) -> list[Line]:
     return [
         Line("plain call, synchronous", middle["plain"], "/s"),
         Line("fdatasync of one record", 1 / middle["fdatasync"], "s"),
-        Line("durable (process), synchronous", middle["process"], "/s", ratio(rates, "process", "plain"), "plain", 0.6, None),
-        Line("durable (power), synchronous", middle["power"], "/s", ratio(rates, "power", "limit"), "1/(fdatasync + plain)", 0.7, 0.9),
+        Line(
+            "durable (process), synchronous",
+            middle["process"],
+            "/s",
+            ratio(rates, "process", "plain"),
+            "plain",
+            0.6,
+            None,
+        ),
+        Line(
+            "durable (power), synchronous",
+            middle["power"],
+            "/s",
+            ratio(rates, "power", "limit"),
+            "1/(fdatasync + plain)",
+            0.7,
+            0.9,
+        ),
     ]
 
 
@@ -102,8 +118,24 @@ def pipelined(bench: Bench, budget: Budget) -> list[Line]:
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return [
         Line("plain calls, 1,000 in flight", middle["plain"], "/s"),
-        Line("durable (process), 1,000 in flight", middle["process"], "/s", ratio(rates, "process", "plain"), "plain", None, 0.7),
-        Line("durable (power), 1,000 in flight", middle["power"], "/s", ratio(rates, "power", "plain"), "plain", 0.25, 0.5),
+        Line(
+            "durable (process), 1,000 in flight",
+            middle["process"],
+            "/s",
+            ratio(rates, "process", "plain"),
+            "plain",
+            None,
+            0.7,
+        ),
+        Line(
+            "durable (power), 1,000 in flight",
+            middle["power"],
+            "/s",
+            ratio(rates, "power", "plain"),
+            "plain",
+            0.25,
+            0.5,
+        ),
     ]
 
 
@@ -140,7 +172,9 @@ def peer(python: str | None, script: str, smoke: bool) -> dict[str, float]:
             command, capture_output=True, text=True, timeout=PEER_TIMEOUT_S, env=environment, cwd=directory
         )
         if done.returncode:
-            raise RuntimeError(f"{script} ended with {done.returncode}:\n{done.stdout}\n{done.stderr[-5000:]}")
+            raise RuntimeError(
+                f"{script} ended with {done.returncode}:\n{done.stdout}\n{done.stderr[-5000:]}"
+            )
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found
 
@@ -158,7 +192,9 @@ def beside_peers(lines: list[Line], dbos: dict[str, float], ray: dict[str, float
     if "plain calls, 1,000 in flight" in ray:
         power = named["durable (power), 1,000 in flight"]
         times = power / ray["plain calls, 1,000 in flight"]
-        found.append(Line("durable (power), 1,000 in flight", power, "/s", times, "Ray's plain calls", 4.0, None))
+        found.append(
+            Line("durable (power), 1,000 in flight", power, "/s", times, "Ray's plain calls", 4.0, None)
+        )
     return found
 
 

@@ -97,7 +97,7 @@ def holder_class(store: str) -> Any:
             self.array = np.ones(size, dtype=np.uint8)
 
         def touch(self) -> None:
-            self.array[:: 4096] += 1
+            self.array[::4096] += 1
 
         @readonly
         def pauses(self) -> tuple[float, float]:
@@ -171,7 +171,7 @@ class Bench:
         return found
 
     def pause(self, size: int) -> tuple[int, float, float]:
-        """Size of the array, and seconds for which calls stood still: the first time, and with a warm buffer."""
+        """Size of the array, and seconds for which calls stood still: at first, and with a warm buffer."""
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         while size > free / 5:
             size //= 2

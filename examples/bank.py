@@ -1,8 +1,9 @@
 """Move money between accounts that are killed all the time, and never lose or make a cent.
 
-Each account, and the bank that moves money between two of them, is an exactly-once actor: its calls are journalled, and
-a call that is retried after a crash gives the reply that it gave before. So a transfer is two plain calls, with no
-transaction around them, although any of the three processes may die at any instant, also between the two.
+Each account, and the bank that moves money between two of them, is an exactly-once actor: its calls are
+journalled, and a call that is retried after a crash gives the reply that it gave before. So a transfer is
+two plain calls, with no transaction around them, although any of the three processes may die at any
+instant, also between the two.
 
     python examples/bank.py --transfers 600 --kills 12
 
@@ -56,7 +57,7 @@ def make_classes(store: str) -> tuple[Any, Any]:
             self.done = self.refused = 0
 
         def transfer(self, source: Any, target: Any, amount: int) -> bool:
-            """Move the money if it is there. A crash in here goes on where it was, with what was answered so far."""
+            """Move the money if it is there. After a crash it goes on with what was answered so far."""
             try:
                 ray.get(source.add.remote(-amount))
             except ValueError:
@@ -102,7 +103,9 @@ def by_hand(orders: list[tuple[str, str, int]]) -> tuple[dict[str, int], list[bo
     return balances, replies
 
 
-def run(orders: list[tuple[str, str, int]], kills: int, seed: int, store: str) -> tuple[dict[str, int], list[bool]]:
+def run(
+    orders: list[tuple[str, str, int]], kills: int, seed: int, store: str
+) -> tuple[dict[str, int], list[bool]]:
     """The same with actors, some of which are killed in between; balances and replies."""
     account_class, bank_class = make_classes(store)
     accounts = {name: account_class.options(name=name).remote() for name in ACCOUNTS}
@@ -142,8 +145,14 @@ def main() -> int:
         ray.shutdown()
     right = (balances, replies) == by_hand(orders)
     print(", ".join(f"{name} {balance}" for name, balance in balances.items()))
-    print(f"together {sum(balances.values())} of {START * len(ACCOUNTS)}, in {time.monotonic() - began_s:.1f} s")
-    print("PASS: every cent is where it belongs" if right else "FAIL: the balances are not those of a plain loop")
+    print(
+        f"together {sum(balances.values())} of {START * len(ACCOUNTS)}, in {time.monotonic() - began_s:.1f} s"
+    )
+    print(
+        "PASS: every cent is where it belongs"
+        if right
+        else "FAIL: the balances are not those of a plain loop"
+    )
     return 0 if right else 1
 
 

@@ -1,15 +1,14 @@
 """Count words of a stream exactly once, although the program that reads the stream dies and is run again.
 
-The source can be read again from any place, as a log can; each of its lines has an *offset*. The line's call is named by
-it, ``call_key="line-17"``: whoever makes that call again, in this run or in a later one, gets the reply recorded the
-first time, and nothing is counted twice. So the reader needs no position of its own. After a crash it starts again from
-the beginning (or from anywhere before what it may have lost).
+The source can be read again from any place, as a log can; each of its lines has an *offset*. The line's
+call is named by it, ``call_key="line-17"``: whoever makes that call again, in this run or in a later one,
+gets the reply recorded the first time, and nothing is counted twice. So the reader needs no position of
+its own. After a crash it starts again from the beginning (or from anywhere before what it may have lost).
 
     python examples/word_count.py --lines 300 --crashes 3
 
-runs a reader, which ends itself in the middle of its work as often as it is told to, until one comes to the end. Then it
-compares the counts with those of a plain loop. Exit status 0 when they are the same.
-"""
+runs a reader, which ends itself in the middle of its work as often as it is told to, until one comes to
+the end. Then it compares the counts with those of a plain loop. Exit status 0 when they are the same."""
 
 from __future__ import annotations
 
@@ -102,7 +101,9 @@ def main() -> int:
         for crash in range(arguments.crashes):
             at = (crash + 1) * arguments.lines // (arguments.crashes + 1)
             status = subprocess.run([*command, "--crash-at", str(at)]).returncode
-            print(f"reader {crash + 1} died at line {at}" if status == -signal.SIGKILL else f"status {status}")
+            print(
+                f"reader {crash + 1} died at line {at}" if status == -signal.SIGKILL else f"status {status}"
+            )
         return subprocess.run(command).returncode
 
 

@@ -1,4 +1,4 @@
-"""DBOS on SQLite: durable steps in a second. Run by `benchmarks.checkpoint` under an interpreter that has DBOS."""
+"""DBOS on SQLite: durable steps a second. Run by `benchmarks.checkpoint` under a Python that has it."""
 
 import json
 import sys

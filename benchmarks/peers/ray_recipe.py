@@ -1,4 +1,4 @@
-"""Ray: plain calls, and its documented recipe for actors that survive (a file, restarts and retries) under kills.
+"""Ray: plain calls, and its documented recipe for actors that survive (a file, restarts, retries), killed.
 
 Run by `benchmarks.checkpoint` under an interpreter that has Ray.
 """
@@ -11,7 +11,7 @@ import sys
 import time
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-import ray  # noqa: E402
+import ray
 
 directory, smoke = sys.argv[1], "--smoke" in sys.argv
 calls, kills, trials = (300, 1, 1) if smoke else (3000, 3, 3)
@@ -64,9 +64,9 @@ def rate(step, per_step=1):
 def drift(trial):
     """How many calls too many the recipe has counted."""
     actor = Immortal.remote(os.path.join(directory, f"recipe-{trial}"))
-    for part in range(kills):
+    for _ in range(kills):
         pid = ray.get(actor.pid.remote())
-        refs = [actor.add.remote() for _ in range(calls // kills)]
+        refs = [actor.add.remote() for _call in range(calls // kills)]
         ray.get(refs[len(refs) // 2])
         process = os.pidfd_open(pid)
         signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -81,7 +81,9 @@ try:
     plain = Plain.remote()
     found = {
         "plain call, synchronous": rate(lambda: ray.get(plain.add.remote())),
-        "plain calls, 1,000 in flight": rate(lambda: ray.get([plain.add.remote() for _ in range(1000)]), 1000),
+        "plain calls, 1,000 in flight": rate(
+            lambda: ray.get([plain.add.remote() for _ in range(1000)]), 1000
+        ),
     }
     immortal = Immortal.remote(os.path.join(directory, "rate"))
     found["recipe, synchronous"] = rate(lambda: ray.get(immortal.add.remote()))

@@ -1,4 +1,4 @@
-"""A short torture of exactly-once actors as a test (``make torture`` runs a long one), and that it sees what it is to see."""
+"""A short torture of exactly-once actors (``make torture`` is a long one), and that it sees what is wrong."""
 
 from __future__ import annotations
 

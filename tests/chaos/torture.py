@@ -1,10 +1,10 @@
-"""Exactly-once actors under random SIGKILLs: ``python -m tests.chaos.torture --kills 1000 --calls 1000000 --seed N``.
+"""Exactly-once actors under random SIGKILLs: ``python -m tests.chaos.torture --kills N --calls N --seed S``.
 
-Actors, the actors that call them, and tasks that call both are killed at random while calls of all kinds are under way.
-A reference that knows nothing of the runtime holds every reply and every final state against what was asked for: each
-effect once, in order, with the same reply for whoever asks again. It prints what was lost or doubled, how often and how
-fast was recovered, and its seed; the same seed makes the same plan, though not the same timing.
-"""
+Actors, the actors that call them, and tasks that call both are killed at random while calls of all kinds
+are under way. A reference that knows nothing of the runtime holds every reply and every final state
+against what was asked for: each effect once, in order, with the same reply for whoever asks again. It
+prints what was lost or doubled, how often and how fast was recovered, and its seed; the same seed makes
+the same plan, though not the same timing."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Killer:
         return False
 
     def _recover(self, name: str, old: int, begin_s: float) -> None:
-        """From the kill to the first answer of the next incarnation, which stands behind the calls under way."""
+        """From the kill to the first answer of the next incarnation, behind the calls under way."""
         try:
             while True:
                 pid = ray.get(self._cast.all[name].pid.remote(), timeout=60)
@@ -157,11 +157,15 @@ def report(seed: str, book: Book, killer: Killer, took_s: float) -> None:
     recoveries = killer.recoveries_s
     print(f"calls judged        {book.calls} in {took_s:.1f} s: {book.calls / took_s:.0f} /s")
     print(f"kills               {sum(killer.done.values())}: {dict(sorted(killer.done.items()))}")
-    print(f"recoveries timed    {len(recoveries)}, p50 {percentile(recoveries, 0.5) * 1e3:.0f} ms, "
-          f"p99 {percentile(recoveries, 0.99) * 1e3:.0f} ms, longest {max(recoveries, default=0) * 1e3:.0f} ms")
+    print(
+        f"recoveries timed    {len(recoveries)}, p50 {percentile(recoveries, 0.5) * 1e3:.0f} ms, "
+        f"p99 {percentile(recoveries, 0.99) * 1e3:.0f} ms, longest {max(recoveries, default=0) * 1e3:.0f} ms"
+    )
     print(f"refused as poison   {book.poisoned}")
-    print(f"lost {book.wrong['lost']}, doubled {book.wrong['doubled']}, "
-          f"other problems {sum(book.wrong.values()) - book.wrong['lost'] - book.wrong['doubled']}")
+    print(
+        f"lost {book.wrong['lost']}, doubled {book.wrong['doubled']}, "
+        f"other problems {sum(book.wrong.values()) - book.wrong['lost'] - book.wrong['doubled']}"
+    )
     for problem in book.problems[:30]:
         print(f"WRONG {problem}")
 
@@ -173,9 +177,9 @@ def store_of(kind: str, base: str) -> Iterator[str]:
         yield Path(base, "store").as_uri()
         return
     try:
-        from tests.helpers.s3_server import ENVIRONMENT, s3_server
-
         import s3fs  # noqa: F401
+
+        from tests.helpers.s3_server import ENVIRONMENT, s3_server
     except ImportError as error:
         raise SystemExit(f"--store s3 needs `pip install s3fs 'moto[server]'`: {error}") from error
     os.environ.update(ENVIRONMENT)

@@ -1,8 +1,8 @@
-"""What the torture of exactly-once actors runs in workers: actors whose state and replies show any effect twice or never.
+"""What the torture of exactly-once actors runs: their states and replies show effects twice or never.
 
-Every effect has a number of its own (an *entry*: which `Leaf`, which index). A leaf counts how often each was applied,
-and numbers them in its order: over all replies of a leaf, those numbers must be 1 to n, each once.
-"""
+Every effect has a number of its own (an *entry*: which `Leaf`, which index). A leaf counts how often each
+was applied, and numbers them in its order: over all replies of a leaf, those numbers must be 1 to n, each
+once."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Teller(ray.Checkpointable, exactly_once=True, keep=2):
     def spread(self, index: int, entries: list[tuple[Any, int]]) -> tuple[int, int, list[Reply]]:
         number, times = self.counting.mark(index)
         refs = [leaf.apply.remote(i, index) for leaf, i in entries]
-        done, later = ray.wait(refs, num_returns=1)
+        done, _later = ray.wait(refs, num_returns=1)
         ray.get(done[0])
         return number, times, ray.get(refs)
 

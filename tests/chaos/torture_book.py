@@ -1,4 +1,4 @@
-"""The reference of the torture: what was to be applied, and what each reply must be. Knows nothing of the runtime."""
+"""The reference of the torture: what was to be applied, and what replies must be. Knows no runtime."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the driver of a torture submits, and what must come of it.
 
-A maker submits one batch and returns a judge, which waits for all its replies and writes them into the `Book`.
-"""
+A maker submits one batch and returns a judge, which waits for all its replies and writes them into the
+`Book`."""
 
 from __future__ import annotations
 
@@ -250,7 +250,9 @@ class Submitter:
                 key = f"{mine[0]} noise"
                 self.last[mine[0]] = self.book.in_order(mine[0], self.last.get(mine[0], 0), reply[0])
                 if reply[4] <= self.noises.get(key, -1.0):
-                    self.book.problem("wrong reply", f"{mine}: the sum of what was recorded fell to {reply[4]}")
+                    self.book.problem(
+                        "wrong reply", f"{mine}: the sum of what was recorded fell to {reply[4]}"
+                    )
                 self.noises[key] = reply[4]
 
         self.noises: dict[str, float] = getattr(self, "noises", {})
