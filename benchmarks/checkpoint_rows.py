@@ -132,8 +132,25 @@ class Bench:
         def step(actor: Any) -> Step:
             return lambda: ftray.get(actor.add.remote()), 1
 
-        found = {name: step(actor) for name, actor in self._calls().items()}
-        return {**found, "fdatasync": self.fdatasync()}
+        actors = self._calls()
+        self._power = actors.pop("power")
+        return {name: step(actor) for name, actor in actors.items()}
+
+    def beside_disk(self, times: int) -> tuple[float, float]:
+        """Seconds of a synchronous `power` call and of a bare fdatasync, one after the other: medians.
+
+        The time of a disk changes from one second to the next.
+        """
+        sync, _ = self.fdatasync()
+        taken_s: tuple[list[float], list[float]] = ([], [])
+        for _ in range(times):
+            begin_s = time.perf_counter()
+            ftray.get(self._power.add.remote())
+            between_s = time.perf_counter()
+            sync()
+            taken_s[0].append(between_s - begin_s)
+            taken_s[1].append(time.perf_counter() - between_s)
+        return statistics.median(taken_s[0]), statistics.median(taken_s[1])
 
     def pipelined(self) -> dict[str, Step]:
         def step(actor: Any) -> Step:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import events_cost, large_object, limits, pingpong, process, run, runner, scale, table
+from benchmarks import checkpoint, events_cost, large_object, limits, pingpong, process, run, runner, scale, table
 from benchmarks.peers import KEYS
 from benchmarks.rows import ROWS, select
 from benchmarks.rows.row import Start, Target, Unit, times_better
@@ -297,6 +297,26 @@ def test_a_difference_is_that_within_pairs() -> None:
     turns = [({"wall": 3.0 + slow}, {"wall": 2.0 + slow}) for slow in (0, 0, 0, 0, 10, 10, 10, 10)]
     found = events_cost.summary(turns, "wall")
     assert (found["difference"], found["quartiles"]) == (1.0, [1.0, 1.0])
+
+
+def test_what_durability_costs_can_be_measured(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    done = run_module("benchmarks.checkpoint", "--smoke", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    lines = json.loads(out.read_text())
+    rates = [line for line in lines if line["unit"] in ("/s", "s")]
+    assert len(rates) >= 10 and all(line["value"] > 0 for line in rates)
+    assert "floor 0.6" in done.stdout and "machine: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "less_is_better", "met"), [(0.7, False, True), (0.5, False, False), (0.5, True, True)]
+)
+def test_a_durability_line_is_judged_by_its_ratio(value: float, less_is_better: bool, met: bool) -> None:
+    line = checkpoint.Line("line", 99.0, "/s", value, "plain", 0.6, None, less_is_better)
+    assert line.met(line.floor) is met
+    assert line.met(line.goal) is None
+    assert ("floor 0.6 met" if met else "floor 0.6 MISSED") in str(line)
 
 
 def test_a_large_object() -> None:
