@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import checkpoint, events_cost, large_object, limits, pingpong, process, run, runner, scale, table
+from benchmarks import (
+    checkpoint,
+    events_cost,
+    large_object,
+    limits,
+    pingpong,
+    process,
+    run,
+    runner,
+    scale,
+    table,
+)
 from benchmarks.peers import KEYS
 from benchmarks.rows import ROWS, select
 from benchmarks.rows.row import Start, Target, Unit, times_better
