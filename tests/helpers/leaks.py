@@ -33,6 +33,16 @@ def descriptor_kinds() -> Counter[str]:
     return kinds
 
 
+def mapping_kinds() -> Counter[str]:
+    """Mapped memory files by name, size in bytes and protection."""
+    kinds: Counter[str] = Counter()
+    for line in processes.memfd_mappings():
+        addresses, protection, _offset, _device, _inode, name = line.split(maxsplit=5)
+        first, last = (int(address, 16) for address in addresses.split("-"))
+        kinds[f"{name} {last - first} {protection}"] += 1
+    return kinds
+
+
 class Footprint:
     """What this process held before it started a runtime."""
 
@@ -42,7 +52,7 @@ class Footprint:
         self.descriptors = descriptor_kinds()
         self.children = set(processes.children_of(os.getpid()))
         self.shared = shared_memory_files()
-        self.mappings = len(processes.memfd_mappings())
+        self.mappings = mapping_kinds()
 
     def extra_descriptors(self) -> Counter[str]:
         return descriptor_kinds() - self.descriptors
@@ -56,8 +66,7 @@ class Footprint:
         left += [f"shared memory {name}" for name in shared_memory_files() - self.shared]
         left += [f"session {path}" for path in self.base.glob("ftray-*/s-*")]
         left += [f"socket {path}" for path in processes.bound_sockets(self.base)]
-        new_mappings = len(processes.memfd_mappings()) - self.mappings
-        left += [f"{new_mappings} memfd mappings"] if new_mappings > 0 else []
+        left += [f"mapping {what} x{count}" for what, count in (mapping_kinds() - self.mappings).items()]
         return left
 
     def check_restored(self) -> None:
