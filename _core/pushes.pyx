@@ -21,16 +21,28 @@ from ftray._core.wire cimport (GROUP_SIZE, HEAD_IN_GROUP, KIND_METHOD, KIND_TASK
                                StreamStart, TaskHead)
 
 
+cdef enum:
+    VALUES_IN_FRAME = 67108864      # bytes of small values of arguments; a frame's size has 32 bits
+
+
 cdef extern from "flows.hpp":
     pass
 
 
+cdef inline bint goes_along(ObjEntry *e, uint64_t *along) noexcept nogil:
+    """Is the value written into the frame? Counts what is: beyond the bound, the callee asks for the values."""
+    if e.state != OBJ_INLINE or along[0] + e.blob.size > VALUES_IN_FRAME:
+        return False
+    along[0] += e.blob.size
+    return True
+
+
 cdef uint64_t deps_size(TaskRec *t) noexcept nogil:
-    cdef uint64_t n = 0
+    cdef uint64_t n = 0, along = 0
     cdef uint16_t i
     for i in range(t.ndeps):
         n += sizeof(DepHead)
-        if t.deps[i].state == OBJ_INLINE:
+        if goes_along(t.deps[i], &along):
             n += t.deps[i].blob.size
     return n
 
@@ -42,6 +54,7 @@ cdef inline bint memory_is_short(Core *c) noexcept nogil:
 cdef char *write_deps(Core *c, TaskRec *t, char *p) noexcept nogil:
     cdef DepHead *d
     cdef ObjEntry *e
+    cdef uint64_t along = 0
     cdef uint16_t i
     for i in range(t.ndeps):
         e = t.deps[i]
@@ -52,7 +65,7 @@ cdef char *write_deps(Core *c, TaskRec *t, char *p) noexcept nogil:
         else:
             memcpy(d.owner, e.ext.owner.b, 28)
         p += sizeof(DepHead)
-        if e.state == OBJ_INLINE:
+        if goes_along(e, &along):
             d.kind = VALUE_INLINE
             d.size = e.blob.size
             memcpy(p, e.blob.data, e.blob.size)

@@ -48,3 +48,29 @@ def test_messages_longer_than_frames_are_refused():
     with pytest.raises(ValueError, match="1073741824 bytes to ftrayd; it takes at most"):
         _core.tell_node(30, bytes(1 << 30))
     assert ray.get(ray.put(1)) == 1
+
+
+@ray.remote
+def total(*values):
+    return len(values), sum(int(value[0]) + int(value[-1]) for value in values)
+
+
+@ray.remote
+class Totals:
+    def total(self, *values):
+        return len(values), sum(int(value[0]) + int(value[-1]) for value in values)
+
+    def pass_on(self, refs):
+        return ray.get(total.remote(*refs))
+
+
+def test_more_small_values_than_one_frame_carries():
+    """Each goes along with the call; what would be beyond 64 MiB is asked for by the callee."""
+    count, size = 720, 99_000
+    assert count * size > 1.05 * (64 << 20)
+    refs = [ray.put(np.full(size, number % 251, dtype=np.uint8)) for number in range(count)]
+    expected = (count, sum(2 * (number % 251) for number in range(count)))
+    assert ray.get(total.remote(*refs)) == expected
+    totals = Totals.options(num_cpus=0).remote()
+    assert ray.get(totals.total.remote(*refs)) == expected
+    assert ray.get(totals.pass_on.remote(refs)) == expected  # a borrower calls with values of ours
