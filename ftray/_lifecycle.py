@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ftray._node.launch import NodeHandle
 
 _LAST_OUTPUT_S = 2.0
+_PARTS_S = 30.0  # for the rest of a frame that ftrayd has begun to send
 _RPC = 100
 
 
@@ -426,9 +427,14 @@ def connect(
             job=job,
         )
         found = Session(connection, worker_id, namespace)
-        connection.sock.setblocking(False)
+        connection.sock.settimeout(_PARTS_S)  # a frame may have arrived in part
         directory_fd = os.open(session_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        node_fd, messages = connection.detach()
+        try:
+            node_fd, messages = connection.detach()
+        except BaseException:
+            os.close(directory_fd)
+            raise
+        os.set_blocking(node_fd, False)
         board_fd, connection.board_fd = connection.board_fd, -1
         _core.attach(  # which closes the descriptors when it fails
             node_fd,

@@ -84,15 +84,18 @@ class NodeConnection:
             The socket's timeout passed.
         """
         while not self._inbox:
-            data, fds, truncated = recv_with_fds(self.sock, 1 << 16, MAX_PENDING_FDS)
-            if truncated:
-                for fd in fds:
-                    os.close(fd)
-                raise ProtocolError("the node sent more descriptors in one frame than the protocol allows")
-            if not data:
-                raise ConnectionError(f"the node of {self.session_dir} closed the connection")
-            self._inbox += self._decoder.feed(data, fds)
+            self._read()
         return self._inbox.popleft()
+
+    def _read(self) -> None:
+        data, fds, truncated = recv_with_fds(self.sock, 1 << 16, MAX_PENDING_FDS)
+        if truncated:
+            for fd in fds:
+                os.close(fd)
+            raise ProtocolError("the node sent more descriptors in one frame than the protocol allows")
+        if not data:
+            raise ConnectionError(f"the node of {self.session_dir} closed the connection")
+        self._inbox += self._decoder.feed(data, fds)
 
     @property
     def has_pending(self) -> bool:
@@ -122,13 +125,15 @@ class NodeConnection:
     def detach(self) -> tuple[int, list[Message]]:
         """Hand the socket on: its descriptor, now the caller's, and the messages not taken yet.
 
+        A frame that has arrived in part is received to its end first, for which the socket's timeout holds.
+
         Raises
         ------
-        RuntimeError
-            When a frame has arrived in part: call ``receive`` until it is complete.
+        ConnectionError, ProtocolError, TimeoutError
+            The rest of that frame did not come; the connection is as before.
         """
-        if self._decoder.pending_bytes:
-            raise RuntimeError("a frame has arrived in part; receive it before detaching the connection")
+        while self._decoder.pending_bytes:
+            self._read()
         messages = list(self._inbox)
         self._inbox.clear()
         return self.sock.detach(), messages
