@@ -23,6 +23,7 @@ _HOME = {
     "delete": "manage",
     "export": "savepoint",
     "open": "reader",
+    "prune": "manage",
     "restore": "rollback",
     "savepoint_info": "savepoint",
     "status": "manage",
@@ -110,6 +111,7 @@ __all__ = [
     "export",
     "nondeterministic",
     "open",
+    "prune",
     "readonly",
     "restore",
     "savepoint_info",
@@ -155,6 +157,7 @@ if TYPE_CHECKING:
     from .host import Incident as Incident
     from .keyinfo import KeyInfo as KeyInfo
     from .manage import delete as delete
+    from .manage import prune as prune
     from .manage import status as status
     from .reader import CheckpointReader as CheckpointReader
     from .reader import JournalInfo as JournalInfo

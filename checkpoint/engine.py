@@ -25,12 +25,12 @@ from .errors import (
     CheckpointNotFoundError,
     CheckpointOptionError,
 )
-from .holders import start_ticks
+from .holders import look, start_ticks
 from .host import ActorIdentity, Host, Incident
 from .keys import key_of
 from .options import Options, restart_defaults, validate
 from .requirements import check_class, check_host, check_store
-from .session import OUT_OF_SCOPE, ActorSession
+from .session import OUT_OF_SCOPE, SESSION_OVER, ActorSession
 from .snapshots import Loaded, Past, SnapshotLog
 from .state import attribute_names, drop_attributes
 from .stores import connect, resolve_url
@@ -40,7 +40,16 @@ if TYPE_CHECKING:
     from .codec import Codec
     from .exactly_once import ExactlyOnce
 
-__all__ = ["OUT_OF_SCOPE", "ActorSession", "discard", "open", "open_async", "restart_defaults", "spec_of"]
+__all__ = [
+    "OUT_OF_SCOPE",
+    "SESSION_OVER",
+    "ActorSession",
+    "discard",
+    "open",
+    "open_async",
+    "restart_defaults",
+    "spec_of",
+]
 
 
 def spec_of(cls: type, overrides: Mapping[str, object] | None = None) -> dict[str, object] | None:
@@ -151,12 +160,24 @@ async def open_async(
 
 
 def discard(spec: Mapping[str, object], identity: ActorIdentity) -> bool:
-    """Remove the snapshots of an unnamed actor that is gone for good; False if its key outlives it."""
+    """Remove the snapshots of an unnamed actor that is gone for good, whose last process has ended.
+
+    Returns
+    -------
+    bool
+        False if the key outlives the actor, or somebody else works on it, whose it is then.
+    """
     options = validate(spec)
     key = key_of(identity, options.checkpoint_key)
-    if key.ephemeral:
-        connect(options.store).remove(key.text)
-    return key.ephemeral
+    if not key.ephemeral:
+        return False
+    store = connect(options.store)
+    claims = store.scan(key.text).claims
+    holder = look(store, key.text, claims[-1]) if claims else None
+    if holder is not None and holder.record.get("actor") != identity.unique_id:
+        return False
+    store.remove(key.text)
+    return True
 
 
 def holder(host: Host) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import CheckpointError, CheckpointOptionError
+from .errors import CheckpointError, CheckpointNotFoundError, CheckpointOptionError
 from .figures import STATUS_METHOD
-from .keyinfo import remove
+from .keyinfo import orphans, remove
 from .stores import connect
 from .stores.protocol import Store
 
@@ -93,3 +93,29 @@ def delete(
     found = status(handle_or_key, timeout_s=timeout_s)
     remove(connect(found["store"]), found["key"], takeover)
     return str(found["key"])
+
+
+def prune(store: str | os.PathLike[str] | Store) -> list[str]:
+    """Remove what unnamed actors of sessions that are gone have left behind.
+
+    An unnamed actor's key goes with the actor; one that is still there was left by a session that was
+    killed. A key whose session may live (this machine cannot tell for others) stays.
+
+    Parameters
+    ----------
+    store : path, URL or Store
+
+    Returns
+    -------
+    list of str
+        The keys that were removed, sorted.
+    """
+    held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    removed = []
+    for key in orphans(held):
+        try:
+            remove(held, key, takeover=False)
+        except CheckpointNotFoundError:
+            continue  # somebody else prunes, too
+        removed.append(key)
+    return removed

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 OUT_OF_SCOPE = "out of scope"
 """Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
+SESSION_OVER = "the session ends"
+"""Reason of `ActorSession.close`: whatever could restart the actor ends, too. As with `OUT_OF_SCOPE`."""
 FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _NEVER = sys.maxsize
 _LOOK_EVERY = 64
@@ -498,7 +500,7 @@ class ActorSession:
         final : bool
             Save once more if anything has changed since the last snapshot, and wait for it.
         reason : str
-            For people; `OUT_OF_SCOPE` also removes the snapshots of an unnamed actor.
+            For people; `OUT_OF_SCOPE` and `SESSION_OVER` also remove the snapshots of an unnamed actor.
         timeout_s : float, optional
             Bound on all waiting. Default: `final_timeout_s`.
         inside : str, optional
@@ -511,7 +513,7 @@ class ActorSession:
         """
         bound_s = final_timeout_s() if timeout_s is None else timeout_s
         deadline = time.monotonic() + bound_s
-        gone = reason == OUT_OF_SCOPE and self._key.ephemeral
+        gone = reason in (OUT_OF_SCOPE, SESSION_OVER) and self._key.ephemeral
         if inside is not None:
             self.after_call(inside)
         if self._end is None and final and not gone:

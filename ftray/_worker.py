@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _ACTOR_READY, _ACTOR_EXIT = 34, 36
 _EXIT_ACTOR, _EXIT_OUT_OF_SCOPE, _EXIT_SIGTERM = 0, 1, 2
 _EXIT_HANDLERS_S = 30.0  # how long the user's atexit handlers may take
-# What `ActorSession.close` is told; the second also removes the snapshots of an unnamed actor.
+# What `ActorSession.close` is told; the second and the last also remove the snapshots of an unnamed actor.
 _REASONS = {_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}
+_SESSION_OVER = "the session ends"
 
 
 class _State:
@@ -120,7 +121,7 @@ def main(session_dir: str, startup_token: bytes) -> int:
     except BaseException as error:
         _leave_if_fenced(error)
         raise
-    _close_checkpoint("the worker ends")
+    _close_checkpoint(_SESSION_OVER)
     sys.stdout.flush()
     sys.stderr.flush()
     _flush()

@@ -268,12 +268,29 @@ def rm(
     keys: tuple[str, ...], store: str | None, orphans: bool, takeover: bool, yes: bool, as_json: bool
 ) -> None:
     """Remove keys with all that they hold. Savepoints stay."""
-    from ftray.checkpoint import delete
-
     if bool(keys) == orphans:
         raise click.UsageError("give keys, or --orphans")
     reader = _open(store)
     chosen = _keys(reader, True) if orphans else [_resolve(reader, key) for key in keys]
+    _remove(reader, chosen, yes, as_json, takeover)
+
+
+@checkpoint.command("prune")
+@_store
+@_yes
+@_json
+@_told
+def prune(store: str | None, yes: bool, as_json: bool) -> None:
+    """Remove what unnamed actors of sessions that are gone have left (`ls --orphans` shows it)."""
+    reader = _open(store)
+    _remove(reader, _keys(reader, True), yes, as_json)
+
+
+def _remove(
+    reader: CheckpointReader, chosen: list[str], yes: bool, as_json: bool, takeover: bool = False
+) -> None:
+    from ftray.checkpoint import delete
+
     infos = [reader.describe(key) for key in chosen]
     if infos and not yes:
         listed = "\n".join(f"  {info.key} ({_size(info.total_bytes)}, {_holder(info)})" for info in infos)

@@ -14,8 +14,10 @@ import time
 from ftray._node import actors as machine
 from ftray._node.amounts import CPU, UNIT, ResourceError, fixed_point
 from ftray._node.caller_releases import CallerReleases
+from ftray._node.discards import Discards, is_own
 from ftray._node.frames import (
     DEATH_INTENDED,
+    EXIT_TERMINATED,
     INFEASIBLE_GROUP_REMOVED,
     INFEASIBLE_NOW,
     KILL_OUT_OF_SCOPE,
@@ -66,6 +68,7 @@ class _Kept:
     def __init__(self, blob: bytes, fields: dict[str, Any]) -> None:
         self.blob = blob
         self.fields = fields
+        self.to_discard = False  # it has had a process, which may have left checkpoints that go with it
         self.held: Amounts = fixed_point(fields["resources"].items())
         # An actor that does not name a CPU needs one free to be placed and holds none, as in Ray.
         placement = fields.get("placement_resources")
@@ -86,6 +89,7 @@ class ActorService:
         self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
         self.releases = CallerReleases(self._tell_actor)
         self._toolkit_shared = False
+        self.discards = Discards(node)
 
     # Frames ---------------------------------------------------------------------------------------
 
@@ -153,6 +157,9 @@ class ActorService:
         """ACTOR_EXIT."""
         if self.table.actor_of(worker.number) == frame.actor_id and worker.verdict is None:
             worker.verdict = (DEATH_INTENDED, "ended on purpose")
+        kept = self._kept.get(frame.actor_id)
+        if kept is not None and worker.actor_id == frame.actor_id and frame.kind == EXIT_TERMINATED:
+            kept.to_discard = False  # it has done so itself
         self.apply(self.table.exit_announced(frame.actor_id, worker.number, frame.kind))
 
     # Events of the node ---------------------------------------------------------------------------
@@ -162,6 +169,9 @@ class ActorService:
         actor_id, incarnation = _placement(key)
         self._clients.pop((actor_id, incarnation), None)
         worker.actor_id = actor_id
+        kept = self._kept.get(actor_id)
+        if kept is not None:
+            kept.to_discard = is_own(kept.fields)
         self.apply(self.table.worker_found(actor_id, incarnation, worker.number))
 
     def placement_failed(self, key: object, text: str, env: bool) -> None:
@@ -181,6 +191,24 @@ class ActorService:
         if worker is not None:
             self.apply(self.table.worker_died(worker.number, cause, time.monotonic()))
         self.apply(self.table.owner_died(death.worker_id, death.text))
+
+    def session_ends(self) -> None:
+        """Nothing is restarted any more: actors without a process are gone for good."""
+        for actor_id, kept in list(self._kept.items()):
+            info = self.table.info(actor_id)
+            if info is None or info["worker"] is None:
+                self._discard(kept)
+
+    def ended_with_session(self, worker: WorkerProcess, death: Death) -> None:
+        """A process ended after `session_ends`: one that ended as it was asked to has left nothing."""
+        kept = self._kept.get(worker.actor_id) if worker.actor_id is not None else None
+        if kept is not None and not (worker.asked_to_exit and death.code == 0):
+            self._discard(kept)
+
+    def _discard(self, kept: _Kept) -> None:
+        if kept.to_discard:
+            kept.to_discard = False
+            self.discards.add(kept.fields)
 
     def client_gone(self, client: Client) -> None:
         """A subscriber left."""
@@ -273,7 +301,9 @@ class ActorService:
             elif isinstance(command, machine.SetTimer):
                 self._set_timer(command.actor_id, command.incarnation, command.when_s)
             elif isinstance(command, machine.Forget):
-                self._kept.pop(command.actor_id, None)
+                kept = self._kept.pop(command.actor_id, None)
+                if kept is not None:
+                    self._discard(kept)
                 self.releases.gone(command.actor_id)
                 self._node.groups.actor_dead(command.actor_id)
 

@@ -2,7 +2,8 @@
 
 ``boot.py node <fd>``: read the configuration from the lifeline, fork the zygote before anything else
 exists, become ``ftrayd``. ``boot.py zygote <fd> <ftrayd pid>``: become a zygote. ``boot.py spill <fd>``:
-become the process that writes spilled objects.
+become the process that writes spilled objects. ``boot.py discard <fd>``: become the process that removes
+checkpoints.
 
 The package ``ftray`` is entered into ``sys.modules`` without running its ``__init__``: ``ftrayd`` needs only
 ``ftray._node``, and the public API would cost it most of its start-up time and memory. The zygote, whose
@@ -121,6 +122,12 @@ def main() -> None:
         from ftray._node import spill_process
 
         spill_process.main(sock, config["location"])
+        return
+    if role == "discard":
+        package = _package()
+        from ftray._node import discard_process
+
+        discard_process.main(sock, config["session_dir"], lambda: _complete(package))
         return
     _be_zygote(sock, int(sys.argv[3]), _package(), config["worker_module"])
 

@@ -19,7 +19,7 @@ import sys
 import time
 
 from ftray._core import procs
-from ftray._node import frames, session
+from ftray._node import discards, frames, session
 from ftray._node.actor_service import ActorService
 from ftray._node.amounts import CPU, GPU, MEMORY, fixed_point
 from ftray._node.board import Board
@@ -333,7 +333,7 @@ class Node:
         if self._terminated:
             self.begin_shutdown("it was terminated")
         if self.stopping:
-            self._stop_when_empty()
+            self.stop_when_empty()
 
     def on_connection_lost(self, client: Client, why: str) -> None:
         """A registered process closed its connection."""
@@ -371,6 +371,8 @@ class Node:
         self.clients.forget(client)
         self.state.process_gone(client, death)
         if self.stopping:
+            if worker is not None:
+                self.actors.ended_with_session(worker, death)
             return
         self.objects.process_died(client)
         self.clients.broadcast(
@@ -440,10 +442,13 @@ class Node:
             if self.actors.saves_state(worker.actor_id):
                 grace_s = max(grace_s, self.config["shutdown_grace_s"])
             self.workers.retire(worker, may_decline=False)
+        self.actors.session_ends()
         now_s = time.monotonic()
+        last_s = now_s + grace_s + discards.LAST_PATIENCE_S
+        self.loop.set_timer("discards", last_s, self.actors.discards.give_up)
         self.loop.set_timer("grace", now_s + _PLAIN_GRACE_S, lambda: self._kill_workers(stateless_only=True))
         self.loop.set_timer("long grace", now_s + grace_s, lambda: self._kill_workers(stateless_only=False))
-        self._stop_when_empty()
+        self.stop_when_empty()
 
     def _kill_workers(self, stateless_only: bool) -> None:
         for worker in self.workers.all():
@@ -452,8 +457,9 @@ class Node:
                     worker, frames.DEATH_INTENDED, "did not end in time at shutdown and was killed"
                 )
 
-    def _stop_when_empty(self) -> None:
-        if not any(worker.pid for worker in self.workers.all()):
+    def stop_when_empty(self) -> None:
+        """Leave the loop when the last worker has ended and nothing is left to be removed."""
+        if not self.actors.discards.busy and not any(worker.pid for worker in self.workers.all()):
             self.loop.stop()
 
     def _close_tables(self) -> None:

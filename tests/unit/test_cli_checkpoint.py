@@ -151,6 +151,15 @@ def test_orphans(store: LocalStore, lives: Lives) -> None:
     assert data(store, "rm", "--orphans")["removed"] == [], "nothing to ask about"
 
 
+def test_prune(store: LocalStore, lives: Lives) -> None:
+    gone = unnamed(store, 1, ended_pid())
+    assert gone in run(store, "prune", answer="n\n", status=1)
+    assert len(store.keys()) == 2
+    assert "removed 1 keys" in run(store, "prune", answer="y\n")
+    assert store.keys() == [KEY]
+    assert data(store, "prune")["removed"] == []
+
+
 @pytest.mark.parametrize(
     ("args", "status", "words"),
     [

@@ -131,6 +131,12 @@ class TestOrphans:
         flags = {k: checkpoint.open(store).describe(k).orphan for k in (gone, restarting, unknown)}
         assert flags == {gone: True, restarting: False, unknown: False}
 
+    def test_prune_removes_them_and_nothing_else(self, store: LocalStore) -> None:
+        gone = [unnamed(store, n, ended_pid()) for n in (1, 2)]
+        restarting = unnamed(store, 3, os.getpid())
+        assert checkpoint.prune(store.url) == gone
+        assert store.keys() == [restarting] and checkpoint.prune(store) == []
+
     def test_after_a_new_boot_all_are(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
         keys = [unnamed(store, 1, os.getpid()), unnamed(store, 2, None)]
         assert keyinfo.orphans(store) == []

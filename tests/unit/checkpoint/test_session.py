@@ -23,10 +23,13 @@ from ftray.checkpoint import (
     NoSessionError,
     engine,
     faults,
+    holders,
 )
 from ftray.checkpoint import open as open_store
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.session import OUT_OF_SCOPE
+from ftray.checkpoint.snapshots import SnapshotLog
+from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import LocalHost, MemoryStore
 
 from .support import KEY, Counter, call, in_child, settle, start
@@ -365,6 +368,24 @@ class TestEnd:
         session.close(False, "killed")
         assert engine.discard(spec, host.identity) and open_store(tmp_path).keys() == []
         assert not engine.discard(spec, host.identity._replace(name="named"))
+
+    def test_discard_leaves_what_somebody_else_works_on(self, tmp_path: Path) -> None:
+        spec = engine.spec_of(Counter, {"store": tmp_path}) or {}
+        host = LocalHost("", unique_id="n1")
+        session = engine.open(Counter(), host, spec)
+        session.close(False, "killed")
+        store = LocalStore(tmp_path)
+        SnapshotLog(store, session.log.key, keep=2).claim(holders.tool("restore"))
+        assert not engine.discard(spec, host.identity) and store.keys() == [session.log.key]
+
+    def test_the_end_of_the_session_is_that_of_unnamed_actors(self) -> None:
+        store = MemoryStore()
+        for name, left in (("", []), ("named", ["test/named"])):
+            host = LocalHost(name, unique_id="n1")
+            session = engine.open(Counter(), host, store=store)
+            host.call(session, "incr")
+            session.close(True, engine.SESSION_OVER)
+            assert store.keys() == left
 
 
 class ConcurrentHost(LocalHost):
