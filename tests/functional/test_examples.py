@@ -129,7 +129,8 @@ def calls_saved(state: Path) -> int:
     if not state.is_dir():
         return 0
     reader = checkpoint.open(state)
-    return max((info.calls for key in reader.keys() for info in reader.list(key) if not info.error), default=0)
+    keys = reader.keys()  # a method of the reader, which is no dict
+    return max((info.calls for key in keys for info in reader.list(key) if not info.error), default=0)
 
 
 # --- fault tolerance -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""No two kinds of frame, state or error have one number: two branches may each have taken the next free one."""
+"""No two kinds of frame, state or error have one number: two changes may each take the next free one."""
 
 from __future__ import annotations
 
