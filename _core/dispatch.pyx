@@ -27,6 +27,7 @@ from ftray._core.leases cimport class_fail, lease_granted, lease_reclaim
 from ftray._core.nodelink cimport (N_ACTOR_STATE, N_INSPECT, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
                                    N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_SPILL_ASK, N_SPILL_DONE, N_SPILL_RESTORED, N_WORKER_DIED, NodeHeader, node_lost,
                                    node_set_handlers)
+from ftray._core.holds cimport hold_channel_broke
 from ftray._core.productions cimport production_channel_died, production_on_ack, production_on_cancel
 from ftray._core.recovery cimport recovery_install
 from ftray._core.refs cimport refs_process_died
@@ -74,6 +75,8 @@ cdef void on_channel_break(Core *c, Channel *ch) noexcept nogil:
     """The channel ended. What that means for calls is settled by the death report (which may be here already)."""
     if ch.lease != NULL:
         ch.lease.broken = 1
+    if c.hold != NULL:
+        hold_channel_broke(c, ch)
     if c.dead.count(ch.worker):
         bury_calls(c, ch, c.dead[ch.worker])
 

@@ -13,6 +13,7 @@ from ftray._core.channel cimport (F_ACK, F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, 
                                   chan_commit)
 from ftray._core.events cimport event_begin
 from ftray._core.flows cimport frame_comes_back
+from ftray._core.holds cimport hold_began, hold_next
 from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_CALLERS_DONE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
 from ftray._core.productions cimport production_begin
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_GIVEN_BACK
@@ -164,6 +165,8 @@ cdef uint64_t exec_begin(Core *c, ExecTask *out) noexcept nogil:
     cdef TaskHead *h
     out[0] = c.exec_queue.front()
     c.exec_queue.pop_front()
+    if c.hold != NULL:
+        hold_began(c, out)
     if out.ch == NULL:
         if out.seq == EXEC_ACTOR_START:
             memcpy(&c.job, out.frame.data + 12, 4)      # what the constructor submits belongs to the job of the actor's id
@@ -253,7 +256,7 @@ cdef bint owns_something(Core *c) noexcept nogil:
 cdef bint exec_runnable(Core *c) noexcept nogil:
     """Is there something to run now? Methods wait until ftrayd has said which actor this is."""
     cdef ExecTask *t
-    if c.exec_queue.empty():
+    if c.exec_queue.empty() or (c.hold != NULL and not hold_next(c)):
         return False
     t = &c.exec_queue.front()
     return t.ch == NULL or c.is_actor or (<TaskHead *>t.frame.data).kind == KIND_TASK

@@ -13,6 +13,7 @@
 #include <new>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 struct Id28 {
@@ -366,6 +367,12 @@ struct Gated {               // a release that waits until our borrows are ackno
     std::string frame;
 };
 
+struct Hold {                // a cut over a group of actors is being taken (holds.pyx)
+    Channel *by = nullptr;   // who takes it
+    std::unordered_set<Id28, IdHash> members;  // processes whose calls may begin meanwhile
+    uint64_t begun = 0;
+};
+
 struct EventRing;
 struct RunningCall { uint64_t since; uint32_t attempt; };
 
@@ -520,6 +527,7 @@ struct Core {
     uint64_t held_ceiling = ~0ull;   // no answer above this leaves, durable or not
     bool loop_armed = false;         // an asyncio loop sleeps: wake it through loop_fd when a call comes
     int loop_fd = -1;
+    Hold *hold = nullptr;            // while a cut is taken
     // counters
     uint64_t n_entries = 0, n_tasks = 0, n_pushed = 0, n_replies = 0, n_doorbells = 0, n_sleeps = 0, n_spin_hits = 0, n_spin_misses = 0;
 };
@@ -549,6 +557,12 @@ static inline uint64_t large_drop(Core *c, ObjEntry *e) {
     uint64_t spill = it->second.spill;
     c->larges.erase(it);
     return spill;
+}
+
+static inline Hold *hold_new() { return new Hold(); }
+static inline void hold_drop(Core *c) {
+    delete c->hold;
+    c->hold = nullptr;
 }
 
 static inline void renew_core(Core *c) { c->~Core(); new (c) Core(); }

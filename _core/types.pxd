@@ -6,6 +6,7 @@ from libcpp.deque cimport deque
 from libcpp.map cimport map as cppmap
 from libcpp.string cimport string
 from libcpp.unordered_map cimport unordered_map
+from libcpp.unordered_set cimport unordered_set
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 from posix.types cimport pid_t
@@ -348,6 +349,13 @@ cdef extern from "types.hpp" nogil:
         uint64_t since
         uint32_t attempt
 
+    cppclass Hold:
+        Channel *by
+        unordered_set[Id28, IdHash] members
+        uint64_t begun
+    Hold *hold_new() noexcept
+    void hold_drop(Core *) noexcept
+
     cppclass Core:
         CoreLock lock
         Slab[ObjEntry] entry_slab
@@ -432,6 +440,7 @@ cdef extern from "types.hpp" nogil:
         cbool actors_waiting
         uint64_t timer_ns
         deque[ExecTask] exec_queue "exec"
+        Hold *hold
         vector[Production *] productions
         cbool production_news
         uint64_t exec_order

@@ -38,6 +38,7 @@ MODULES = (
     "actors",
     "borrows",
     "execqueue",
+    "holds",
     "cancels",
     "nodelink",
     "lineage",
