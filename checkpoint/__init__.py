@@ -31,6 +31,10 @@ _HOME = {
     "Host": "host",
     "Incident": "host",
     "Store": "stores",
+    "Controller": "controller",
+    "CutInfo": "groups",
+    "Group": "groups",
+    "group": "groups",
     "CallCycleError": "errors",
     "CallError": "errors",
     "CallMismatchError": "errors",
@@ -89,7 +93,10 @@ __all__ = [
     "CheckpointVersionError",
     "Checkpointable",
     "CodeVersionError",
+    "Controller",
+    "CutInfo",
     "FencedError",
+    "Group",
     "Host",
     "Incident",
     "JournalInfo",
@@ -109,6 +116,7 @@ __all__ = [
     "UntrustedStoreError",
     "delete",
     "export",
+    "group",
     "nondeterministic",
     "open",
     "prune",
@@ -122,6 +130,7 @@ if TYPE_CHECKING:
     from .actor import Checkpointable as Checkpointable
     from .actor import nondeterministic as nondeterministic
     from .actor import readonly as readonly
+    from .controller import Controller as Controller
     from .errors import CallCycleError as CallCycleError
     from .errors import CallerHeldBackError as CallerHeldBackError
     from .errors import CallError as CallError
@@ -152,6 +161,9 @@ if TYPE_CHECKING:
     from .errors import UnsupportedOptionError as UnsupportedOptionError
     from .errors import UnsupportedStoreError as UnsupportedStoreError
     from .errors import UntrustedStoreError as UntrustedStoreError
+    from .groups import CutInfo as CutInfo
+    from .groups import Group as Group
+    from .groups import group as group
     from .host import ActorIdentity as ActorIdentity
     from .host import Host as Host
     from .host import Incident as Incident

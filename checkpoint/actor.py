@@ -251,6 +251,12 @@ class Checkpointable:
             f"calls to replay), or, if both do the same, give code_version={from_code_version}"
         )
 
+    def _checkpoint_group(self, what: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """A step of a cut over a group; called by `ftray.checkpoint.group`."""
+        from .members import steer
+
+        return steer(self, what, fields)
+
     def on_checkpoint_error(self, error: Exception) -> None:
         """Called between two methods after a save has failed. The save is tried again by itself."""
 

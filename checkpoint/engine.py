@@ -28,6 +28,7 @@ from .errors import (
 from .holders import look, start_ticks
 from .host import ActorIdentity, Host, Incident
 from .keys import key_of
+from .members import enter_group
 from .options import Options, restart_defaults, validate
 from .requirements import check_class, check_host, check_store
 from .session import OUT_OF_SCOPE, SESSION_OVER, ActorSession
@@ -152,8 +153,13 @@ async def open_async(
     session.trial_capture()
     names_after_init = attribute_names(instance)
     log.claim(holder(host))
-    past = restore(instance, host, options, log)
-    log.seal(past.newest.name if past.newest else None, past.history)
+    session.member = enter_group(session)
+    past = session.member.load() if session.member is not None else None
+    if past is None:
+        past = restore(instance, host, options, log)
+        log.seal(past.newest.name if past.newest else None, past.history)
+    else:
+        log.seal(None, "")  # what the actor has saved by itself is not its past any more
     session.start(names_after_init, past)
     actor.sessions[id(instance)] = session
     return session
@@ -216,15 +222,16 @@ def restore(instance: actor.Checkpointable, host: Host, options: Options, log: S
                 Incident("history_ignored", f"checkpoint key {log.key!r}: {ids} belong to an earlier history")
             )
         return past
-    _load_into(instance, host, options, log, past.newest)
+    load_into(instance, host, options, log, past.newest)
     if faults.active:
         faults.hit("restore.loaded")
     return past
 
 
-def _load_into(
+def load_into(
     instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog, loaded: Loaded
 ) -> None:
+    """Give the instance the state of a snapshot that has been read."""
     fields = loaded.header.fields
     _check_class(instance, host, options, log, fields)
     if fields.get("ledger") and not options.exactly_once:

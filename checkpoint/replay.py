@@ -24,6 +24,7 @@ from .exactly_once import ExactlyOnce, describe
 from .format import split_ledger
 from .host import Host, Incident
 from .journal import Durability
+from .members import enter_group
 from .options import Options
 from .running import run_method
 from .session import ActorSession
@@ -132,12 +133,16 @@ class _Recovery:
     # -- the snapshot
 
     def _restore(self) -> None:
-        self.fresh = self.options.restore == "never" and not self.host.is_reconstructed
+        member = self.session.member = enter_group(self.session)
+        goes_back = member is not None and member.goes_back
+        self.fresh = goes_back or (self.options.restore == "never" and not self.host.is_reconstructed)
         if self.fresh:
             self._set_aside()
         else:
             self.past = engine.restore(self.session.instance, self.host, self.options, self.log)
             self._take_over()
+        if member is not None and self.past.newest is None:
+            member.load()  # stands for what ``__init__`` made
         self.once.position = self.base
 
     def _set_aside(self) -> None:
@@ -351,7 +356,9 @@ class _Recovery:
         if self.log.sealed:
             return
         base = self.past.newest.name if self.past.newest else None
-        extra = {"history_number": self.history, "journal_position": self.base}
+        extra: dict[str, Any] = {"history_number": self.history, "journal_position": self.base}
+        if self.session.member is not None:
+            extra["group_generation"] = self.session.member.generation
         self.log.seal(base, self.past.history, extra)
 
     def _open_journal(self, tail: marks.Tail) -> None:

@@ -42,6 +42,7 @@ from .state import attribute_names
 
 if TYPE_CHECKING:
     from .exactly_once import ExactlyOnce
+    from .members import Member
 
 OUT_OF_SCOPE = "out of scope"
 """Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
@@ -81,8 +82,10 @@ class ActorSession:
         self._made_s = time.monotonic()
         self.log = log
         self.exactly_once: ExactlyOnce | None = None
+        self.member: Member | None = None  # of a group whose cuts it begins from
         self._cls = type(instance)
-        self._uncounted = actor.readonly_names(self._cls) | {"checkpoint", "__ray_ready__", STATUS_METHOD}
+        uncounted = {"checkpoint", "_checkpoint_group", "__ray_ready__", STATUS_METHOD}
+        self._uncounted = actor.readonly_names(self._cls) | uncounted
         self._after = frozenset(options.after)
         self._every = options.every or _NEVER
         # How many calls may pass without a look at the size of the journal.

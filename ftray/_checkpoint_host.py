@@ -8,11 +8,12 @@ import os
 import sys
 from contextlib import contextmanager, nullcontext
 
+from ftray._core import holds
 from ftray.checkpoint.host import ActorIdentity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -41,10 +42,15 @@ class NativeHost:
         self.session_pid = os.getppid()  # ftrayd, which restarts the actor
         self._executor = executor
         self._end = end
+        self._port = {"actor": spec["actor_id"], "max_restarts": spec["max_restarts"]}
 
     def run_between_calls(self, action: Callable[[], None]) -> None:
         """See `Host.run_between_calls`."""
         self._executor.post(action)
+
+    def group_port(self) -> NativeGroupPort:
+        """See `ftray.checkpoint.members.GroupPort`."""
+        return NativeGroupPort(self._port)
 
     def report_incident(self, incident: Incident) -> None:
         """One line on stderr, which the driver prints with the actor's name and pid."""
@@ -62,6 +68,33 @@ class NativeHost:
         traceback.print_exception(error, file=sys.stderr)
         sys.stderr.flush()
         os._exit(_CRASHED)
+
+
+class NativeGroupPort:
+    """See `ftray.checkpoint.members.GroupPort`."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self._about = about
+
+    def describe(self) -> dict[str, Any]:
+        """See `GroupPort.describe`."""
+        return {**self._about, "worker": holds.own_worker()}
+
+    def hold(self, workers: Sequence[bytes]) -> None:
+        """See `GroupPort.hold`."""
+        holds.hold(workers)
+
+    def release(self) -> None:
+        """See `GroupPort.release`."""
+        holds.release()
+
+    def begun(self) -> int | None:
+        """See `GroupPort.begun`."""
+        return holds.begun()
+
+    def unanswered(self, actors: Sequence[bytes]) -> int:
+        """See `GroupPort.unanswered`."""
+        return holds.unanswered(actors)
 
 
 class NativeCodec:

@@ -86,6 +86,12 @@ def test_quickstart(programs: Programs) -> None:
     assert "the task failed with" in output and "ZeroDivisionError" in output
 
 
+def test_a_controller_that_is_killed(programs: Programs) -> None:
+    output = programs.run("controller.py", "--steps", "20", "--kills", "1")
+    assert "killed the worker trial-0" in output and "killed the search at step" in output
+    assert "PASS: the same losses as without kills" in output
+
+
 def test_stream_counter(programs: Programs) -> None:
     output = programs.run("stream_counter.py", "--events", "3000", "--kills", "4")
     assert "PASS: every event counted once" in output
