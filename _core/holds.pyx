@@ -5,7 +5,7 @@ others keep their places. Owns: whose calls pass, and how many calls began since
 Invariants: calls of one caller keep their order; a hold ends with the process that asked for it, so that nobody is held
 for ever because a coordinator died; without a hold the queue costs what it did before (one look at a pointer).
 
-For actors that run one call at a time; who else asks is refused before (checkpoint/membership.py).
+For actors that run one call at a time; who else asks is refused before (checkpoint/groups.py).
 """
 
 from libc.stdint cimport uint32_t, uint64_t

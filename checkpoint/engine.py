@@ -28,7 +28,7 @@ from .errors import (
 from .holders import look, start_ticks
 from .host import ActorIdentity, Host, Incident
 from .keys import key_of
-from .members import enter_group
+from .membership import enter_group
 from .options import Options, restart_defaults, validate
 from .requirements import check_class, check_host, check_store
 from .session import OUT_OF_SCOPE, SESSION_OVER, ActorSession

@@ -37,7 +37,9 @@ from .values import CALL_ID, READING, Execution, current, user_value
 if TYPE_CHECKING:
     from .session import ActorSession
 
-UNJOURNALLED = frozenset({"checkpoint", "_checkpoint_group", "__ray_ready__", "__ray_terminate__", STATUS_METHOD})
+UNJOURNALLED = frozenset(
+    {"checkpoint", "_checkpoint_group", "__ray_ready__", "__ray_terminate__", STATUS_METHOD}
+)
 """Methods of every actor that change no state of its own."""
 DURABLE_TIMEOUT_S = 300.0
 _CALL_BLOB = "call-"

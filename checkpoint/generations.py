@@ -24,10 +24,10 @@ from .cuts import Standing
 from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError, CheckpointTimeoutError
 from .holders import start_ticks
 from .lineage import SnapshotName, parse_id
+from .membership import group_key
 from .snapshots import Loaded, Past, SnapshotLog, boot_id, present
 from .stores.protocol import Store
 
-KEY_PREFIX = "_group/"
 DEATH_TIMEOUT_S = 30.0
 
 
@@ -49,11 +49,6 @@ class CutRecord(NamedTuple):
     header: format.Header
     blobs: dict[str, str]
     note: Any
-
-
-def group_key(name: str) -> str:
-    """Return the key of a group."""
-    return KEY_PREFIX + name
 
 
 def this_process() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .errors import (
     FencedError,
 )
 from .members import check_same
+from .membership import group_key
 from .options import validate
 from .snapshots import SnapshotLog, boot_id, present
 from .stores import connect, resolve_url
@@ -90,7 +91,7 @@ class Group:
         self._about = self._describe(deadline_s)
         _check_members(self.name, self._about, store)
         where = connect(self._about[0]["store"])
-        self._log = SnapshotLog(where, generations.group_key(self.name), self._keep)
+        self._log = SnapshotLog(where, group_key(self.name), self._keep)
         keys = [about["key"] for about in self._about]
         here = present(self._log.store, self._log.key)
         if here.counted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from . import holders, parking
+from . import holders, membership, parking
 from .errors import CheckpointNotFoundError
 from .keys import EPHEMERAL_PREFIX
 from .reader import SnapshotInfo
@@ -154,6 +154,7 @@ def remove(store: Store, key: str, takeover: bool) -> None:
         raise CheckpointNotFoundError(
             f"there is no checkpoint key {key!r} in {store.url}; keys there: {have}"
         )
+    membership.check_alone(store, key, "removed")
 
     def check(epoch: int) -> None:
         if not takeover:

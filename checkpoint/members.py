@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import actor, faults, format, generations
+from . import actor, faults, format, generations, membership
 from .capture import StateCapturer
 from .cuts import Step, step_of_member
 from .errors import (
@@ -26,15 +26,14 @@ from .errors import (
     FencedError,
     NoSessionError,
 )
-from .format import split_ledger
 from .host import Incident
 from .snapshots import Past, boot_id, present
 
 if TYPE_CHECKING:
     from .capture import Captured
     from .session import ActorSession
+    from .snapshots import Loaded
 
-NOTE_PREFIX = "group-"
 WAIT_TIMEOUT_S = 60.0
 _FIRST_NAP_S, _LONGEST_NAP_S = 0.001, 0.02
 
@@ -106,26 +105,13 @@ def _join(session: ActorSession, fields: dict[str, Any]) -> dict[str, Any]:
         raise FencedError(f"{session.log.key!r} was restarted while it was to join a group")
     if session.member is None:
         session.log.settle()  # a note is for a key that is held durably
-        note = format.encode_record({name: fields[name] for name in ("group", "members", "keep")})
-        name = f"{NOTE_PREFIX}{session.log.epoch}-{os.urandom(4).hex()}"
-        session.log.store.put_blob(session.log.key, session.log.epoch, name, [note])
+        note = {name: fields[name] for name in ("group", "members", "keep")}
+        membership.write_note(session.log.store, session.log.key, session.log.epoch, note)
         if faults.active:
             faults.hit("group.noted")
         session.member = Member(session, fields["group"], fields["members"], fields["keep"])
     session.member.generation = fields["generation"]
     return {}
-
-
-def enter_group(session: ActorSession) -> Member | None:
-    """A process opens and has claimed its key: which group it is in, once that is ready; None: in none."""
-    store, key = session.log.store, session.log.key
-    notes = [name for name in store.list_blobs(key) if name.startswith(NOTE_PREFIX)]
-    if not notes:
-        return None
-    record = format.decode_record(store.read_blob(key, notes[-1]))
-    member = Member(session, record["group"], record["members"], record["keep"])
-    member.enter()
-    return member
 
 
 class Member:
@@ -134,7 +120,6 @@ class Member:
     def __init__(self, session: ActorSession, name: str, members: Sequence[str], keep: int) -> None:
         self.session, self.name, self.members, self.keep = session, name, list(members), keep
         self.generation = 0
-        self.goes_back = False
         self._cut: str | None = None
         self._held = ""  # nonce of the cut that holds this member
         self._timer: threading.Timer | None = None
@@ -165,9 +150,7 @@ class Member:
             else:
                 break
         self.generation = here.generation
-        self.goes_back = once and step is Step.LOAD
-        if step is Step.LOAD or (once and own):
-            self._cut = here.cut
+        self._cut = here.cut if step is Step.LOAD else None
 
     def _begin(self, seen: int, sealed: bool) -> None:
         log = self.session.log
@@ -181,23 +164,39 @@ class Member:
         what = f"group {self.name!r} goes back to its last cut, because {log.key!r} has a new process"
         self.session._host.report_incident(Incident("group_rolled_back", what))
 
-    def load(self) -> Past | None:
-        """Give the instance its state of the cut that the group began from; None if there is none to load."""
+    def _read_cut(self) -> Loaded | None:
         if self._cut is None:
             return None
+        log = self.session.log
+        return generations.read_state(log.store, self.name, self._cut, log.key)
+
+    def load(self) -> Past | None:
+        """Give the instance its state of the cut that the group began from; None if there is none to load."""
         from .engine import load_into
 
-        session = self.session
-        loaded = generations.read_state(session.log.store, self.name, self._cut, session.log.key)
-        kept = loaded
-        if session.exactly_once is not None:  # the ledger of the past is not taken over: a new history begins
-            state, _ledger = split_ledger(loaded.header, loaded.segments)
-            fields = {**loaded.header.fields, "ledger": False}
-            loaded = loaded._replace(segments=state, header=loaded.header._replace(fields=fields))
+        session, loaded = self.session, self._read_cut()
+        if loaded is None:
+            return None
         load_into(session.instance, session._host, session._options, session.log, loaded)
         if faults.active:
             faults.hit("group.loaded")
-        return Past(kept, [], [], [], "")
+        return Past(loaded, [], [], [], "")
+
+    def roll_back(self) -> bool:
+        """Take the key of an exactly-once member back to the cut that the group began from, if it has to be.
+
+        A new history of the key then, which somebody has to claim anew.
+        """
+        loaded = self._read_cut()
+        if loaded is None:
+            return False
+        from . import rollback
+
+        log, text = self.session.log, f"cut {self._cut} of group {self.name!r}"
+        rollback.take_back(log.store, log.key, text, loaded, {"group_generation": self.generation})
+        if faults.active:
+            faults.hit("group.loaded")
+        return True
 
     # -- a cut
 
@@ -307,7 +306,7 @@ class Member:
             parts = format.encode(fields, copy.captured.segments)
             if faults.active:
                 faults.hit("group.writing")
-            log.store.put_blob(generations.group_key(self.name), self.generation, blob, parts)
+            log.store.put_blob(membership.group_key(self.name), self.generation, blob, parts)
             if faults.active:
                 faults.hit("group.written")
         except Exception as error:

@@ -24,7 +24,7 @@ from .exactly_once import ExactlyOnce, describe
 from .format import split_ledger
 from .host import Host, Incident
 from .journal import Durability
-from .members import enter_group
+from .membership import enter_group
 from .options import Options
 from .running import run_method
 from .session import ActorSession
@@ -59,11 +59,15 @@ async def open_exactly_once(
     if prepare is not None:
         prepare(session.exactly_once)
     identity = holders.identify(host)
-    _claim(session, host, options, {**engine.holder(host), **identity})
+    holder = {**engine.holder(host), **identity}
+    _claim(session, host, options, holder)
     holders.open_here.add(identity["nonce"])
     session.exactly_once.nonce = identity["nonce"]
     actor.sessions[id(instance)] = session
     try:
+        session.member = enter_group(session)
+        if session.member is not None and session.member.roll_back():
+            _claim(session, host, options, holder)
         await _Recovery(session, session.exactly_once, host, options, codec).run(names_after_init)
     except Exception as error:
         session.exactly_once.abandon()
@@ -133,16 +137,12 @@ class _Recovery:
     # -- the snapshot
 
     def _restore(self) -> None:
-        member = self.session.member = enter_group(self.session)
-        goes_back = member is not None and member.goes_back
-        self.fresh = goes_back or (self.options.restore == "never" and not self.host.is_reconstructed)
+        self.fresh = self.options.restore == "never" and not self.host.is_reconstructed
         if self.fresh:
             self._set_aside()
         else:
             self.past = engine.restore(self.session.instance, self.host, self.options, self.log)
             self._take_over()
-        if member is not None and self.past.newest is None:
-            member.load()  # stands for what ``__init__`` made
         self.once.position = self.base
 
     def _set_aside(self) -> None:

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import faults, format, holders, marks, parking
+from . import faults, format, holders, marks, membership, parking
 from .errors import (
     CheckpointCorruptedError,
     CheckpointFormatError,
@@ -34,7 +34,7 @@ from .errors import (
 from .journal import Durability, Journal
 from .lineage import SnapshotName, parse_id
 from .savepoint import Progress, Savepoint, read_savepoint
-from .snapshots import SnapshotLog, boot_id, end_of_journal, present
+from .snapshots import Loaded, SnapshotLog, boot_id, end_of_journal, present
 from .stores import connect
 from .stores.protocol import Store
 
@@ -127,10 +127,13 @@ def restore(
         There is no such snapshot or savepoint, or it is not whole. Nothing was touched.
     FencedError
         Somebody else took the key meanwhile. Nothing was changed.
+    CheckpointOptionError
+        The key is that of a member of a group, which is taken back as a whole.
     """
     if (snapshot is None) == (savepoint is None):
         raise CheckpointOptionError("give either the id of a snapshot, or savepoint=")
     held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    membership.check_alone(held, key, "taken back")
     if savepoint is not None:
         source = _from_savepoint(read_savepoint(savepoint, progress), key if keep_ledger else None)
     else:
@@ -138,6 +141,22 @@ def restore(
         if not keep_ledger:
             source = source._replace(ledger=None)
     return _Rollback(held, key, source, takeover).run()
+
+
+def take_back(store: Store, key: str, text: str, loaded: Loaded, said: Mapping[str, Any]) -> Restored:
+    """Take a key back to a state of its own that lies elsewhere, such as its part of a group's cut.
+
+    Parameters
+    ----------
+    text : str
+        Where that lies, for people.
+    loaded : Loaded
+        What was read there, verified.
+    said : mapping
+        JSON values for the seal of the new history.
+    """
+    source = _Source(text, loaded.header.fields, *format.split_ledger(loaded.header, loaded.segments))
+    return _Rollback(store, key, source, True, said).run()
 
 
 def _from_store(store: Store, key: str, name: SnapshotName) -> _Source:
@@ -176,8 +195,11 @@ def with_history(ledger: bytes, number: int) -> bytes:
 class _Rollback:
     """One of them."""
 
-    def __init__(self, store: Store, key: str, source: _Source, takeover: bool) -> None:
+    def __init__(
+        self, store: Store, key: str, source: _Source, takeover: bool, said: Mapping[str, Any] | None = None
+    ) -> None:
         self.store, self.key, self.source, self.takeover = store, key, source, takeover
+        self.said = said or {}
         self.log = SnapshotLog(store, key, keep=2)
         self.history = os.urandom(16).hex()
 
@@ -271,7 +293,8 @@ class _Rollback:
 
     def _seal(self, extra: Mapping[str, Any]) -> None:
         epoch = self.log.epoch
-        record = {"epoch": epoch, "history": self.history, "base": f"{epoch}-1", "line": [], **extra}
+        record = {"epoch": epoch, "history": self.history, "base": f"{epoch}-1", "line": []}
+        record |= {**self.said, **extra}
         self.store.seal(self.key, epoch, format.encode_record(record))
         self._hit("sealed")
         self.store.settle(self.key, epoch)

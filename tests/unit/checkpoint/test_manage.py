@@ -20,6 +20,7 @@ from ftray.checkpoint import (
     engine,
     holders,
     keyinfo,
+    membership,
 )
 from ftray.checkpoint.figures import STATUS_METHOD
 from ftray.checkpoint.snapshots import boot_id
@@ -173,6 +174,19 @@ class TestDelete:
         with pytest.raises((FencedError, NoSessionError)):
             lives.call("incr")
         assert store.keys() == []
+
+    def test_a_member_of_a_group_is_neither_removed_nor_taken_back_alone(self, store: LocalStore) -> None:
+        lives = Lives(store).start()
+        snapshot = lives.call("checkpoint")
+        crash(lives.session)
+        note = {"group": "g", "members": [KEY], "keep": 2}
+        membership.write_note(store, KEY, lives.session.log.epoch, note)
+        before = store.scan(KEY)
+        with pytest.raises(CheckpointOptionError, match=f"'{KEY}'.*member of group 'g'.*removed alone"):
+            checkpoint.delete(KEY, store=store)
+        with pytest.raises(CheckpointOptionError, match="taken back alone"):
+            checkpoint.restore(store, KEY, snapshot)
+        assert store.scan(KEY) == before
 
     def test_wrong(self, store: LocalStore) -> None:
         with pytest.raises(CheckpointNotFoundError, match="no checkpoint key 'a'.*keys there: none"):

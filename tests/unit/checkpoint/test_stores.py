@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -110,6 +111,8 @@ class TestKvStore(ObjectStoreSuite):
 
     @pytest.fixture
     def store(self, monkeypatch: pytest.MonkeyPatch) -> Store:
+        # A late thread of an earlier test finds the real one loaded, and does not load it over this one.
+        importlib.import_module("ftray.experimental.internal_kv")
         monkeypatch.setitem(sys.modules, "ftray.experimental.internal_kv", FakeKv())  # type: ignore[arg-type]
         return connect("kv://some/name")
 

@@ -1,0 +1,76 @@
+"""Which group a key is in: a note under the key itself, which outlives its actor's processes.
+
+Owns the note. Read whenever an actor opens, so it imports nothing of what groups do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import format
+from .errors import CheckpointOptionError
+
+if TYPE_CHECKING:
+    from .members import Member
+    from .session import ActorSession
+    from .stores.protocol import Store
+
+KEY_PREFIX = "_group/"
+"""Begins the keys of groups."""
+_NOTE_PREFIX = "group-"
+
+
+def group_key(name: str) -> str:
+    """Return the key of a group."""
+    return KEY_PREFIX + name
+
+
+def group_name(key: str) -> str | None:
+    """Return the name of the group that a key is that of, None for the key of an actor."""
+    return key[len(KEY_PREFIX) :] if key.startswith(KEY_PREFIX) else None
+
+
+def _notes(store: Store, key: str) -> list[str]:
+    return [name for name in store.list_blobs(key) if name.startswith(_NOTE_PREFIX)]
+
+
+def read_note(store: Store, key: str) -> dict[str, Any] | None:
+    """Return what a key says of its group; None if it is in none."""
+    notes = _notes(store, key)
+    return format.decode_record(store.read_blob(key, notes[-1])) if notes else None
+
+
+def write_note(store: Store, key: str, epoch: int, record: Mapping[str, Any]) -> None:
+    """Say which group a key is in, durably."""
+    name = f"{_NOTE_PREFIX}{epoch}-{os.urandom(4).hex()}"
+    store.put_blob(key, epoch, name, [format.encode_record(dict(record))])
+
+
+def forget(store: Store, key: str, epoch: int) -> None:
+    """The key is in no group any more."""
+    store.delete_blobs(key, _notes(store, key), epoch)
+
+
+def enter_group(session: ActorSession) -> Member | None:
+    """A process opens and has claimed its key: which group it is in, once that is ready; None: in none."""
+    record = read_note(session.log.store, session.log.key)
+    if record is None:
+        return None
+    from .members import Member
+
+    member = Member(session, record["group"], record["members"], record["keep"])
+    member.enter()
+    return member
+
+
+def check_alone(store: Store, key: str, what: str) -> None:
+    """Refuse to do with one member what has to be done with the whole group."""
+    record = read_note(store, key)
+    if record is not None:
+        name = record["group"]
+        raise CheckpointOptionError(
+            f"checkpoint key {key!r} in {store.url} is a member of group {name!r}, whose members would "
+            f"disagree if one of them was {what} alone: do that with the group, by ftray.checkpoint.group"
+        )
