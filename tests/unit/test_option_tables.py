@@ -24,6 +24,11 @@ from ftray.util.placement_group import PlacementGroup
 from tests import ROOT
 from tests.helpers import documents
 
+def named(value: object) -> str:
+    """Return an id that is the same in every process: no addresses."""
+    return re.sub(r" at 0x\w+", "", repr(value))
+
+
 GROUP = PlacementGroup(PlacementGroupID(b"g" * 18), [{"CPU": 1.0}])
 
 
@@ -230,7 +235,7 @@ def test_every_row_has_wrong_values(head: str) -> None:
 
 
 CASES = [
-    pytest.param(way, option, value, error, id=f"{head}-{way_name}-{option}={value!r:.40}")
+    pytest.param(way, option, value, error, id=f"{head}-{way_name}-{option}={named(value):.40}")
     for head, (_document, cases, ways) in TABLES.items()
     for option, wrong in cases.items()
     for error, values in ((TypeError, wrong.types), (ValueError, wrong.ranges or []))
@@ -384,7 +389,7 @@ def test_every_function_of_the_store_has_wrong_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"), [case for calls in STORE_CALLS.values() for case in calls], ids=repr
+    ("call", "error", "words"), [case for calls in STORE_CALLS.values() for case in calls], ids=named
 )
 def test_wrong_arguments_of_the_store(call: Callable[[], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

@@ -81,7 +81,7 @@ def make_deep(n):
         (((1, (2, LOCK)),), None, "args[0][1][1]"),
         (([Slotted()],), None, "args[0][0].lock"),
         ((Stubborn(),), None, "args[0]"),
-        (({LOCK: 1},), None, f"args[0] -> key {LOCK!r}"),
+        pytest.param(({LOCK: 1},), None, f"args[0] -> key {LOCK!r}", id="a key"),
         ((functools.partial(print, LOCK),), None, "args[0].args[0]"),
         ((Config(c=LOCK).config.get,), None, "args[0] -> constructor argument 0['c']"),
     ],
