@@ -16,6 +16,7 @@ import random
 import sys
 import time
 import uuid
+import weakref
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,11 @@ def one_period() -> np.ndarray:
 
 
 def repeated(size: int) -> np.ndarray:
-    """An array of so many bytes, which are one period mapped as often as it takes. It is never unmapped."""
+    """An array of so many bytes, which are one period mapped as often as it takes."""
     fd = os.memfd_create("pattern")
     os.ftruncate(fd, PERIOD)
-    with mmap.mmap(fd, PERIOD) as memory:
-        memory[:] = one_period().tobytes()
+    with mmap.mmap(fd, PERIOD) as period:
+        period[:] = one_period().tobytes()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -58,7 +59,10 @@ def repeated(size: int) -> np.ndarray:
         if libc.mmap(start + at, PERIOD, mmap.PROT_READ, mmap.MAP_SHARED | fixed, fd, 0) != start + at:
             raise OSError(ctypes.get_errno(), "mmap")
     os.close(fd)
-    return np.frombuffer((ctypes.c_char * size).from_address(start), np.uint8)
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    memory = (ctypes.c_char * size).from_address(start)
+    weakref.finalize(memory, libc.munmap, start, room)
+    return np.frombuffer(memory, np.uint8)
 
 
 def places(size: int, seed: int) -> list[int]:

@@ -24,6 +24,7 @@ from ftray.util.placement_group import PlacementGroup
 from tests import ROOT
 from tests.helpers import documents
 
+
 def named(value: object) -> str:
     """Return an id that is the same in every process: no addresses."""
     return re.sub(r" at 0x\w+", "", repr(value))
