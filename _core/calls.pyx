@@ -18,7 +18,7 @@ from ftray._core.events cimport events_function
 from ftray._core.flows cimport callee_key, flow_name, flow_name_call, flow_needs_root
 from ftray._core.generators cimport ObjectRefGenerator, blank_generator, fill_generator
 from ftray._core.intake cimport intake_open
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
+from ftray._core.objects cimport ObjectRef, blank_ref, engine_of, fill_ref, usable
 from ftray._core.guards cimport the_guard
 from ftray._core.puts cimport placeholder_ref, put_value
 from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
@@ -37,6 +37,7 @@ cdef enum:
     DEF_METHOD = 1
     LARGE_ARGS = 102400
     DYNAMIC = -1            # in place of a number of returns
+    ELSEWHERE = 1
     STREAMING = -2          # and less: by how much is the number of items that may be unconsumed
 
 cdef Scratch scratch
@@ -282,7 +283,7 @@ cdef class FunctionCaller:
     """Base of RemoteFunction: everything that a call needs, bound to the running session on first use.
 
     Subclasses give `_bind()`, which starts ftray if need be and returns ``(definition, class_key, request, num_returns,
-    max_retries, max_calls, group)``. It is asked again when the placement group that the calling code runs in is another
+    max_retries, max_calls, group)``, or what is to be called instead when another engine runs. It is asked again when the placement group that the calling code runs in is another
     one. num_returns: -1 for "dynamic", -2 - n for "streaming" with n items that may be unconsumed (0: no bound).
     """
 
@@ -292,6 +293,7 @@ cdef class FunctionCaller:
     cdef Py_ssize_t least, most     # positional arguments that surely fit
     cdef SchedClass *cls
     cdef uint8_t quiet
+    cdef object other               # on another engine: what to call
 
     def remote(self, *args, **kwargs):
         """Submit a task that calls the function with these arguments; returns a ref (or a list, or None)."""
@@ -301,7 +303,8 @@ cdef class FunctionCaller:
         if kwargs or len(args) < self.least or len(args) > self.most:
             self._check_arguments(args, kwargs)
         if not session_alive(self.session) or self.bound != bindings:
-            self.bind()
+            if self.bind() == ELSEWHERE:
+                return self.other(*args, **kwargs)
         if not c.node_alive:
             check_usable()
         if c.guards and the_guard().sends(self.nret):
@@ -316,9 +319,14 @@ cdef class FunctionCaller:
         return submit_many(c, t, self.nret)
 
     cdef int bind(self) except -1:
+        """Be ready for the running session; ELSEWHERE: it is another engine's, `other` is what to call."""
         cdef Core *c = core()
         cdef uint64_t bound = bindings
-        definition, key, request, nret, max_retries, max_calls, group = self._bind()
+        binding = self._bind()
+        if type(binding) is not tuple:
+            self.other = binding
+            return ELSEWHERE
+        definition, key, request, nret, max_retries, max_calls, group = binding
         check_usable()
         self.fn = function_index(c, definition)
         self.cls = sched_class(c, key, request, group, max_calls)
@@ -618,6 +626,9 @@ def cancel(ref, *, force=False, recursive=True):
             return                      # closed: the task is ended at its next yield
         ref = ref.completed()
     if type(ref) is not ObjectRef:
+        if isinstance(ref, (ObjectRef, ObjectRefGenerator)):
+            engine_of(ref).cancel(ref, force=force, recursive=recursive)
+            return
         hint = ": use ftray.kill(actor) to end an actor" if hasattr(ref, "_actor_id") else ""
         raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}{hint}")
     if not isinstance(force, bool) or not isinstance(recursive, bool):

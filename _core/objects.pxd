@@ -10,6 +10,7 @@ cdef class ObjectRef:
     cdef object __weakref__
 
 cdef ObjectRef blank_ref()
+cdef object engine_of(ref)
 cdef void fill_ref(Core *c, ObjectRef r, ObjEntry *e) noexcept nogil
 cdef ObjEntry *usable(ObjectRef r) except NULL
 cdef object value_of(ObjectRef r, int64_t deadline_ns)

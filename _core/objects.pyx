@@ -524,6 +524,11 @@ cdef int raise_without_value(ObjEntry *e) except -1:
     raise exceptions.ObjectLostError(e.id.b[:28].hex(), "no copy of it is left")
 
 
+cdef object engine_of(ref):
+    """The engine that knows a ref whose class is derived from ours (or a generator, likewise)."""
+    return ref._engine()
+
+
 def get(refs, *, timeout=None):
     """Return the value of a ref, or the values of a list of refs, waiting for them.
 
@@ -559,13 +564,17 @@ def plain_get(refs, timeout):
     if type(refs) is ObjectRef:
         return value_of(refs, -1 if timeout is None else deadline_of(timeout))
     if not isinstance(refs, (list, tuple)):
+        if isinstance(refs, ObjectRef):
+            return engine_of(refs).get(refs, timeout=timeout)
         from ftray._core.generators import ObjectRefGenerator
-        if type(refs) is ObjectRefGenerator:
+        if isinstance(refs, ObjectRefGenerator):
             return refs                 # as Ray does: what it stands for are its refs
         raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs, not {type(refs).__name__}: {refs!r:.100}")
     deadline = deadline_of(timeout)
     for i, r in enumerate(refs):
         if type(r) is not ObjectRef:
+            if isinstance(r, ObjectRef):
+                return engine_of(r).get(list(refs), timeout=timeout)
             raise TypeError(f"get() takes an ObjectRef or a list of ObjectRefs; item {i} is {type(r).__name__}: {r!r:.100}")
     return values_of(list(refs), deadline)
 

@@ -205,8 +205,10 @@ def put(value):
         The object store has no room.
     """
     if not session_alive(core().session):
-        from ftray import _lifecycle
-        _lifecycle.ensure()
+        from ftray import _engine
+        engine = _engine.ensure()
+        if not session_alive(core().session):
+            return engine.put(value)
     check_usable()
     if type(value) is ObjectRef:
         raise TypeError("put() of an ObjectRef is not allowed: it is a reference already (wrap it in a list to store the ref itself)")

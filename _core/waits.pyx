@@ -14,7 +14,7 @@ from libc.stdlib cimport free, malloc
 
 from ftray._core.borrows cimport borrow_fetch
 from ftray._core.generators cimport ObjectRefGenerator
-from ftray._core.objects cimport ObjectRef, deadline_of, usable, wait_blocking
+from ftray._core.objects cimport ObjectRef, deadline_of, engine_of, usable, wait_blocking
 from ftray._core.guards cimport the_guard
 from ftray._core.runtime cimport core, core_enter, core_leave, session_alive
 from ftray._core.session cimport check_usable
@@ -45,7 +45,7 @@ cdef bint enough(Core *c, void *arg) noexcept nogil:
 cdef int check_refs(list refs) except -1:
     """Every item an ObjectRef of this session, none twice. Marks entries with a serial in place of a set.
 
-    1 as soon as there is a generator: `wait_mixed` looks at the rest.
+    1 as soon as there is a generator, or a ref of another engine: `wait_mixed` looks at the rest.
     """
     global wait_serial
     cdef Py_ssize_t i
@@ -60,7 +60,7 @@ cdef int check_refs(list refs) except -1:
     for i in range(PyList_GET_SIZE(refs)):
         item = PyList_GET_ITEM(refs, i)
         if Py_TYPE(<object>item) != <PyTypeObject *>ObjectRef:
-            if type(<object>item) is ObjectRefGenerator:
+            if isinstance(<object>item, (ObjectRef, ObjectRefGenerator)):
                 return 1
             raise_not_a_ref(i, <object>item)
         e = (<ObjectRef>item).e
@@ -139,7 +139,10 @@ cdef list waited_for(list refs):
 
 
 cdef tuple wait_mixed(list refs, object num_returns, object timeout, object fetch_local):
-    """`wait` with generators among the refs."""
+    """`wait` with generators among the refs, or refs of another engine."""
+    for item in refs:
+        if type(item) is not ObjectRef and type(item) is not ObjectRefGenerator and isinstance(item, (ObjectRef, ObjectRefGenerator)):
+            return engine_of(item).wait(refs, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
     cdef list gates = waited_for(refs)
     cdef dict item_of = dict(zip(gates, refs))
     if len(item_of) != len(refs):
@@ -185,7 +188,7 @@ def plain_wait(refs, num_returns, timeout, fetch_local):
     cdef tuple out
     cdef int64_t deadline
     if type(refs) is not list:
-        if type(refs) is ObjectRef:
+        if isinstance(refs, ObjectRef):
             raise TypeError("wait() takes a list of ObjectRefs, not a single one: wait([ref])")
         if not isinstance(refs, (list, tuple)):
             raise TypeError(f"wait() takes a list of ObjectRefs, not {type(refs).__name__}")

@@ -26,7 +26,8 @@ from ftray._api import (
     timeline,
 )
 from ftray._core import DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator, cancel, get, put, wait
-from ftray._lifecycle import init, is_initialized, shutdown
+from ftray._engine import is_initialized, shutdown
+from ftray._init import init
 from ftray._version import __version__
 from ftray.actor import ActorHandle, exit_actor, method
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftray import _lifecycle, _options
+from ftray import _engine, _options
 from ftray._functions import RemoteFunction
 from ftray.actor import ActorClass, find, kill
 
@@ -70,9 +70,8 @@ else:
 
 
 def node_rpc(method: str, **arguments: Any) -> Any:
-    """Call a method of ftrayd and return its result."""
-    _lifecycle.current()
-    return _lifecycle.ask(method, arguments)
+    """Call a service of the cluster (natively: of ftrayd) and return its result."""
+    return _engine.current().ask(method, arguments)
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
@@ -92,7 +91,6 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     TypeError
         The name or the namespace is no string.
     """
-    _lifecycle.ensure()
     return find(name, namespace)
 
 
@@ -127,9 +125,7 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     list of dict or None
         The events when no `filename` is given.
     """
-    from ftray._timeline import timeline as make
-
-    return make(filename)
+    return _engine.current().timeline(filename)
 
 
 def get_gpu_ids() -> list[int] | list[str]:
@@ -146,14 +142,9 @@ def get_gpu_ids() -> list[int] | list[str]:
     NotInitializedError
         ftray is not running in this process.
     """
-    from ftray import _accelerators
-
-    _lifecycle.current()
-    return _accelerators.numbers_or_names()
+    return _engine.current().gpu_ids()
 
 
 def get_runtime_context() -> RuntimeContext:
     """Return facts about where the current code runs."""
-    from ftray.runtime_context import RuntimeContext
-
-    return RuntimeContext()
+    return _engine.current().runtime_context()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OWN = (
-    "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
+    "address, engine, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
     " ignore_reinit_error, log_to_driver, runtime_env, object_spilling_directory, job_key"
 )
 LEAST_STORE_BYTES = 1 << 20

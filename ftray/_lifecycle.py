@@ -124,61 +124,7 @@ def init(
     object_spilling_directory: str | None = None,
     **unsupported: Any,
 ) -> RayContext:
-    """Start ftray in this process, or attach to a running one.
-
-    Parameters
-    ----------
-    address : str, optional
-        "local": start a node of one's own, which ends with this process. "auto": attach to the node of
-        ``ftray start --head``, else to the newest session of this user. Otherwise the directory of a session
-        (``ctx.address_info["address"]``). None: what ``FTRAY_ADDRESS`` or ``RAY_ADDRESS`` says, else the node
-        of ``ftray start --head`` if one runs, else "local".
-    num_cpus, num_gpus : float, optional
-        What tasks and actors can ask for; by default the CPUs that this process may use (affinity, cgroup
-        quota).
-    resources : dict, optional
-        Custom resources.
-    object_store_memory : int, optional
-        Bytes for large objects; 30 % of the memory by default.
-    labels : dict, optional
-        Names and values, both strings, that `NodeLabelSchedulingStrategy` can choose the node by.
-    namespace : str, optional
-        Where named actors are found; by default one that no other driver has.
-    ignore_reinit_error : bool, default False
-        Return instead of raising when ftray runs already.
-    log_to_driver : bool, default True
-        Print what workers print.
-    runtime_env : dict, optional
-        The environment of tasks and actors that name none, see ``docs/api.md``; this process itself is not
-        changed by it.
-    job_key : str, optional
-        A name for the work of this driver, unique in its namespace. A driver that is run again under the same
-        key makes the same exactly-once calls again: those that were applied give the replies recorded then.
-        By default each run's calls are its own. Two living drivers cannot have the same key.
-    object_spilling_directory : str, optional
-        Where large objects go when shared memory is short: a directory, or a URL that fsspec knows. By
-        default ``FTRAY_object_spilling_directory`` in the environment, or a place in the session's directory.
-
-    Returns
-    -------
-    RayContext
-
-    Raises
-    ------
-    RuntimeError
-        ftray runs already in this process; there is no directory for sessions.
-    TypeError
-        An unknown argument, or one of the wrong type.
-    ValueError
-        An argument has a value that is not allowed, or is not allowed when attaching; the same for fields of
-        `runtime_env`, and for environment variables.
-    ConnectionError
-        There is no node at the address, or it refuses this process.
-    VersionMismatchError
-        The node runs another version.
-    NotSupportedError
-        One of Ray's arguments, or a field of `runtime_env`, that asks for something ftray does not have.
-    """
+    """Start a node, or attach to a running one: what `ftray.init` does on this engine."""
     global _session, _owner_pid
     from ftray import _init_arguments
 
@@ -518,11 +464,6 @@ def last_words() -> str:
     return _session.node.last_words()
 
 
-def is_initialized() -> bool:
-    """Whether ftray runs in this process."""
-    return _core.attached()
-
-
 def current() -> Session:
     """Return the running session.
 
@@ -572,10 +513,7 @@ def _collect_output() -> None:
 
 
 def shutdown() -> None:
-    """Stop ftray in this process: tasks end, actors that are not detached end, objects are gone.
-
-    Does nothing when ftray does not run here.
-    """
+    """Stop the native runtime in this process; nothing when it does not run here."""
     global _session
     session = _session
     if session is None or os.getpid() != _owner_pid:

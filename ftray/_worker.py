@@ -11,7 +11,13 @@ import signal
 import struct
 import sys
 
-from ftray import _accelerators, _core, _lifecycle
+from ftray import (
+    _accelerators,
+    _core,
+    _engine,
+    _lifecycle,
+    _native_calls,  # noqa: F401  the zygote imports what most workers need
+)
 from ftray._core.execution import flush as _flush
 from ftray._core.worker import Executor
 from ftray._node import environments, stacks
@@ -103,6 +109,7 @@ def main(session_dir: str, startup_token: bytes) -> int:
     stacks.prepare(session_dir)
     session = _lifecycle.connect(session_dir, startup_token, KIND_WORKER, None)
     _lifecycle.adopt(session)
+    _engine.use("native")
     executor = Executor()
     executor.start_actor = _start_actor
     executor.on_terminate = _leave

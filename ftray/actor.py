@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import _pickle as pickle  # pickle imports re and more
 import functools
-import struct
 from types import GenericAlias
 
-from ftray import _core, _functions, _lifecycle, _options, _signature
+from ftray import _core, _engine, _options, _signature
 from ftray._typed import Instance, T
 from ftray.exceptions import NotSupportedError, RaySystemError
 
@@ -18,10 +16,8 @@ if TYPE_CHECKING:
 
     from ftray._typed import MarkMethod
 
-_ACTOR_CREATE = 30
 _ASYNC_FLAGS = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR
 _DEFAULT_ASYNC_CONCURRENCY = 1000
-_MOST_CONSTRUCTOR_BYTES = (1 << 30) - (1 << 20)  # of the largest message to ftrayd, most
 
 
 def _method(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -242,7 +238,7 @@ def _restart_defaults(cls: type) -> dict[str, int]:
         return {}
     from ftray.checkpoint.engine import restart_defaults
 
-    return restart_defaults(_checkpoint_spec(cls))
+    return restart_defaults(checkpoint_spec(cls))
 
 
 def _named_call(meta: _Meta, method: str, call_key: str) -> bytes:
@@ -257,7 +253,7 @@ def _named_call(meta: _Meta, method: str, call_key: str) -> bytes:
     return blake2b(b"call\0" + call_key.encode(), digest_size=16).digest()
 
 
-def _checkpoint_spec(cls: type) -> dict[str, object] | None:
+def checkpoint_spec(cls: type) -> dict[str, object] | None:
     """Return what the actor's incarnations must know of its checkpoints, None for a class that keeps none."""
     if not hasattr(cls, "__checkpoint_options__"):
         return None
@@ -388,13 +384,15 @@ class ActorClass(Instance[T]):
             of an async or a threaded actor were to run in order.
         """
         _signature.check(_signature.constructor_arity(self._cls), args, kwargs)
+        meta = self._meta()
+        create = _engine.ensure().create_actor
         guard = _core.the_guard()
         if guard is not None:
-            handle: ActorHandle[T] = guard.made(lambda: self._create(args, kwargs))
+            handle: ActorHandle[T] = guard.made(lambda: create(self, meta, args, kwargs))
             return handle
-        return self._create(args, kwargs)
+        return create(self, meta, args, kwargs)
 
-    def _create(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle[T]:
+    def _meta(self) -> _Meta:
         options = self._options
         meta = _Meta(
             self._cls.__name__,
@@ -406,22 +404,7 @@ class ActorClass(Instance[T]):
         )
         for name, (explicit, _) in meta.methods.items():
             meta.check_group(name, explicit.get("concurrency_group") or "")
-        _lifecycle.ensure()
-        if self._blob is None:
-            from ftray._pickling import pickle_function
-
-            self._blob = pickle_function(self._cls, self._class_refs)
-        actor_id, call_id = _core.next_actor_id(self._cls.__qualname__.encode())
-        ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
-        spec = self._spec(actor_id)
-        meta.exactly_once = bool((spec["checkpoint"] or {}).get("exactly_once"))
-        meta.key = _callee_key(spec, call_id, meta.exactly_once)
-        spec["meta"] = pickle.dumps(meta, 5)
-        handle: ActorHandle[T] = ActorHandle._make(ref, meta)
-        if options.name:
-            return _create_named(handle, actor_id, spec, args, kwargs)
-        _create(handle, actor_id, spec, args, kwargs)
-        return handle
+        return meta
 
     def _methods(self) -> dict[str, tuple[dict[str, Any], _signature.Arity | None]]:
         found = _methods_of(self._cls)
@@ -451,37 +434,6 @@ class ActorClass(Instance[T]):
             )
         return beside if given is None else given
 
-    def _spec(self, actor_id: bytes) -> dict[str, Any]:
-        options = self._options
-        session = _lifecycle.current()
-        held, needed = options.resources, options.placement_resources
-        strategy, group = _functions.placed(self._explicit, held, needed, f"actor {self._cls.__name__}")
-        return {
-            "actor_id": actor_id,
-            "job_id": _core.current_context()["job_id"],  # a worker's session has none
-            "owner": session.worker_id,
-            "unique_id": f"{session.worker_id.hex()[:24]}-{actor_id.hex()}",
-            "class_name": self._cls.__name__,
-            "name": options.name,
-            "namespace": options.namespace or (session.namespace if options.name else ""),
-            # An anonymous namespace is another one in each run; snapshots are to be found again.
-            "checkpoint_namespace": options.namespace or (session.durable_namespace if options.name else ""),
-            "get_if_exists": options.get_if_exists,
-            "lifetime": options.lifetime,
-            "max_restarts": options.max_restarts,
-            "max_task_retries": options.max_task_retries,
-            "max_concurrency": self._concurrency(),
-            "is_async": self._has_loop,
-            "concurrency_groups": options.concurrency_groups,
-            "resources": dict(options.resources),
-            "placement_resources": dict(options.placement_resources),
-            "strategy": strategy,
-            "group": group,
-            "class_blob": self._blob,
-            "checkpoint": _checkpoint_spec(self._cls),
-            "runtime_env": _lifecycle.runtime_env_text(options.runtime_env),
-        }
-
     def __repr__(self) -> str:
         return f"ActorClass({self._cls.__name__})"
 
@@ -489,119 +441,8 @@ class ActorClass(Instance[T]):
         return _rebuild_class, (self._cls, self._explicit)
 
 
-def _callee_key(spec: dict[str, Any], call_id: bytes, exactly_once: bool) -> bytes:
-    """Return what the actor's callers number their calls by: the same for every actor in its place."""
-    if exactly_once:
-        from ftray._checkpoint_host import callee_key
-
-        return callee_key(spec)
-    if not spec["name"]:
-        return call_id
-    from _blake2 import blake2b  # hashlib would load OpenSSL
-
-    return blake2b(f"actor\0{spec['namespace']}\0{spec['name']}".encode(), digest_size=16).digest()
-
-
 def _rebuild_class(cls: type, explicit: dict[str, Any]) -> ActorClass[Any]:
     return ActorClass(cls, explicit)
-
-
-def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with their refs replaced by values, as the actor's record keeps them."""
-
-    def value(item: Any) -> Any:
-        return _core.get(item) if isinstance(item, _core.ObjectRef) else item
-
-    return tuple(value(a) for a in args), {k: value(v) for k, v in kwargs.items()}
-
-
-def _waits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    refs = [a for a in (*args, *kwargs.values()) if isinstance(a, _core.ObjectRef)]
-    return (
-        bool(refs)
-        and len(_core.wait(list(dict.fromkeys(refs)), num_returns=len(set(refs)), timeout=0)[1]) > 0
-    )
-
-
-def _create(
-    handle: ActorHandle[Any],
-    actor_id: bytes,
-    spec: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    """Send the record to the head; not before the constructor's arguments are there."""
-
-    def create() -> None:
-        try:
-            _send(handle, actor_id, spec, args, kwargs)
-        except Exception as error:  # an argument is an error, or cannot be had: so is the actor
-            from ftray._task_errors import dump_error, make_task_error
-            from ftray.exceptions import RayError
-
-            payload = (
-                dump_error(error)
-                if isinstance(error, RayError)
-                else make_task_error(error, spec["class_name"], 0)
-            )
-            text = f"an argument of its constructor cannot be had: {error}"
-            cause = {"kind": "creation failed", "actor_id": actor_id, "text": text, "error": payload}
-            handle._target.fail(pickle.dumps(cause, 5))
-
-    if not any(isinstance(a, _core.ObjectRef) for a in (*args, *kwargs.values())):
-        _send(handle, actor_id, spec, args, kwargs)
-    elif not _waits(args, kwargs):
-        create()
-    else:
-        import threading
-
-        threading.Thread(target=create, name="ftray-create", daemon=True).start()
-
-
-def _payload(
-    actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[bytes, list[Any]]:
-    blob, refs = _core.encode_constructor_args(*_resolved(args, kwargs))
-    if len(blob) > _MOST_CONSTRUCTOR_BYTES:
-        raise ValueError(
-            f"the arguments of {spec['class_name']}.__init__ take {len(blob)} bytes; an actor's record, which"
-            f" keeps them by value for restarts, holds at most {_MOST_CONSTRUCTOR_BYTES}."
-            " Pass large values as refs inside a list, or to a method."
-        )
-    record = pickle.dumps({**spec, "args_blob": blob}, 5)
-    return actor_id + struct.pack("<I", len(record)) + record, refs
-
-
-def _send(
-    handle: ActorHandle[Any],
-    actor_id: bytes,
-    spec: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    payload, refs = _payload(actor_id, spec, args, kwargs)
-    # Refs inside the arguments live as long as the creator's handle.
-    handle.__dict__["_constructor_refs"] = refs
-    _core.tell_node(_ACTOR_CREATE, payload)
-
-
-def _create_named(
-    handle: ActorHandle[Any],
-    actor_id: bytes,
-    spec: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> ActorHandle[Any]:
-    """Names are settled at once: the head answers."""
-    payload, refs = _payload(actor_id, spec, args, kwargs)
-    handle.__dict__["_constructor_refs"] = refs
-    answer = _core.ask_node(_ACTOR_CREATE, payload)
-    result = pickle.loads(answer[5:])
-    if not answer[0]:
-        raise result
-    if result["actor_id"] != actor_id:
-        return find(spec["name"], spec["namespace"])
-    return handle
 
 
 def find(name: str, namespace: str | None) -> ActorHandle[Any]:
@@ -618,19 +459,8 @@ def find(name: str, namespace: str | None) -> ActorHandle[Any]:
     if namespace is not None:
         _options.text("namespace", namespace)
     guard = _core.the_guard()
-    return _find(name, namespace) if guard is None else guard.made(lambda: _find(name, namespace))
-
-
-def _find(name: str, namespace: str | None) -> ActorHandle[Any]:
-    from ftray._api import node_rpc
-
-    info = node_rpc("get_named_actor", name=name, namespace=namespace)
-    if info is None or "spec" not in info:
-        where = "this namespace" if namespace is None else f"namespace {namespace!r}"
-        raise ValueError(f"there is no living actor named {name!r} in {where}")
-    spec = info["spec"]
-    ref = _core.foreign_actor_ref(spec["actor_id"], spec["owner"])
-    return ActorHandle._make(ref, pickle.loads(spec["meta"]))
+    look = _engine.ensure().find_actor
+    return look(name, namespace) if guard is None else guard.made(lambda: look(name, namespace))
 
 
 def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
@@ -654,7 +484,7 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
         raise ValueError(
             f"kill() takes an ActorHandle, not {type(actor).__name__}: cancel tasks with ftray.cancel(ref)"
         )
-    actor._target.kill(_options.boolean("no_restart", no_restart))
+    _engine.current().kill(actor, _options.boolean("no_restart", no_restart))
 
 
 def exit_actor() -> NoReturn:
@@ -665,6 +495,4 @@ def exit_actor() -> NoReturn:
     TypeError
         Not called inside an actor.
     """
-    from ftray import _worker
-
-    _worker.exit_actor()
+    _engine.current().exit_actor()

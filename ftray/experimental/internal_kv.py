@@ -11,7 +11,7 @@ the empty one; these namespaces have nothing to do with those of actors.
 
 from __future__ import annotations
 
-from ftray import _core, _lifecycle
+from ftray import _engine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
 
 def initialized() -> bool:
     """Whether ftray runs in this process, so that the store can be reached."""
-    return _core.attached()
+    return _engine.is_initialized()
 
 
 def put(
@@ -124,7 +124,7 @@ def _ask(method: str, namespace: str | bytes | None, **arguments: Any) -> Any:
     from ftray.exceptions import InternalKVError, OutOfDiskError
 
     table = b"" if namespace is None else _bytes("namespace", namespace, MAX_KEY_BYTES)
-    _lifecycle.ensure()
+    _engine.ensure()
     try:
         return node_rpc(method, namespace=table, **arguments)
     except StorageFullError as error:

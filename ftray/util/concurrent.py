@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import ftray
-from ftray import _lifecycle, _options
+from ftray import _engine, _options
 from ftray.exceptions import RayTaskError
 
 TYPE_CHECKING = False
@@ -79,7 +79,7 @@ class Executor(ThreadPoolExecutor):
         task: Any = ftray.remote(_call)
         self._task = task.options(**_options.check("task", options)) if options else task
         self._named = bool(options.get("name"))
-        _lifecycle.ensure()
+        _engine.ensure()
         if max_workers is None:
             max_workers = max(1, int(ftray.cluster_resources().get("CPU", 1)))
         super().__init__(max_workers, thread_name_prefix="ftray-executor")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 import ftray
-from ftray import _options
+from ftray import _engine, _options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _check_timeout(timeout: float | None) -> None:
 
 def get_node_ip_address() -> str:
     """Return an address at which the session's other processes reach this one: loopback, on one machine."""
-    return "127.0.0.1"
+    return _engine.current().node_ip()
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:
@@ -145,11 +145,10 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
     all_namespaces : bool, default False
         Those of every namespace, each as ``{"name": ..., "namespace": ...}``.
     """
-    from ftray import _lifecycle
     from ftray._api import node_rpc
 
     if not isinstance(all_namespaces, bool):
         raise TypeError(f"all_namespaces must be True or False, not {all_namespaces!r}")
-    _lifecycle.ensure()
+    _engine.ensure()
     found: list[dict[str, str]] = node_rpc("list_named_actors", all_namespaces=all_namespaces)
     return found if all_namespaces else [actor["name"] for actor in found]

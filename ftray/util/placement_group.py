@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from ftray import _core, _lifecycle, _options
+from ftray import _core, _engine, _options
 from ftray._ids import PlacementGroupID
 from ftray.exceptions import NotSupportedError
 
@@ -68,9 +66,10 @@ class PlacementGroup:
         Getting it raises `TaskPlacementGroupRemoved` when the group is removed before. It is a task without
         demands in the group: it needs a worker process for a moment.
         """
-        _lifecycle.ensure()
+        engine = _engine.ensure()
         if self.is_empty:
-            return _core.put(self)
+            empty: _core.ObjectRef = engine.put(self)
+            return empty
         from ftray._functions import RemoteFunction
         from ftray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -208,19 +207,7 @@ def placement_group(
     for option, value in missing.items():
         if value:
             raise NotSupportedError(f"{option}={value!r:.100} is not supported by this version of ftray")
-    _lifecycle.ensure()
-    from ftray._api import node_rpc
-
-    group_id = os.urandom(14) + _lifecycle.current().job_id.to_bytes(4, "little")
-    node_rpc(
-        "placement_group_create",
-        group_id=group_id,
-        bundles=specs,
-        strategy=strategy,
-        name=name,
-        detached=lifetime == "detached",
-    )
-    return PlacementGroup(PlacementGroupID(group_id), specs)
+    return _engine.ensure().create_group(specs, strategy, name, lifetime)
 
 
 def _checked(bundles: Any) -> list[dict[str, float]]:
@@ -271,7 +258,7 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
         raise ValueError(
             f"the name of a placement group must be a non-empty string, not {placement_group_name!r:.100}"
         )
-    _lifecycle.ensure()
+    _engine.ensure()
     from ftray._api import node_rpc
 
     found = node_rpc("placement_group_find", name=placement_group_name)
@@ -290,7 +277,7 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
         ``state`` is PENDING, CREATED or REMOVED; ``bundles``, ``strategy``, ``name``, ``bundles_to_node_id``
         and ``stats`` are as in Ray. {} for a group that nothing is known of.
     """
-    _lifecycle.ensure()
+    _engine.ensure()
     from ftray._api import node_rpc
 
     if placement_group is not None:
@@ -302,7 +289,7 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
 
 def get_current_placement_group() -> PlacementGroup | None:
     """Return the group that the calling task or actor runs in, None in a driver or outside groups."""
-    here = _core.current_group()
+    here = _engine.current().current_group()
     return None if here is None else PlacementGroup(PlacementGroupID(here[:-1]))
 
 

@@ -8,7 +8,7 @@ from joblib._parallel_backends import AutoBatchingMixin
 from joblib.parallel import ParallelBackendBase
 
 import ftray
-from ftray import _lifecycle
+from ftray import _engine
 from ftray.util.concurrent import Executor
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ class RayBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
             return 1
         if n_jobs > 0:
             return n_jobs
-        _lifecycle.ensure()
+        _engine.ensure()
         return max(1, int(ftray.cluster_resources().get("CPU", 1)) + 1 + n_jobs)
 
     def configure(

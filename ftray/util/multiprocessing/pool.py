@@ -20,7 +20,7 @@ from multiprocessing import TimeoutError
 from typing import Any
 
 import ftray
-from ftray import _lifecycle
+from ftray import _engine
 from ftray.exceptions import RayActorError, RaySystemError, RayTaskError, TaskCancelledError
 from ftray.util.concurrent import original
 
@@ -311,7 +311,7 @@ class Pool:
             )
         if ray_address is not None and not ftray.is_initialized():
             ftray.init(address=ray_address)
-        _lifecycle.ensure()
+        _engine.ensure()
         self._processes = processes or max(1, int(ftray.cluster_resources().get("CPU", 1)))
         self._most = maxtasksperchild
         actor_class: Any = ftray.remote(_PoolActor)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, cast
 
+from ftray import _engine
 from ftray._options import boolean
 from ftray.util.state import filters as _filters
 from ftray.util.state import records, tables
@@ -70,8 +71,7 @@ def query(
     record = records.RESOURCES[resource][0]
     wanted = _filters.checked(record, filters)
     most = _filters.checked_limit(limit)
-    with Link(address, _filters.checked_timeout(timeout)) as link:
-        table = tables.TABLES[resource](link)
+    table = _engine.current().state_table(resource, address, _filters.checked_timeout(timeout))
     notes = _missing(table)
     if notes and raise_on_missing_output:
         raise RayStateApiException(
@@ -404,8 +404,7 @@ class Summary:
 
 def summary_of(resource: str, address: str | None = None, timeout: float = DEFAULT_TIMEOUT_S) -> Summary:
     """Ask a session for the counts of tasks, actors or objects."""
-    with Link(address, _filters.checked_timeout(timeout)) as link:
-        table = tables.TABLES[resource](link)
+    table = _engine.current().state_table(resource, address, _filters.checked_timeout(timeout))
     return Summary(summarize(resource, table.rows), _missing(table))
 
 
