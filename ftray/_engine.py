@@ -99,14 +99,14 @@ def _default_name() -> str:
         if name not in _HOMES:
             raise ValueError(f"the environment variable FTRAY_ENGINE={name!r} is not valid: {_allowed()}")
         return name
-    # Plain Ray code may have brought this process up: what runs in its workers is on that cluster.
-    ray_engine = sys.modules.get("ray._private.worker")
-    return "ray" if ray_engine is not None and _is_worker_of(ray_engine) else DEFAULT
+    return "ray" if _in_ray_worker() else DEFAULT
 
 
-def _is_worker_of(ray_worker: Any) -> bool:
-    worker = getattr(ray_worker, "global_worker", None)
-    return worker is not None and worker.mode == ray_worker.WORKER_MODE
+def _in_ray_worker() -> bool:
+    """Whether Ray has started this process: what runs here is on its cluster, also if plain Ray code began it."""
+    module: Any = sys.modules.get("ray._private.worker")
+    worker = getattr(module, "global_worker", None)
+    return worker is not None and bool(worker.mode == module.WORKER_MODE)
 
 
 def _allowed() -> str:
@@ -172,7 +172,8 @@ def use(name: str | None) -> Engine:
 
 def is_initialized() -> bool:
     """Whether ftray runs in this process."""
-    return _current is not None and _current.is_initialized()
+    engine = current() if _in_ray_worker() else _current
+    return engine is not None and engine.is_initialized()
 
 
 def shutdown() -> None:
