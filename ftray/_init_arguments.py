@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 OWN = (
-    "address, engine, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
-    " ignore_reinit_error, log_to_driver, runtime_env, object_spilling_directory, job_key"
+    "address, num_cpus, num_gpus, resources, object_store_memory, labels, namespace,"
+    " ignore_reinit_error, log_to_driver, runtime_env, object_spilling_directory, job_key, engine"
 )
 LEAST_STORE_BYTES = 1 << 20
 _NO_DASHBOARD = "there is no dashboard. Leave it out, or give include_dashboard=False"

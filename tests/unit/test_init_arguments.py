@@ -38,6 +38,6 @@ def test_logging_is_taken_as_there_is_none(name: str) -> None:
 
 
 def test_what_nobody_knows_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="does not take 'num_cpu', 'x'; it takes address, engine") as caught:
+    with pytest.raises(TypeError, match="does not take 'num_cpu', 'x'; it takes address, num_cpus") as caught:
         check({"num_cpu": 1, "include_dashboard": True, "x": 2})
     assert _init_arguments.OWN in str(caught.value)
