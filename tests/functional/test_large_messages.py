@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ftray as ray
-from ftray import _core, actor
+from ftray import _core, _native_actors
 from ftray._node.connection import MAX_QUEUED_BYTES
 
 pytestmark = [pytest.mark.usefixtures("runtime"), pytest.mark.runtime(num_cpus=1)]
@@ -33,7 +33,7 @@ def test_constructor_arguments_larger_than_what_may_wait():
 
 
 def test_constructor_arguments_that_no_message_holds_are_refused(monkeypatch):
-    monkeypatch.setattr(actor, "_MOST_CONSTRUCTOR_BYTES", 1_000_000)
+    monkeypatch.setattr(_native_actors, "_MOST_CONSTRUCTOR_BYTES", 1_000_000)
     words = r"Holder.__init__ take \d+ bytes; .* at most 1000000\..* refs inside a list"
     with pytest.raises(ValueError, match=words):
         Holder.remote(np.zeros(1_000_000, np.uint8))
