@@ -332,7 +332,7 @@ class ExactlyOnce:
             "journal_position": self.last_position,
             "ledger": True,
             "code_version": self.code_version,
-            "hash_seed": hash_seed(),
+            "hash_seed": hash_seed(self.host),
         }
         return fields, self.ledger.dump()
 

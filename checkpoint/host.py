@@ -94,5 +94,16 @@ class Host(Protocol):
         Asked for by exactly-once actors: a method was interrupted half-way, or the journal's medium failed.
         """
 
+    @property
+    def hash_seed(self) -> str:
+        """``PYTHONHASHSEED`` of this process as it was started, "" if that is not known."""
+
+    def restart_with_hash_seed(self, seed: str) -> None:
+        """End this process, and have the actor's next one started with another hash seed.
+
+        Asked for before any recorded call is run again, when those ran with another seed. Returns if that is
+        not possible (the user has chosen the seed, or the engine cannot): the session goes on and says so.
+        """
+
     def fenced(self, error: BaseException) -> None:
         """A newer incarnation holds the key: end this process because of `error`, do not restart it."""

@@ -9,7 +9,6 @@ ahead.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -37,9 +36,9 @@ REPLAY_BOUND_S = 1.0
 POISON_AFTER = 3
 
 
-def hash_seed() -> dict[str, Any]:
+def hash_seed(host: Host) -> dict[str, Any]:
     """Return what tells whether two processes iterate over sets of text in the same order."""
-    return {"PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", ""), "fingerprint": hash("ftray.checkpoint")}
+    return {"PYTHONHASHSEED": host.hash_seed, "fingerprint": hash("ftray.checkpoint")}
 
 
 async def open_exactly_once(
@@ -115,6 +114,7 @@ class _Recovery:
         self.started: _Started | None = None
         self.refused: dict[bytes, int] = {}  # in which epoch
         self.migrated = False
+        self.other_hashing = ""
         self.replayed = 0
         self.began_s = self.saved_s = time.monotonic()
 
@@ -124,7 +124,7 @@ class _Recovery:
         self.session.remember(names_after_init, self.past)
         tail = self._survey()
         self._find_poison()
-        self._explain_hashing(tail)
+        self._hash_alike(tail)
         await self._replay(tail)
         self._seal()
         self._open_journal(tail)
@@ -183,17 +183,23 @@ class _Recovery:
         if row is not None and row[1] >= POISON_AFTER:
             self.once.poison = frozenset({row[0]})
 
-    def _explain_hashing(self, tail: marks.Tail) -> None:
-        """Say beforehand what may make replay diverge."""
-        saved = self.past.newest.header.fields.get("hash_seed") if self.past.newest else None
-        if tail.calls and saved and saved["fingerprint"] != hash_seed()["fingerprint"]:
-            wanted = saved["PYTHONHASHSEED"] or "was random"
-            self._report(
-                "hash_seed",
-                f"the {tail.calls} calls to be replayed ran with another hash seed (PYTHONHASHSEED "
-                f"{wanted}): methods whose "
-                "result depends on the order of a set of str may diverge",
-            )
+    def _hash_alike(self, tail: marks.Tail) -> None:
+        """What is run again must see sets of text in the order that it saw the first time."""
+        saved = self.past.sealed.get("hash_seed")
+        if saved is None and self.past.newest is not None:
+            saved = self.past.newest.header.fields.get("hash_seed")
+        here = hash_seed(self.host)
+        if not tail.calls or not saved or saved["fingerprint"] == here["fingerprint"]:
+            return
+        wanted = saved["PYTHONHASHSEED"]
+        if wanted and wanted != here["PYTHONHASHSEED"]:
+            self.host.restart_with_hash_seed(wanted)
+        self.other_hashing = (
+            f"the calls to be run again ran with another hash seed (PYTHONHASHSEED {wanted or 'not known'}) "
+            f"than this process has ({here['PYTHONHASHSEED'] or 'not known'}): methods whose result depends "
+            "on the order of a set of str may diverge"
+        )
+        self._report("hash_seed", self.other_hashing)
 
     async def _replay(self, tail: marks.Tail) -> None:
         if faults.active:
@@ -309,7 +315,7 @@ class _Recovery:
                 "besides state and arguments: pass it as an argument, get it through self.record(...), or "
                 "mark the method "
                 "@nondeterministic. Nothing was changed; to give up what the journal has, start with "
-                "restore='never'"
+                f"restore='never'{self.other_hashing and f'. And {self.other_hashing}'}"
             )
 
     def _prepare(
@@ -356,7 +362,11 @@ class _Recovery:
         if self.log.sealed:
             return
         base = self.past.newest.name if self.past.newest else None
-        extra: dict[str, Any] = {"history_number": self.history, "journal_position": self.base}
+        extra: dict[str, Any] = {
+            "history_number": self.history,
+            "journal_position": self.base,
+            "hash_seed": hash_seed(self.host),
+        }
         if self.session.member is not None:
             extra["group_generation"] = self.session.member.generation
         self.log.seal(base, self.past.history, extra)

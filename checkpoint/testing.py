@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -156,6 +157,10 @@ class LocalHost:
         All that was reported.
     fenced_by, crashed_by : list of BaseException
         Arguments of `fenced` and `crashed`.
+    hash_seed : str
+        ``PYTHONHASHSEED``, as the interpreter was started with it.
+    seeds_asked : list of str
+        Arguments of `restart_with_hash_seed`, which restarts nothing here.
     caller : Caller
         Who makes the calls of an exactly-once actor; give one to have it outlive this host.
     """
@@ -179,6 +184,8 @@ class LocalHost:
         self.incidents: list[Incident] = []
         self.fenced_by: list[BaseException] = []
         self.crashed_by: list[BaseException] = []
+        self.hash_seed = os.environ.get("PYTHONHASHSEED", "")
+        self.seeds_asked: list[str] = []
         self.caller = caller
         self._calls: ExactlyOnceCalls | None = None
         self._actions: deque[Callable[[], None]] = deque()
@@ -195,6 +202,10 @@ class LocalHost:
         with self._arrived:
             self.incidents.append(incident)
             self._arrived.notify_all()
+
+    def restart_with_hash_seed(self, seed: str) -> None:
+        """Keep `seed`: a thread cannot have another one than its process."""
+        self.seeds_asked.append(seed)
 
     def fenced(self, error: BaseException) -> None:
         """Keep `error`."""

@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager, nullcontext
 
 from ftray._core import holds
+from ftray._lifecycle import ask
+from ftray._node import hash_seeds
 from ftray.checkpoint.host import ActorIdentity
 
 TYPE_CHECKING = False
@@ -31,7 +33,12 @@ class NativeHost:
     """See `ftray.checkpoint.host.Host`."""
 
     def __init__(
-        self, spec: dict[str, Any], incarnation: int, executor: Executor, end: Callable[[BaseException], None]
+        self,
+        spec: dict[str, Any],
+        incarnation: int,
+        executor: Executor,
+        end: Callable[[BaseException], None],
+        start_again: Callable[[], None],
     ) -> None:
         self.identity = _identity(spec)
         self.incarnation = incarnation
@@ -43,6 +50,9 @@ class NativeHost:
         self._executor = executor
         self._end = end
         self._port = {"actor": spec["actor_id"], "max_restarts": spec["max_restarts"]}
+        self._start_again = start_again
+        self._restarts: bool = spec["max_restarts"] != 0
+        self.hash_seed = hash_seeds.known()
 
     def run_between_calls(self, action: Callable[[], None]) -> None:
         """See `Host.run_between_calls`."""
@@ -55,6 +65,12 @@ class NativeHost:
     def report_incident(self, incident: Incident) -> None:
         """One line on stderr, which the driver prints with the actor's name and pid."""
         print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
+
+    def restart_with_hash_seed(self, seed: str) -> None:
+        """See `Host.restart_with_hash_seed`: the node starts another interpreter for it."""
+        if hash_seeds.is_ours() and self._restarts:
+            ask("hash_seed", {"seed": seed})
+            self._start_again()
 
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""
@@ -161,11 +177,12 @@ def open_session(
     incarnation: int,
     executor: Executor,
     end: Callable[[BaseException], None],
+    start_again: Callable[[], None],
 ) -> ActorSession:
     """Restore the instance's state and begin its checkpoints."""
     from ftray.checkpoint import engine
 
-    host = NativeHost(spec, incarnation, executor, end)
+    host = NativeHost(spec, incarnation, executor, end, start_again)
     codec = NativeCodec(spec["class_name"])
     prepare = _preparing(executor)
     session = engine.open(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
@@ -179,12 +196,13 @@ async def open_session_async(
     incarnation: int,
     executor: Executor,
     end: Callable[[BaseException], None],
+    start_again: Callable[[], None],
 ) -> ActorSession:
     """The same inside the event loop of an actor whose recorded calls may have to be awaited."""
     from ftray.checkpoint import engine, options
     from ftray.exceptions import NotSupportedError
 
-    host = NativeHost(spec, incarnation, executor, end)
+    host = NativeHost(spec, incarnation, executor, end, start_again)
     codec = NativeCodec(spec["class_name"])
     if options.validate(spec["checkpoint"]).verify:
         raise NotSupportedError(

@@ -228,7 +228,9 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
             from ftray._checkpoint_host import open_session
 
             assert _State.executor is not None
-            _State.checkpoint = open_session(instance, spec, number, _State.executor, _leave_fenced)
+            _State.checkpoint = open_session(
+                instance, spec, number, _State.executor, _leave_fenced, _start_again
+            )
     except BaseException as error:
         _not_made(spec, error)
         return
@@ -243,7 +245,7 @@ async def _make_actor_in_loop(spec: dict[str, Any], number: int) -> None:
 
             assert _State.executor is not None
             _State.checkpoint = await open_session_async(
-                instance, spec, number, _State.executor, _leave_fenced
+                instance, spec, number, _State.executor, _leave_fenced, _start_again
             )
     except BaseException as error:
         _not_made(spec, error)
@@ -302,6 +304,11 @@ def _leave_fenced(error: BaseException) -> NoReturn:
     _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", _EXIT_ACTOR))
     _flush()
     os._exit(1)
+
+
+def _start_again() -> NoReturn:
+    """Nothing has been done yet, and another process is to do it: exit as for a planned restart."""
+    _leave(_EXIT_SIGTERM)
 
 
 def _leave_if_fenced(error: BaseException) -> None:

@@ -12,6 +12,7 @@ import pickle
 import time
 
 from ftray._node import actors as machine
+from ftray._node import environments
 from ftray._node.amounts import CPU, UNIT, ResourceError, fixed_point
 from ftray._node.caller_releases import CallerReleases
 from ftray._node.discards import Discards, is_own
@@ -68,6 +69,7 @@ class _Kept:
     def __init__(self, blob: bytes, fields: dict[str, Any]) -> None:
         self.blob = blob
         self.fields = fields
+        self.hash_seed = ""  # when its processes need another one than the session's
         self.to_discard = False  # it has had a process, which may have left checkpoints that go with it
         self.held: Amounts = fixed_point(fields["resources"].items())
         # An actor that does not name a CPU needs one free to be placed and holds none, as in Ray.
@@ -229,7 +231,19 @@ class ActorService:
     def env_of(self, key: object) -> str:
         """Return the runtime environment of a placement's actor."""
         kept = self._kept.get(_placement(key)[0])
-        return "" if kept is None else kept.fields.get("runtime_env") or ""
+        if kept is None:
+            return ""
+        text = kept.fields.get("runtime_env") or ""
+        return environments.with_hash_seed(text, kept.hash_seed) if kept.hash_seed else text
+
+    def set_hash_seed(self, client: Client, seed: str) -> None:
+        """The next processes of a client's actor are to hash as an earlier one did (RPC ``hash_seed``)."""
+        kept = self._kept.get(client.worker.actor_id or b"") if client.worker is not None else None
+        if kept is None:
+            raise ValueError("only an actor has a hash seed of its own")
+        if not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 32):
+            raise ValueError(f"{seed!r} is no hash seed; a number from 0 to 2**32 - 1 is one")
+        kept.hash_seed = seed
 
     def restarts_left(self, key: object) -> bool:
         """Whether a placement's actor would be restarted after a death."""

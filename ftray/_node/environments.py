@@ -67,6 +67,8 @@ class Plan(Record):
         What goes in front of ``sys.path``.
     fresh
         The interpreter has to start with the variables.
+    hash_seed
+        The interpreter has to start with this seed, "" for that of the session.
     """
 
     text: str
@@ -74,6 +76,15 @@ class Plan(Record):
     directory: str
     paths: list[str]
     fresh: bool
+    hash_seed: str = ""
+
+
+_HASH_SEED = "ftray.hash_seed"  # no field of anybody's environment: added by the node alone
+
+
+def with_hash_seed(text: str, seed: str) -> str:
+    """Return the text of the same environment in an interpreter with another hash seed."""
+    return json.dumps({**json.loads(text or "{}"), _HASH_SEED: seed})
 
 
 def plan(text: str, session_dir: str) -> Plan:
@@ -84,8 +95,12 @@ def plan(text: str, session_dir: str) -> Plan:
     EnvironmentSetupError
         It is malformed, or a snapshot is missing.
     """
+    seed = ""
     try:
         env = json.loads(text)
+        if _HASH_SEED in env:
+            seed = env.pop(_HASH_SEED)
+            text = json.dumps(env) if env else ""
         variables: dict[str, str] = dict(env.get("env_vars", {}))
         working_dir = env.get("working_dir", "")
         modules = list(env.get("py_modules", []))
@@ -96,8 +111,8 @@ def plan(text: str, session_dir: str) -> Plan:
     directory = _directory(working_dir, session_dir) if working_dir else ""
     paths = [directory] if directory else []
     paths += [_directory(module, session_dir) for module in modules]
-    fresh = any(name.startswith(_AT_START) for name in variables)
-    return Plan(text, variables, directory, paths, fresh)
+    fresh = bool(seed) or any(name.startswith(_AT_START) for name in variables)
+    return Plan(text, variables, directory, paths, fresh, seed)
 
 
 def _directory(uri: object, session_dir: str) -> str:

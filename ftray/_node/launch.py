@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 
-from ftray._node import log_files, session, settings
+from ftray._node import hash_seeds, log_files, session, settings
 from ftray._node.record import Record
 from ftray._node.resources import visible_gpus
 
@@ -358,7 +358,7 @@ def _spawn(theirs: socket.socket, output_fd: int) -> int:
         return os.posix_spawn(
             sys.executable,
             command,
-            os.environ,
+            {**os.environ, **hash_seeds.chosen(os.environ)},
             file_actions=actions,
             setsid=True,
             setsigmask=(),

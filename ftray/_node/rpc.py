@@ -71,6 +71,7 @@ class RpcService:
             "task_events": node.state.task_events,
             "processes": node.state.processes,
             "actor_states": node.actors.states,
+            "hash_seed": node.actors.set_hash_seed,
             "dump_stacks": node.workers.dump_stacks,
         }
         # These reply themselves, later.

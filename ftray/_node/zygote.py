@@ -23,7 +23,7 @@ import socket
 import sys
 
 from ftray._core import procs
-from ftray._node import environments, threads
+from ftray._node import environments, hash_seeds, threads
 from ftray._node.fdpass import recv_with_fds
 
 TYPE_CHECKING = False
@@ -64,6 +64,7 @@ class Zygote:
             os._exit(0)
         procs.set_name("ftray-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        hash_seeds.hide(os.environ)
         before = set(os.environ)
         threads.limit(os.environ)
         self._limited = set(os.environ) - before
@@ -136,7 +137,8 @@ class Zygote:
             base = dict(os.environ)
             if "OMP_NUM_THREADS" in variables:  # it stands for all that we have limited
                 base = {name: text for name, text in base.items() if name not in self._limited}
-            _exec_worker(config, {**base, **variables})
+            seed = hash_seeds.variables(plan["hash_seed"]) if plan["hash_seed"] else hash_seeds.inherited()
+            _exec_worker(config, {**base, **seed, **variables})
         os.environ.update(variables)
         run_in_plan(plan, main, session_dir, token)
 
@@ -237,6 +239,7 @@ def fresh_worker(config: dict[str, Any]) -> Callable[[], None]:
         Runs the worker.
     """
     procs.set_name("ftray-worker")
+    hash_seeds.hide(os.environ)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     main = importlib.import_module(config["worker_module"]).main

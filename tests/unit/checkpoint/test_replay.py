@@ -290,8 +290,30 @@ class TestReplay:
     def test_another_hash_seed_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lives = started()
         lives.call("incr")
-        monkeypatch.setattr(replay, "hash_seed", lambda: {"PYTHONHASHSEED": "7", "fingerprint": 0})
-        assert "hash_seed" in lives.start().kinds()
+        saved = {"PYTHONHASHSEED": "7", "fingerprint": 0}
+        monkeypatch.setattr(replay, "hash_seed", lambda _host: saved)
+        lives.start()
+        assert "hash_seed" in lives.kinds()
+        assert lives.host.seeds_asked == []  # that of before is not known here
+        lives.start()
+        assert "hash_seed" not in lives.kinds(), "that of the last incarnation counts: it has run them all"
+        lives.call("incr")
+        monkeypatch.undo()
+        lives.start()
+        assert lives.host.seeds_asked == ["7"] and "hash_seed" in lives.kinds()
+
+    def test_a_divergence_tells_of_another_hash_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        numbers = iter(range(10))
+
+        class Fickle(Tally):
+            def ask(self) -> int:
+                return next(numbers)
+
+        lives = started(cls=Fickle, code_version=1)
+        lives.call("ask")
+        monkeypatch.setattr(replay, "hash_seed", lambda _host: {"PYTHONHASHSEED": "7", "fingerprint": 0})
+        with pytest.raises(ReplayDivergedError, match="And the calls to be run again ran with another hash"):
+            lives.start()
 
 
 def crash_at_timeout(lives: Lives, call: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ftray._node import environments, hash_seeds
 from ftray._node.environments import EnvironmentSetupError, enter, expanded, plan
 
 NAME = "0123456789abcdef0123456789abcdef01234567"
@@ -70,3 +71,33 @@ def test_entering_changes_directory_and_path(tmp_path: Path, monkeypatch: pytest
     enter({"paths": [str(tmp_path)], "directory": str(tmp_path), "variables": variables, "fresh": True})
     assert os.getcwd() == str(tmp_path)
     assert sys.path == [str(tmp_path), "/a", "/b", "/elsewhere"]
+
+
+class TestHashSeeds:
+    def test_the_node_adds_a_seed_and_nobody_sees_it(self) -> None:
+        given = '{"env_vars": {"A": "1"}}'
+        for text in (given, ""):
+            found = plan(environments.with_hash_seed(text, "7"), "/nowhere")
+            assert (found.hash_seed, found.fresh, found.text) == ("7", True, text)
+        assert plan(given, "/nowhere").hash_seed == "" and not plan(given, "/nowhere").fresh
+
+    def test_a_session_draws_its_own_unless_the_user_has(self) -> None:
+        for environ in ({}, {"PYTHONHASHSEED": ""}, {"PYTHONHASHSEED": "random"}):
+            drawn = hash_seeds.chosen(environ)
+            assert 0 <= int(drawn["PYTHONHASHSEED"]) < 1 << 32 and drawn != hash_seeds.chosen(environ)
+        assert hash_seeds.chosen({"PYTHONHASHSEED": "0"}) == {}
+
+    def test_ours_is_hidden_and_the_users_is_not(self) -> None:
+        known = (hash_seeds.known(), hash_seeds.is_ours())
+        try:
+            environ = {**hash_seeds.variables("7"), "A": "1"}
+            hash_seeds.hide(environ)
+            assert (environ, hash_seeds.known(), hash_seeds.is_ours()) == ({"A": "1"}, "7", True)
+            assert hash_seeds.inherited() == hash_seeds.variables("7")
+            environ = {**hash_seeds.variables("7"), "PYTHONHASHSEED": "8"}  # by a runtime environment
+            hash_seeds.hide(environ)
+            assert (environ, hash_seeds.known(), hash_seeds.is_ours()) == ({"PYTHONHASHSEED": "8"}, "8", False)
+            hash_seeds.hide({})
+            assert (hash_seeds.known(), hash_seeds.is_ours(), hash_seeds.inherited()) == ("", False, {})
+        finally:
+            hash_seeds._Known.seed, hash_seeds._Known.ours = known
