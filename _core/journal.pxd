@@ -60,6 +60,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
         int wait(uint64_t position, double timeout_s) noexcept
         void wait_news(uint64_t seen) noexcept
         void flush() noexcept
+        cbool hold_back(uint64_t position) noexcept
         void stop() noexcept
         cbool wait_stopped(double timeout_s) noexcept
         void running(const char* call_id) noexcept

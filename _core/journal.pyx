@@ -278,6 +278,18 @@ cdef class LocalJournal:
         self._check_process()
         self.j.flush()
 
+    def hold_back(self, position):
+        """Write no record from `position` on (None: write all) until this is called again; False in `process`."""
+        self._check_process()
+        return self.j.hold_back(UINT64_MAX if position is None else position)
+
+    def fail(self, error):
+        """End the journal because of `error`, which waits, appends and `on_failure` get; an earlier failure stays."""
+        self._check_process()
+        if failure_of(self.j) == OK:
+            self._failure = error
+            self.j.fail(MEDIUM, 0, "write what a record names")
+
     def wait(self, uint64_t position, double timeout_s):
         """Wait until `position` is durable."""
         cdef double left = timeout_s

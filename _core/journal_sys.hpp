@@ -21,6 +21,7 @@ struct Journal : Maker {
     size_t next_size = 0;
     std::vector<Segment> retired;
     std::vector<char> pending;                /* POWER: framed, without CRC */
+    uint64_t limit = UINT64_MAX;              /* POWER: records from here on wait in `pending` */
     int error = 0;
     const char* step = "";
     std::atomic<int> failure{OK};
@@ -258,7 +259,7 @@ struct Journal : Maker {
             if (c.mode == POWER) {
                 queue_record(parts, n, size);
                 position = last.load(std::memory_order_relaxed);
-                if (asleep) { asleep = false; work.notify_one(); }
+                if (asleep && takeable()) { asleep = false; work.notify_one(); }
             } else if (put_record(guard, parts, n, size)) {
                 int err = hit(P_WRITTEN);
                 if (err) fail_locked(MEDIUM, err, "write a record");
@@ -406,6 +407,42 @@ struct Journal : Maker {
         else write_at(c.life_fd, reinterpret_cast<char*>(&value), 8, L_DOUBT);
     }
 
+    /* Under `lock`: is there a record that may be written? */
+    bool takeable() const noexcept {
+        if (pending.empty()) return false;
+        Head h;
+        memcpy(&h, pending.data(), RECORD);
+        return h.position < limit;
+    }
+    /* Under `lock`: move what may be written to `batch`; returns the position of the last of it. */
+    uint64_t take_batch(std::vector<char>& batch) {   /* throws bad_alloc, and then nothing is moved */
+        batch.clear();
+        if (limit > last.load()) {
+            batch.swap(pending);
+            return last.load();
+        }
+        size_t at = 0;
+        uint64_t upto = 0;
+        while (at < pending.size()) {
+            Head h;
+            memcpy(&h, pending.data() + at, RECORD);
+            if (h.position >= limit) break;
+            upto = h.position;
+            at += framed(h.word & 0x0FFFFFFF);
+        }
+        batch.assign(pending.begin(), pending.begin() + at);
+        pending.erase(pending.begin(), pending.begin() + at);
+        return upto;
+    }
+    /* Records from `position` on are not written before this is called again. */
+    bool hold_back(uint64_t position) noexcept {
+        if (c.mode != POWER) return false;
+        std::lock_guard<std::mutex> guard(lock);
+        limit = position;
+        if (takeable()) { asleep = false; work.notify_one(); }   /* else it would sleep on, and nobody would wake it */
+        return true;
+    }
+
     void run_power() noexcept {
         const char* where = "";
         if (int err = sync_past(where)) { fail(MEDIUM, err, where); return; }
@@ -418,7 +455,7 @@ struct Journal : Maker {
             uint64_t upto;
             {
                 std::unique_lock<std::mutex> guard(lock);
-                auto ready = [&] { return !pending.empty() || stopping || failure.load() != OK; };
+                auto ready = [&] { return takeable() || (stopping && pending.empty()) || failure.load() != OK; };
                 asleep = true;
                 if (!marked && !work.wait_for(guard, std::chrono::milliseconds(100), ready)) {
                     guard.unlock(); mark_power(MARK); marked = true; guard.lock();
@@ -428,9 +465,8 @@ struct Journal : Maker {
                 asleep = false;
                 if (failure.load() != OK) return;
                 if (pending.empty()) break;
-                batch.clear();
-                batch.swap(pending);
-                upto = last.load();
+                try { upto = take_batch(batch); }
+                catch (...) { fail_locked(MEDIUM, ENOMEM, "write to the journal"); return; }
             }
             if (!commit(batch, upto)) return;
             marked = false;

@@ -23,6 +23,7 @@ from ftray._core.ledger import Ledger
 from ftray._core.records import decode_head
 
 from . import actor, faults, holders, marks, parking
+from .blob_writer import BlobWriter
 from .codec import Codec
 from .errors import CheckpointError, CheckpointSaveError, FencedError, NoSessionError
 from .figures import STATUS_METHOD
@@ -113,6 +114,7 @@ class ExactlyOnce:
         self._blobs = self._blob_bytes = self._bytes_captured = 0
         self._ended = False
         self._base_due = False
+        self._writer: BlobWriter | None = None
 
     def make_ledger(self, history: int) -> Ledger:
         """Return an empty ledger."""
@@ -169,6 +171,10 @@ class ExactlyOnce:
         journal.on_failure = self._journal_failed
         self.releases.durable(journal.durable_position)
         put_blob = self._put_blob
+        if journal.hold_back(None):
+            self._writer = BlobWriter(
+                f"checkpoint {self.log.key}", self._make_durable, journal, self.session.background
+            )
         self._gate = Gate(
             journal,
             self.callee_key,
@@ -188,9 +194,15 @@ class ExactlyOnce:
         name = f"{_CALL_BLOB}{self.last_position + 1}-{epoch}-{self._blobs}"
         if self.journal_is_full():
             self.session.want("journal")
-        durability: Durability = "power" if self.options.durability == "power" else "process"
-        self.log.store.put_blob(self.log.key, epoch, name, [content], durability=durability)
+        if self._writer is not None:
+            self._writer.write(name, content)
+        else:
+            self._make_durable(name, content)
         return name
+
+    def _make_durable(self, name: str, content: bytes) -> None:
+        durability: Durability = "power" if self.options.durability == "power" else "process"
+        self.log.store.put_blob(self.log.key, self.log.epoch, name, [content], durability=durability)
 
     def _bytes_written(self) -> int:
         """Bytes of the journal and its blobs by this incarnation, as far as the journal counts its own."""
@@ -454,6 +466,8 @@ class ExactlyOnce:
             if planned:
                 self._note_end()
             self.journal.close(timeout_s)
+            if self._writer is not None:
+                self._writer.stop(timeout_s)
             self.releases.durable(self.journal.durable_position)
         except CheckpointError as error:
             if not isinstance(error, FencedError):

@@ -70,6 +70,15 @@ class Journal(Protocol):
     def flush(self) -> None:
         """Begin to make durable now what was appended."""
 
+    def hold_back(self, position: int | None) -> bool:
+        """Write no record from `position` on before this is called again; None: write all.
+
+        False where a record is written when it is appended: then nothing has changed.
+        """
+
+    def fail(self, error: BaseException) -> None:
+        """End the journal because of `error`: what its records name cannot be made durable."""
+
     def wait(self, position: int, timeout_s: float) -> None:
         """Wait until `position` is durable.
 

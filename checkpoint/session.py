@@ -102,6 +102,7 @@ class ActorSession:
         self._saved = threading.Condition(self._lock)
         self._outcomes: dict[int, Exception | None] = {}
         self._scheduler = SaveScheduler(time.monotonic(), options.interval_s)
+        self.background = background
         self._background = background(f"checkpoint {key.text}", self._timer, self._unexpected)
         self._owner_pid = os.getpid()
         self._end: str | None = None  # why nothing is saved any more

@@ -114,7 +114,7 @@ class MemoryJournal:
         self.last_position = self.durable_position = first_position - 1
         self._store, self._key, self._epoch = store, key, epoch
         self._closed = False
-        self._failure: CheckpointSaveError | None = None
+        self._failure: BaseException | None = None
         self._changed = threading.Condition(store._lock)
 
     def _check(self) -> None:
@@ -151,8 +151,12 @@ class MemoryJournal:
         if self.on_failure is not None:
             self.on_failure(self._failure)
 
-    def fail(self, error: CheckpointSaveError) -> None:
-        """For tests: the medium fails for good."""
+    def hold_back(self, position: int | None) -> bool:
+        """Never: blobs are here at once."""
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing becomes durable any more."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()

@@ -96,8 +96,9 @@ class ObjectJournal:
         self._changed = threading.Condition()
         self._most_bytes = min(OBJECT_BYTES, objects.medium.limit_bytes or OBJECT_BYTES)
         self._pending: list[bytes] = []
+        self._limit: int | None = None
         self._closing = False
-        self._failure: CheckpointSaveError | None = None
+        self._failure: BaseException | None = None
         self._lookers: ThreadPoolExecutor | None = None
         self._thread = threading.Thread(target=self._run, name=f"journal {key}", daemon=True)
         self._thread.start()
@@ -135,6 +136,18 @@ class ObjectJournal:
 
     def flush(self) -> None:
         """Nothing: the thread takes what there is as soon as it may make a request."""
+
+    def hold_back(self, position: int | None) -> bool:
+        """Write no record from a position on before this is called again; None: write all."""
+        with self._changed:
+            self._limit = position
+            self._changed.notify_all()
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing becomes durable any more."""
+        if self._failure is None:
+            self._fail(error)
 
     def wait(self, position: int, timeout_s: float) -> None:
         """Wait until a position is durable."""
@@ -215,14 +228,14 @@ class ObjectJournal:
     def _next_batch(self) -> list[bytes]:
         """Wait for records and for the next start; take what fits into an object. Empty: closed."""
         with self._changed:
-            while not self._closing:
-                left_s = self._next_start_s - time.monotonic()
-                if self._pending and left_s <= 0:
+            while self._failure is None and not (self._closing and not self._pending):
+                left_s = 0.0 if self._closing else self._next_start_s - time.monotonic()
+                if self._allowed() and left_s <= 0:
                     break
-                self._changed.wait(left_s if self._pending else None)
+                self._changed.wait(left_s if self._allowed() else None)
             self._next_start_s = time.monotonic() + self._interval_s
             size = taken = 0
-            for record in self._pending:
+            for record in self._pending[: self._allowed()]:
                 if taken and size + len(record) + LENGTH.size > self._most_bytes:
                     break
                 size += len(record) + LENGTH.size
@@ -230,6 +243,12 @@ class ObjectJournal:
             batch = self._pending[:taken]
             del self._pending[:taken]
             return batch
+
+    def _allowed(self) -> int:
+        """How many of the records that wait may be written."""
+        if self._limit is None:
+            return len(self._pending)
+        return max(0, min(len(self._pending), self._limit - 1 - (self.last_position - len(self._pending))))
 
     def _commit(self, batch: list[bytes]) -> None:
         first = self.durable_position + 1
@@ -275,8 +294,10 @@ class ObjectJournal:
         if not self._objects.list(self._directory):
             self._objects.delete([name])
 
-    def _fail(self, error: CheckpointSaveError) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._changed:
+            if self._failure is not None:
+                return
             self._failure = error
             self._pending.clear()
             self._changed.notify_all()

@@ -80,7 +80,9 @@ def kill_session(driver: Driver, pid: int) -> None:
     driver.check_processes_ended()
 
 
-def first_session(start_driver: Callable[..., Driver], store: Path, kind: str, **options: Any) -> dict[str, Any]:
+def first_session(
+    start_driver: Callable[..., Driver], store: Path, kind: str, **options: Any
+) -> dict[str, Any]:
     driver = start(start_driver, store, kind, **options)
     driver.say("add")
     facts, _, _ = driver.expect("facts")

@@ -21,6 +21,7 @@ from ftray.checkpoint import (
     CheckpointCorruptedError,
     CheckpointOptionError,
     CheckpointSaveError,
+    CheckpointTimeoutError,
     FencedError,
 )
 
@@ -365,6 +366,39 @@ class JournalSuite:
         assert life(poison, None) is None, "it has ended"
         assert life(other) == (other, 1)
         assert life(poison) == (poison, 1)
+
+    def test_records_that_are_held_back(self, store: Any, opened: Any) -> None:
+        _, journal = opened()
+        fill(journal, 1, 2)
+        if not journal.hold_back(4):
+            fill(journal, 3, 5)  # each is written when it is appended
+            assert journal.hold_back(None) is False
+            return
+        fill(journal, 3, 3)
+        for position in (4, 5, 6):
+            assert journal.append(payload(position)) == position
+        with pytest.raises(CheckpointTimeoutError):
+            journal.wait(4, 0.05)
+        assert read(self.reopened(store)) == upto(3) and journal.durable_position == 3
+        journal.hold_back(6)
+        journal.wait(5, WAIT_S)
+        assert read(self.reopened(store)) == upto(5)
+        journal.hold_back(None)
+        journal.wait(6, WAIT_S)
+        fill(journal, 7, 9)
+        assert read(self.reopened(store)) == upto(9)
+
+    def test_a_journal_that_is_made_to_fail(self, store: Any, opened: Any) -> None:
+        failed = threading.Event()
+        _, journal = opened(on_failure=lambda _: failed.set())
+        fill(journal, 1, 2)
+        error = CheckpointSaveError("as asked")
+        journal.fail(error)
+        assert failed.wait(WAIT_S)
+        for action in (lambda: journal.append(payload(3)), lambda: journal.wait(3, WAIT_S)):
+            with pytest.raises(CheckpointSaveError, match="as asked"):
+                action()
+        assert read(self.reopened(store)) == upto(2)
 
     # -- blobs -------------------------------------
 
