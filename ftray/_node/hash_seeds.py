@@ -2,8 +2,8 @@
 
 Python draws a seed for hashing text when an interpreter starts, and tells nobody. Whoever has to repeat what
 a process did (an exactly-once actor's journal) needs the same one, so a session's interpreters are started
-with a seed that was drawn here. The user's own ``PYTHONHASHSEED`` counts if there is one; ours is taken out of
-the environment again, so that programs started by tasks draw their own, as without ftray.
+with a seed that was drawn here. The user's own ``PYTHONHASHSEED`` counts if there is one; ours is taken out
+of the environment again, so that programs started by tasks draw their own, as without ftray.
 """
 
 from __future__ import annotations

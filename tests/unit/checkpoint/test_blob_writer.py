@@ -1,4 +1,4 @@
-"""Large arguments and replies are durable before the records that name them, and nobody waits for that but they."""
+"""Large arguments and replies are durable before the records that name them; nobody else waits for that."""
 
 from __future__ import annotations
 
