@@ -8,6 +8,7 @@ attribute.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -23,6 +24,8 @@ T = TypeVar("T")
 _READONLY = "__checkpoint_readonly__"
 _NONDETERMINISTIC = "__checkpoint_nondeterministic__"
 _OPTIONS = "__checkpoint_options__"
+_ENGINE_MARKS = {"__ray_actor_class__": "ftray._ray.host_class"}
+"""Engines that derive a class of their own from the user's: what they put into it, and who is told of it."""
 
 
 class _Unset:
@@ -158,6 +161,9 @@ class Checkpointable:
         from .requirements import check_class
 
         check_class(cls, options_of(cls))
+        for mark, adapter in _ENGINE_MARKS.items():
+            if hasattr(cls, mark):
+                importlib.import_module(adapter).adapt(cls)
 
     def checkpoint(self) -> str:
         """Save soon, and return the id that the snapshot will have.

@@ -98,6 +98,8 @@ class ExactlyOnce:
         """Returns the execution of the present context, `values.READING` in a read-only method, else None."""
         self.context: Callable[[object], AbstractContextManager[object]] = _no_context
         """What a method runs in, for engines whose calls need to know whose they are."""
+        self.producing: Callable[[Execution], AbstractContextManager[object]] = _no_context
+        """What a function given to `record` runs in, the first time."""
         self.find_method: Callable[[str], Callable[..., Any] | None] = lambda name: getattr(
             session.instance, name, None
         )
@@ -322,7 +324,12 @@ class ExactlyOnce:
                 "another thread of the actor gets would not come at the same place when the call runs again"
             )
         assert isinstance(execution, Execution)
-        return user_value(execution, produce)
+
+        def produced() -> Any:
+            with self.producing(execution):
+                return produce()
+
+        return user_value(execution, produced)
 
     def recorded_or_plain(self, produce: Callable[[], Any]) -> Any:
         """`record` where a call runs, else just `produce`."""

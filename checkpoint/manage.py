@@ -6,6 +6,7 @@ looked up in its store, and needs no actor.
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -41,18 +42,22 @@ def status(handle: Any, *, timeout_s: float = 30.0) -> dict[str, Any]:
     GetTimeoutError, ActorDiedError
         As of any call.
     """
-    import ftray
-
     method = getattr(handle, STATUS_METHOD, None)
     if method is None:
         raise CheckpointOptionError(f"status() takes the handle of an actor, not {handle!r:.100}")
-    found: dict[str, Any] = ftray.get(method.remote(), timeout=timeout_s)
+    found: dict[str, Any] = _engine_of(handle).get(method.remote(), timeout=timeout_s)
     try:
         found["bytes"] = dict(connect(found["store"]).usage(found["key"]))
         found["journal_bytes"] = found["bytes"]["journal"]
     except (CheckpointError, OSError) as error:  # a store that only the actor reaches
         found["bytes"], found["bytes_error"] = None, f"{type(error).__name__}: {error}"
     return found
+
+
+def _engine_of(handle: Any) -> Any:
+    """Return the module whose ``get`` takes the refs of this handle's calls."""
+    of_ray = any(base.__module__.partition(".")[0] == "ray" for base in type(handle).__mro__)
+    return importlib.import_module("ray" if of_ray else "ftray")
 
 
 def delete(

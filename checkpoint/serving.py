@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ftray._core.gate import Outcome, Verdict
 
@@ -85,7 +85,7 @@ class _ThreadWaits:
 
 class _LoopWaits:
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._future: asyncio.Future[Any] = self._loop.create_future()
 
     def arm(self) -> _Setter:
@@ -95,9 +95,17 @@ class _LoopWaits:
             if not future.done():
                 future.set_result(value)
 
-        return lambda value: _soon(self._loop, settle, value)
+        def fire(value: Any) -> None:
+            if threading.get_ident() == self._thread:  # no way through the loop, which costs a system call
+                settle(value)
+            else:
+                _soon(self._loop, settle, value)
+
+        return fire
 
     async def fired(self, timeout_s: float) -> Any:
+        if self._future.done():
+            return _or_raise(self._future.result())
         try:
             return _or_raise(await asyncio.wait_for(self._future, timeout_s))
         except asyncio.TimeoutError:
@@ -124,6 +132,12 @@ class _Running:
 
 
 _Done = tuple[int, bytes, int]  # status, reply, position
+_T = TypeVar("_T")
+_NO_ARGUMENTS = b"\0\0"
+
+
+async def _here(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    return await coroutine
 
 
 class ExactlyOnceCalls:
@@ -135,13 +149,22 @@ class ExactlyOnceCalls:
         With ``exactly_once``.
     held_back_s : float
         How long a call may wait for the bound on unacknowledged replies, in seconds.
+    run_on : callable, optional
+        For hosts whose methods have a thread of their own: takes a coroutine that runs one method and never
+        waits (`drive.drive` runs it), and returns what awaits its result. Default: where the call came.
     """
 
-    def __init__(self, session: ActorSession, *, held_back_s: float = DURABLE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        session: ActorSession,
+        *,
+        held_back_s: float = DURABLE_TIMEOUT_S,
+        run_on: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]] = _here,
+    ) -> None:
         if session.exactly_once is None:
             raise NoSessionError("this actor is not exactly_once: run its methods as they are")
         self._session, self._once = session, session.exactly_once
-        self._held_back_s = held_back_s
+        self._held_back_s, self._run_on = held_back_s, run_on
         self._lock = threading.Lock()
         self._turns = Turns()
         self._waiting: dict[Ticket, _Setter] = {}
@@ -176,21 +199,55 @@ class ExactlyOnceCalls:
         return drive(self._call(_ThreadWaits(), head, method, args, timeout_s))
 
     async def call_async(
-        self, head: bytes, method: str, args: bytes, timeout_s: float = DURABLE_TIMEOUT_S
+        self,
+        head: bytes,
+        method: str,
+        args: bytes,
+        timeout_s: float = DURABLE_TIMEOUT_S,
+        arguments: Arguments | None = None,
     ) -> Answer:
         """`call` on the running event loop; cancelling it gives up waiting, and the method goes on."""
-        task = asyncio.ensure_future(self._call(_LoopWaits(), head, method, args, timeout_s))
-        return await asyncio.shield(task)
+        return await asyncio.shield(self.begin(head, method, args, timeout_s, arguments))
+
+    def begin(
+        self,
+        head: bytes,
+        method: str,
+        args: bytes,
+        timeout_s: float = DURABLE_TIMEOUT_S,
+        arguments: Arguments | None = None,
+    ) -> asyncio.Task[Answer]:
+        """Begin a call on the running event loop; calls enter in the order in which this is called.
+
+        `arguments`: what `args` says, from a host that has it as objects which nobody else uses.
+        """
+        return asyncio.ensure_future(self._call(_LoopWaits(), head, method, args, timeout_s, arguments))
+
+    def acknowledged(self, head: bytes) -> None:
+        """The caller of `head` has what it says there, and makes no call with it; may make room for others."""
+        with self._lock:
+            self._once.gate.admit(head, "", _NO_ARGUMENTS, False)
+        self._made_room()
 
     # -- the way of a call
 
-    async def _call(self, waits: _Waits, head: bytes, method: str, args: bytes, timeout_s: float) -> Answer:
+    async def _call(
+        self,
+        waits: _Waits,
+        head: bytes,
+        method: str,
+        args: bytes,
+        timeout_s: float,
+        given: Arguments | None = None,
+    ) -> Answer:
         self._check_alive()
         once = self._once
-        arguments = once.codec.decode_args(args)  # a call that cannot even begin is not entered
+        arguments = once.codec.decode_args(args) if given is None else given  # else it is not entered
         if method in self._session.entry_points:
             return await self._entry_point(waits, method, arguments, timeout_s)
-        function = getattr(self._session.instance, method)
+        function = once.find_method(method)
+        if function is None:
+            raise AttributeError(f"{type(self._session.instance).__name__!r} has no method {method!r}")
         if method in once.readonly_names:
             return await self._read(waits, head, method, args, function, arguments, timeout_s)
         verdict, running = await self._admit(waits, head, method, args)
@@ -276,7 +333,7 @@ class ExactlyOnceCalls:
         running: _Running,
     ) -> _Done:
         try:
-            done = await self._run_alone(head, method, args, function, arguments)
+            done = await self._run_on(self._run_alone(head, method, args, function, arguments))
         except BaseException as error:
             self._die(error)
             self._ended(head, running, _end_of(error))
@@ -343,10 +400,7 @@ class ExactlyOnceCalls:
         try:
             self._check_alive()
             position = max(once.seen(), verdict.position)
-            before = self._verifier.before() if self._verifier is not None else None
-            result, error = await run_method(once, READING, function, arguments)
-            if self._verifier is not None:
-                self._verifier.unchanged(before, method)
+            status, reply = await self._run_on(self._look(method, function, arguments))
         except NoSessionError:
             raise
         except BaseException as raised:
@@ -354,11 +408,19 @@ class ExactlyOnceCalls:
             raise
         finally:
             self._leave(ticket)
-        status, reply = once.codec.encode_outcome(method, result, error)
         await self._released(waits, position, timeout_s)
         if not once.holds_key():  # for every read: a look that is later than its beginning
             raise FencedError(f"checkpoint key {once.log.key!r} is held by a newer incarnation: ask that one")
         return Answer(status, reply)
+
+    async def _look(
+        self, method: str, function: Callable[..., Any], arguments: Arguments
+    ) -> tuple[int, bytes]:
+        before = self._verifier.before() if self._verifier is not None else None
+        result, error = await run_method(self._once, READING, function, arguments)
+        if self._verifier is not None:
+            self._verifier.unchanged(before, method)
+        return self._once.codec.encode_outcome(method, result, error)
 
     async def _entry_point(
         self, waits: _Waits, method: str, arguments: Arguments, timeout_s: float
@@ -369,8 +431,9 @@ class ExactlyOnceCalls:
             self._session.is_async
         )  # there it waits on a thread of its own, and the capture finds its gap
         ticket = None if beside else await self._turn(waits, True, timeout_s)
+        running = run_method(once, READING, function, arguments)
         try:
-            result, error = await run_method(once, READING, function, arguments)
+            result, error = await (running if beside else self._run_on(running))
         finally:
             if ticket is not None:
                 self._leave(ticket)

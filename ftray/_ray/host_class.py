@@ -1,0 +1,295 @@
+"""Makes of a `Checkpointable` class what Ray runs: a shell whose methods go through the checkpoint toolkit.
+
+``ray.remote(cls)`` derives two classes of the user's: one that it runs in the actor's process, and one that
+stands for the actor class in programs. `Checkpointable` notices both when they are made, and `adapt` gives the
+first one methods that go through the toolkit, and the second the options and handles of exactly-once actors.
+The user's object itself is an attribute of the shell, so that its methods call each other as they are.
+
+Owns: which methods the shell has, and of which kind. Invariants: signatures are the user's, so that Ray
+refuses wrong arguments where they are given; nothing of this needs a runtime of ftray.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FunctionType
+from typing import Any
+
+from ftray.checkpoint import actor
+from ftray.checkpoint.errors import CheckpointOptionError, NoSessionError
+from ftray.checkpoint.figures import STATUS_METHOD
+
+SPEC = "_ftray_spec"
+"""The hidden argument of the constructor: what all incarnations must know."""
+HEAD = "_ftray_call"
+"""The hidden argument of an exactly-once actor's methods: the call's head."""
+_RUNNER = "_ftray_actor"
+_MOST_IN_FLIGHT = 10_000
+_OWN = "__ray_actor_class__"
+
+
+def adapt(cls: type) -> None:
+    """See the module; `cls` is a class that Ray has just made of a `Checkpointable` one."""
+    ray_actor = importlib.import_module("ray.actor")
+    if issubclass(cls, ray_actor.ActorClass):
+        cls._remote = _remote  # type: ignore[attr-defined]
+    elif _OWN in cls.__dict__:
+        _make_shell(cls, cls.__dict__[_OWN])
+
+
+def user_class(cls: Any) -> type:
+    """Return the user's class that one of Ray's was made of."""
+    found: type = getattr(cls, _OWN)
+    return found
+
+
+# -- the class that runs in the actor's process
+
+
+def _make_shell(shell: Any, cls: type) -> None:
+    durable = actor.options_of(cls).exactly_once
+    methods = methods_of(cls)
+    is_async = any(_is_async(function) for function in methods.values())
+    for name, function in methods.items():
+        setattr(shell, name, _wrapper(cls, name, function, durable, is_async))
+    shell.__init__ = _constructor(cls, durable, is_async)
+    shell.__ray_call__ = _wrapper(cls, "__ray_call__", shell.__ray_call__, durable, is_async)
+    for name, function in {STATUS_METHOD: _status, "checkpoint": _checkpoint}.items():
+        if name not in methods:
+            setattr(shell, name, _wrapper(cls, name, function, durable, is_async))
+    shell.__ray_shutdown__ = _shutdown
+    if durable:
+        shell.__ray_checkpoint_note__ = _note
+        shell.__ray_checkpoint_about__ = _about
+    if cls.__repr__ is not object.__repr__:
+        shell.__repr__ = _repr
+
+
+def methods_of(cls: type) -> dict[str, FunctionType]:
+    """Return the methods of a class that Ray's callers may name."""
+    found: dict[str, FunctionType] = {}
+    for base in cls.__mro__:
+        if base in (object, actor.Checkpointable) or base.__module__ == "typing":
+            continue
+        for name, value in base.__dict__.items():
+            function = getattr(value, "__func__", value)
+            plain = not name.startswith("__") or name == "__call__"
+            if plain and isinstance(function, FunctionType):
+                found.setdefault(name, function)
+    hooks = {name for name in vars(actor.Checkpointable) if not name.startswith("_")} - {"checkpoint"}
+    return {name: function for name, function in found.items() if name not in hooks}
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _is_stream(function: Callable[..., Any]) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _wrapper(cls: type, name: str, function: Any, durable: bool, is_async: bool) -> Any:
+    if durable:
+        if _is_stream(function):
+            raise CheckpointOptionError(
+                f"exactly_once=True: {cls.__name__}.{name} is a generator, and on Ray these are not supported for "
+                "exactly-once actors, whose answers wait until what they tell of is durable. Return a list"
+            )
+        made = _durable_method(name)
+    elif inspect.isasyncgenfunction(function):
+        made = _async_stream(name)
+    elif inspect.isgeneratorfunction(function):
+        made = _stream(name)
+    elif _is_async(function) or (is_async and name == "checkpoint"):
+        made = _async_method(name)
+    else:
+        made = _method(name)
+    functools.update_wrapper(made, function)
+    del made.__wrapped__  # type: ignore[attr-defined]
+    raw = cls.__dict__.get(name) if name in cls.__dict__ else inspect.getattr_static(cls, name, None)
+    made.__signature__ = _signature(function, raw, HEAD if durable else None)  # type: ignore[attr-defined]
+    return made
+
+
+def _signature(function: Any, raw: object, hidden: str | None) -> inspect.Signature:
+    """Return the user's signature, with `self`, and with the hidden argument if there is one."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if isinstance(raw, staticmethod):
+        parameters.insert(0, inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY))
+        if any(p.kind is not inspect.Parameter.POSITIONAL_ONLY and p.name == "self" for p in parameters[1:]):
+            raise CheckpointOptionError(f"static method {function.__qualname__} must not have an argument `self`")
+    if hidden is not None:
+        at = len(parameters)
+        if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            at -= 1
+        parameters.insert(at, inspect.Parameter(hidden, inspect.Parameter.KEYWORD_ONLY, default=None))
+    return signature.replace(parameters=parameters)
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, _RUNNER).run(name, args, kwargs)
+
+    return method
+
+
+def _async_method(name: str) -> Callable[..., Any]:
+    async def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return await getattr(self, _RUNNER).run_async(name, args, kwargs)
+
+    return method
+
+
+def _stream(name: str) -> Callable[..., Any]:
+    def method(self: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield from getattr(self, _RUNNER).stream(name, args, kwargs)
+
+    return method
+
+
+def _async_stream(name: str) -> Callable[..., Any]:
+    async def method(self: Any, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for item in getattr(self, _RUNNER).stream_async(name, args, kwargs):
+            yield item
+
+    return method
+
+
+def _durable_method(name: str) -> Callable[..., Any]:
+    async def method(self: Any, /, *args: Any, _ftray_call: bytes | None = None, **kwargs: Any) -> Any:
+        return await getattr(self, _RUNNER).run(name, args, kwargs, _ftray_call)
+
+    return method
+
+
+def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
+    if durable:
+
+        async def opened(self: Any, /, *args: Any, _ftray_spec: Any = None, **kwargs: Any) -> None:
+            calls = importlib.import_module("ftray._ray.host_calls")
+            runner = await calls.open_actor(user_class(type(self)), _ftray_spec or {}, args, kwargs)
+            setattr(self, _RUNNER, runner)
+
+        made: Any = opened
+    else:
+
+        def restored(self: Any, /, *args: Any, _ftray_spec: Any = None, **kwargs: Any) -> None:
+            host = importlib.import_module("ftray._ray.host")
+            runner = host.SnapshotActor(user_class(type(self)), _ftray_spec or {}, args, kwargs, is_async)
+            setattr(self, _RUNNER, runner)
+
+        made = restored
+    given = cls.__init__
+    if not isinstance(given, FunctionType):
+        given = _no_arguments
+    functools.update_wrapper(made, given)
+    del made.__wrapped__
+    made.__signature__ = _signature(given, None, SPEC)
+    return made
+
+
+def _no_arguments(self: Any) -> None:
+    """Stand in for the constructor of a class that has none."""
+
+
+def _status(self: Any) -> dict[str, Any]:
+    """Return the figures of the actor's checkpoints."""
+    raise NoSessionError("this is asked of an actor, not of its class")
+
+
+def _checkpoint(self: Any) -> str:
+    """Save now; the reply means that the snapshot is durable."""
+    raise NoSessionError("this is asked of an actor, not of its class")
+
+
+def _shutdown(self: Any) -> None:
+    """Ray ends the actor as planned: save once more."""
+    host = importlib.import_module("ftray._ray.host")
+    runner = getattr(self, _RUNNER, None)
+    if runner is not None:
+        own = getattr(runner.instance, "__ray_shutdown__", None)
+        try:
+            if own is not None:
+                own()
+        finally:
+            runner.close(host.closing_reason())
+
+
+async def _note(self: Any, what: str, data: Any) -> int:
+    """Take a note of a caller, see `host_calls.DurableActor.note`."""
+    found: int = getattr(self, _RUNNER).note(what, data)
+    return found
+
+
+async def _about(self: Any) -> tuple[bytes, frozenset[str]]:
+    """Return what a handle must know."""
+    found: tuple[bytes, frozenset[str]] = getattr(self, _RUNNER).about()
+    return found
+
+
+def _repr(self: Any) -> str:
+    return repr(getattr(self, _RUNNER).instance)
+
+
+# -- the class that stands for the actor class in programs
+
+
+def _remote(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    """Make the actor, in place of ``ActorClass._remote``."""
+    ray_actor = importlib.import_module("ray.actor")
+    cls = user_class(self.__ray_metadata__.modified_class)
+    if kwargs is not None and SPEC in kwargs:  # Ray calls itself, for get_if_exists
+        return ray_actor.ActorClass._remote(self, args, kwargs, **options)
+    spec = specification(cls, options)
+    durable = spec["checkpoint"].get("exactly_once", False)
+    if durable:
+        from ftray.checkpoint.options import restart_defaults
+
+        for name, value in restart_defaults(spec["checkpoint"]).items():
+            if options.get(name) is None:
+                options[name] = value
+        if options.get("max_concurrency") is None:
+            options["max_concurrency"] = _MOST_IN_FLIGHT
+    handle = ray_actor.ActorClass._remote(self, args, {**(kwargs or {}), SPEC: spec}, **options)
+    return handle_of(handle, cls, spec) if durable else handle
+
+
+def specification(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what all incarnations of an actor must know, as Ray keeps it with the constructor's arguments."""
+    ray = importlib.import_module("ray")
+    host = importlib.import_module("ftray._ray.host")
+    from ftray.checkpoint.engine import spec_of
+
+    name = options.get("name") or ""
+    namespace = options.get("namespace") or (ray.get_runtime_context().namespace if name else "")
+    return {
+        "checkpoint": spec_of(cls),
+        "name": name,
+        "namespace": host.durable_namespace(namespace),
+        "unique_id": os.urandom(16).hex(),
+    }
+
+
+def handle_of(handle: Any, cls: type, spec: dict[str, Any]) -> Any:
+    """Return the handle whose calls carry their CallIDs, where Ray's is one that can."""
+    from ftray._core.identity import derive_callee_key
+    from ftray.checkpoint.keys import key_of
+
+    handles = importlib.import_module("ftray._ray.host_handle")
+    if type(handle) is not handles.ActorHandle:  # through Ray's client, or local mode
+        return handle
+    host = importlib.import_module("ftray._ray.host")
+    key = key_of(host.identity_of(spec, cls), spec["checkpoint"].get("checkpoint_key"))
+    return handles.wrapped(handle, derive_callee_key(key.text), reads_of(cls))
+
+
+def reads_of(cls: type) -> frozenset[str]:
+    """Return the names of the methods that change nothing."""
+    from ftray.checkpoint.exactly_once import UNJOURNALLED
+
+    return actor.readonly_names(cls) | UNJOURNALLED | {"__ray_checkpoint_about__"}

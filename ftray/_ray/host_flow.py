@@ -1,0 +1,305 @@
+"""Who calls: identities of the calls that a process of a Ray program makes to exactly-once actors.
+
+A *flow* is one execution of a driver, a task or a method. Its calls to one callee are numbered from 1, and the
+CallID of each is made of the flow's own CallID, the callee's key and that number (docs/exactly-once.md). The
+flow's own CallID is
+
+* of a driver's main thread: its root, made of the cluster's id and the job, or of its job key;
+* of a task or method of Ray: made of its TaskID, which it keeps when Ray retries it, and not when what
+  submitted it is itself executed again;
+* of what ftray carries (`carry`, `carried`), and of methods of exactly-once actors: attempt-free, as the
+  protocol wants it.
+
+Owns: the flows of this process, and which of their calls have been answered, which Ray knows by the tasks
+that are pending. Invariants: two calls of a flow never have one number; a flow that is forgotten is not begun
+again from 1, but refused; what a call acknowledges has its outcome.
+Leaves to others: sending (host_handle), telling callees of answers when no call follows (host_acks).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Any
+
+from ftray._core.identity import call_id
+from ftray._core.records import decode_head, encode_head
+from ftray.checkpoint.errors import CallError
+
+ROOT_DRIVER, ROOT_JOB, ROOT_PROCESS = 0, 1, 2
+NOBODY = bytes(16)
+MOST_FLOWS = 10_000
+IDLE_S = 3600.0
+_POLL_S = 0.005
+_DRIVER = 0  # ray.SCRIPT_MODE
+
+
+def hashed(*parts: bytes) -> bytes:
+    """Return 16 bytes made of `parts`."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "little") + part)
+    return digest.digest()
+
+
+class Callee:
+    """What one flow has called at one callee: how many calls, and which of them may still be unanswered."""
+
+    __slots__ = ("acked", "handle", "history", "lock", "look_s", "n", "pending", "told")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # the numbers and what is pending change together
+        self.n = 0
+        self.acked = 1  # all calls below have their outcome
+        self.told = 1  # what the callee was told of that
+        self.history = 0
+        self.pending: deque[tuple[int, Any, Any]] = deque()  # number, TaskID, TaskID of its parent
+        self.look_s = 0.0
+        self.handle: Any = None  # how to tell the callee; only while something is pending or untold
+
+    def look(self, core_worker: Any, at_least_s: float = _POLL_S) -> int:
+        """Return `acked` as of now, or as of the last look if that was just before. With the lock."""
+        now_s = time.monotonic()
+        if self.pending and now_s >= self.look_s:
+            parents = {parent for _, _, parent in self.pending}
+            open_calls: set[Any] = set()
+            for parent in parents:
+                open_calls.update(core_worker.get_pending_children_task_ids(parent))
+            self.pending = deque(call for call in self.pending if call[1] in open_calls)
+            took_s = time.monotonic() - now_s
+            self.look_s = now_s + max(at_least_s, 20 * took_s)
+        self.acked = self.pending[0][0] if self.pending else self.n + 1
+        return self.acked
+
+
+class Flow:
+    """One execution of a caller.
+
+    Parameters
+    ----------
+    parent : bytes
+        Its CallID.
+    root_kind, root : int, bytes
+        Whose work it is.
+    attempts : tuple of int
+        One for each caller from the root down, its own last; empty for a driver.
+    chain : tuple of bytes
+        Keys of the exactly-once actors whose methods it is part of.
+    keeps : bool
+        A method of an exactly-once actor: it acknowledges nothing, since it may ask for it again.
+    """
+
+    __slots__ = ("attempts", "callees", "carried", "chain", "keeps", "parent", "root", "root_kind", "used_s")
+
+    def __init__(
+        self,
+        parent: bytes,
+        root_kind: int,
+        root: bytes,
+        attempts: tuple[int, ...] = (),
+        chain: tuple[bytes, ...] = (),
+        keeps: bool = False,
+    ) -> None:
+        self.parent, self.root_kind, self.root = parent, root_kind, root
+        self.attempts, self.chain, self.keeps = attempts, chain, keeps
+        self.callees: dict[bytes, Callee] = {}
+        self.carried: dict[bytes, int] = {}  # tasks and plain actors that it has called, by their key
+        self.used_s = time.monotonic()
+
+    def callee(self, key: bytes) -> Callee:
+        """Return what this flow has called there."""
+        found = self.callees.get(key)
+        if found is None:
+            found = self.callees[key] = Callee()
+        return found
+
+    def head(self, key: bytes, callee: Callee, acked: int, reads: bool) -> bytes:
+        """Return the head of the next call to `key`; one that only reads leaves its number to the next."""
+        n = callee.n + 1
+        if not reads:
+            callee.n = n
+        return encode_head(
+            root_kind=self.root_kind,
+            root=self.root,
+            parent=self.parent,
+            call_id=call_id(self.parent, key, n, 0),
+            n=n,
+            acked=0 if self.keeps else acked,
+            history=callee.history,
+            attempts=self.attempts,
+            chain=self.chain,
+        )
+
+    def settled(self) -> bool:
+        """Whether nothing of it is under way."""
+        return not any(callee.pending or callee.handle is not None for callee in self.callees.values())
+
+
+def keyed_head(key: bytes, text: str, history: int, flow: Flow) -> bytes:
+    """Return the head of a call that the user has named by `text`."""
+    named = hashed(b"call key", text.encode())
+    return encode_head(
+        root_kind=ROOT_JOB,
+        root=NOBODY,
+        parent=NOBODY,
+        call_id=call_id(named, key, 0, 0),
+        n=0,
+        history=history,
+        keyed=True,
+        chain=flow.chain,
+    )
+
+
+def task_head(key: bytes, task_id: bytes) -> bytes:
+    """Return the head of a call by plain Ray, known by the TaskID that it keeps over the actor's crashes."""
+    return encode_head(
+        root_kind=ROOT_JOB,
+        root=NOBODY,
+        parent=NOBODY,
+        call_id=call_id(hashed(b"ray task", task_id), key, 0, 0),
+        n=0,
+        keyed=True,
+    )
+
+
+# -- the flows of this process
+
+current: ContextVar[Flow | None] = ContextVar("ftray.ray.flow", default=None)
+_lock = threading.Lock()
+_flows: OrderedDict[bytes, Flow] = OrderedDict()
+_gone: set[bytes] = set()
+_nonce = os.urandom(16)
+_job_root: bytes | None = None
+_session: object = None
+
+
+def set_job_key(text: str | None) -> None:
+    """Have the driver's own calls be those of job `text`, also when the driver is run again."""
+    global _job_root
+    if text is not None and (not isinstance(text, str) or not text):
+        raise ValueError(f"a job key is a text that is not empty, not {text!r}")
+    _job_root = None if text is None else hashed(b"job key", text.encode())
+
+
+def flow(worker: Any) -> Flow:
+    """Return the flow that the present code is part of. `worker`: Ray's global worker, connected."""
+    found = current.get()
+    return found if found is not None else _of_ray(worker)
+
+
+def _of_ray(worker: Any) -> Flow:
+    task_id = worker.core_worker.get_current_task_id().binary()
+    with _lock:
+        _begin_session(worker)
+        found = _flows.get(task_id)
+        if found is None:
+            if task_id in _gone:
+                raise CallError(
+                    "this task or method has called exactly-once actors more than an hour ago, and its process "
+                    f"has run more than {MOST_FLOWS} others since: how far its calls were numbered is not "
+                    "known any more. Give the call a call_key, or make it in a task of its own"
+                )
+            found = _flows[task_id] = _new_flow(worker, task_id)
+            _forget_some()
+        _flows.move_to_end(task_id)
+        found.used_s = time.monotonic()
+        return found
+
+
+def _begin_session(worker: Any) -> None:
+    """Flows of an earlier connection to Ray are over."""
+    global _session
+    if _session is not worker.core_worker:
+        _session = worker.core_worker
+        _flows.clear()
+        _gone.clear()
+
+
+def _forget_some() -> None:
+    if len(_flows) <= MOST_FLOWS:
+        return
+    for task_id, old in list(_flows.items())[:8]:
+        if time.monotonic() - old.used_s < IDLE_S:
+            return
+        if old.settled():
+            del _flows[task_id]
+            _gone.add(task_id)
+
+
+def _new_flow(worker: Any, task_id: bytes) -> Flow:
+    cluster, job = worker.current_cluster_and_job
+    root = hashed(b"ray job", cluster.binary(), job.binary())
+    if worker.mode == _DRIVER:
+        if threading.current_thread() is not threading.main_thread():
+            return Flow(hashed(b"ray thread", _nonce, task_id), ROOT_PROCESS, _nonce)
+        if _job_root is not None:
+            return Flow(_job_root, ROOT_JOB, _job_root)
+        return Flow(root, ROOT_DRIVER, root)
+    attempt = worker.core_worker.get_current_task_attempt_number()
+    return Flow(hashed(b"ray task", root, task_id), ROOT_DRIVER, root, (int(attempt),))
+
+
+def of_method(head: bytes, own_key: bytes, epoch: int) -> Flow:
+    """Return the flow of a method of an exactly-once actor that runs the call of `head`.
+
+    `epoch`: 0, or that of the incarnation if an earlier one had begun the call.
+    """
+    h = decode_head(head)
+    return Flow(h.call_id, h.root_kind, h.root, (*h.attempts, epoch), (*h.chain, own_key), keeps=True)
+
+
+def of_value(whole: Flow, index: int) -> Flow:
+    """Return the flow of what makes the outside value number `index` of a method.
+
+    Its calls are numbered apart: when the method runs again, values that are known are not made again.
+    """
+    parent = call_id(whole.parent, hashed(b"value"), index + 1, 0)
+    return Flow(parent, whole.root_kind, whole.root, whole.attempts, whole.chain, keeps=True)
+
+
+@contextmanager
+def entered(own: Flow) -> Iterator[Flow]:
+    """Have what runs inside be part of `own`."""
+    token = current.set(own)
+    try:
+        yield own
+    finally:
+        current.reset(token)
+
+
+# -- identities that ftray carries through tasks and plain actors
+
+
+def carry(worker: Any, key: bytes) -> bytes:
+    """Return, as bytes to go along with it, who a task or method of a plain actor is that is submitted now.
+
+    Parameters
+    ----------
+    worker : object
+        Ray's global worker, connected.
+    key : bytes
+        16 bytes that name the function, or the actor.
+    """
+    here = flow(worker)
+    n = here.carried[key] = here.carried.get(key, 0) + 1
+    return encode_head(
+        root_kind=here.root_kind,
+        root=here.root,
+        parent=here.parent,
+        call_id=call_id(here.parent, key, n, 0),
+        n=n,
+        attempts=here.attempts,
+        chain=here.chain,
+    )
+
+
+def carried(data: bytes, attempt: int) -> Flow:
+    """Return the flow of a task or method that came with `data`, in its attempt number `attempt` (from 0)."""
+    h = decode_head(data)
+    return Flow(h.call_id, h.root_kind, h.root, (*h.attempts, attempt), h.chain)
