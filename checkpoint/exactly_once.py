@@ -384,6 +384,7 @@ class ExactlyOnce:
         mark = self.journal.append(marks.encode(marks.SAVED, upto=upto, history=self.log.history))
         self.journal.flush()
         self.journal.wait(mark, DURABLE_TIMEOUT_S)
+        self.releases.durable(self.journal.durable_position)  # a read may wait for this very record
         if faults.active:
             faults.hit("once.barrier_saved")
         with self._barred:

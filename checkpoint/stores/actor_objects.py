@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import CheckpointStoreError
 from ..keys import from_file_name
+from . import cluster
 from .objects import Bytes, Entry, TransientStoreError, Upload
 
 NAMESPACE = "_ftray_checkpoint"
@@ -26,7 +27,7 @@ class MemoryHolder:
     """What the store actor is without a directory. Methods run one by one: creation is exclusive by that."""
 
     def __init__(self, name: str) -> None:
-        kv = importlib.import_module("ftray.experimental.internal_kv")
+        kv = cluster.kv()
         self._name = name
         self._lost: bool = kv.put(f"actor-store/{name}", b"1", False, namespace=NAMESPACE)
         self._objects: dict[str, bytes] = {}
@@ -155,20 +156,22 @@ class ActorObjects:
     def _holder(self) -> Any:
         with self._lock:
             if self._handle is None:
-                ray = importlib.import_module("ftray")
-                if not ray.is_initialized():
-                    raise CheckpointStoreError(f"{self.url} is a store of the node: call ftray.init() first")
+                try:
+                    ray = cluster.actors()
+                except CheckpointStoreError as error:
+                    raise CheckpointStoreError(f"{self.url} is a store of the node: {error}") from None
                 cls, arguments = (
                     (FileHolder, (self._name, self._spill)) if self._spill else (MemoryHolder, (self._name,))
                 )
                 options = {"name": self._name, "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
                 options |= {"lifetime": "detached", "max_restarts": -1, "max_task_retries": -1}
+                options |= cluster.on_head(ray)
                 self._handle = ray.remote(cls).options(**options).remote(*arguments)
             return self._handle
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        ray = importlib.import_module("ftray")
-        exceptions = importlib.import_module("ftray.exceptions")
+        ray = cluster.actors()
+        exceptions = importlib.import_module(f"{ray.__name__}.exceptions")
         try:
             return ray.get(getattr(self._holder(), method).remote(*arguments), timeout=_TIMEOUT_S)
         except CheckpointStoreError as error:

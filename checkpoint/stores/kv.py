@@ -1,4 +1,4 @@
-"""``kv://name``: small states in ftray's internal key-value store.
+"""``kv://name``: small states in the internal key-value store of ftray's node, or of the Ray cluster.
 
 One request to the node per object and no copy elsewhere: for states of some kilobytes that have to be there
 again after the head was restarted. Keys are ``<path>`` in the namespace ``ftray-checkpoint/<name>``.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import builtins
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import CheckpointStoreError
+from . import cluster
 from .objects import Bytes, Entry, Upload
 
 LIMIT_BYTES = 1 << 20
@@ -31,18 +31,16 @@ class KvObjects:
 
     @functools.cached_property
     def survives(self) -> frozenset[str]:
-        """With ``ftray start --head`` the store is on disk; else it ends with the node."""
-        is_head = importlib.import_module("ftray._api").node_rpc("nodes")[0]["is_head"]
-        return frozenset({"process", "power", "head"} if is_head else {"process"})
+        """With ``ftray start --head`` the store is on disk; else it ends with the node, or the head of Ray."""
+        return cluster.kv_survives()
 
     def _ask(self, what: str, *arguments: Any, **options: Any) -> Any:
-        kv = importlib.import_module("ftray.experimental.internal_kv")
-        exceptions = importlib.import_module("ftray.exceptions")
+        kv = cluster.kv()
         if not kv.initialized():  # to ask it would start ftray, in whatever thread a save comes late
             raise CheckpointStoreError(f"{self.url} is a store of the node: call ftray.init() first")
         try:
             return getattr(kv, what)(*arguments, namespace=self._namespace, **options)
-        except (exceptions.InternalKVError, exceptions.OutOfDiskError, ConnectionError) as error:
+        except cluster.kv_errors() as error:
             raise CheckpointStoreError(f"{what} in {self.url}: {type(error).__name__}: {error}") from error
 
     def _checked(self, data: bytes) -> bytes:

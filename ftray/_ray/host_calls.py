@@ -23,8 +23,10 @@ import ray
 
 from ftray._checkpoint_host import NativeCodec
 from ftray._core.callargs import serialize_args
+from ftray._core.guards import set_guard
 from ftray._core.identity import call_id
 from ftray._core.records import Head, decode_head, encode_head
+from ftray._outside import Outside
 from ftray._ray import host_flow
 from ftray._ray.host import RayHost, identity_of, worker
 from ftray._ray.host_order import Order
@@ -48,6 +50,18 @@ _NO_VALUES = b"\0\0"
 serving: DurableActor | None = None
 """The exactly-once actor that this process is."""
 _recording: ContextVar[bool] = ContextVar("ftray.ray.recording", default=False)
+_committed: ContextVar[bool] = ContextVar("ftray.ray.committed", default=False)
+
+
+class _Outside(Outside):
+    """The guard of what goes through ftray's own API, where the program runs with ``init(engine="ray")``."""
+
+    def sends(self, num_returns: int) -> bool:
+        """See `Outside.sends`; the call that follows is not asked again."""
+        repeated = super().sends(num_returns)
+        if not repeated and self._execution() is not None:
+            _committed.set(True)
+        return repeated
 
 
 class Body:
@@ -178,6 +192,7 @@ class DurableActor:
         once.find_method = self._find_method
         once.context = self._context
         once.producing = self._producing
+        set_guard(_Outside(once))
 
     def about(self) -> tuple[bytes, frozenset[str]]:
         """Return what a handle must know: the callee key, and the methods that change nothing."""
@@ -308,12 +323,19 @@ class DurableActor:
         self.exiting = self.once.dead = error
 
     def _context(self, execution: object) -> AbstractContextManager[object]:
-        if not isinstance(execution, Execution):
-            return nullcontext()
-        flow = host_flow.of_method(
-            execution.head, self.once.callee_key, self.once.log.epoch if execution.started else 0
-        )
-        return host_flow.entered(flow)
+        return self._method(execution) if isinstance(execution, Execution) else nullcontext()
+
+    @contextmanager
+    def _method(self, execution: Execution) -> Iterator[None]:
+        _committed.set(False)
+        again = self.once.log.epoch if execution.started else 0
+        flow = host_flow.of_method(execution.head, self.once.callee_key, again)
+        try:
+            with host_flow.entered(flow):
+                yield
+        finally:
+            if flow.callees:
+                self._made.setdefault(execution.call_id, []).append(flow)
 
     @contextmanager
     def _producing(self, execution: object) -> Iterator[None]:
@@ -341,6 +363,9 @@ class DurableActor:
             raise ReplayDivergedError(
                 f"{execution.method!r} is repeated for recovery and calls {what!r}, which it did not the first time"
             )
+        if _committed.get():  # by ftray's own API, which journals what comes back
+            _committed.set(False)
+            return
         if not _recording.get():
             from ftray._ray.host_handle import UnrecordedCallError
 
@@ -382,9 +407,8 @@ def _release(flows: list[host_flow.Flow]) -> None:
     told: dict[int, tuple[Any, list[bytes]]] = {}
     for flow in flows:
         for callee in flow.callees.values():
-            handle = callee.handle
-            if handle is not None:
-                told.setdefault(id(handle), (handle, []))[1].append(flow.parent)
+            if callee.plain is not None:
+                told.setdefault(id(callee.plain), (callee.plain, []))[1].append(flow.parent)
     for handle, parents in told.values():
         handle.__ray_checkpoint_note__.options(max_task_retries=0).remote("release", parents)
 

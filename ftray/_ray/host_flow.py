@@ -51,7 +51,7 @@ def hashed(*parts: bytes) -> bytes:
 class Callee:
     """What one flow has called at one callee: how many calls, and which of them may still be unanswered."""
 
-    __slots__ = ("acked", "handle", "history", "lock", "look_s", "n", "pending", "told")
+    __slots__ = ("acked", "handle", "history", "lock", "look_s", "n", "pending", "plain", "told")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # the numbers and what is pending change together
@@ -61,7 +61,8 @@ class Callee:
         self.history = 0
         self.pending: deque[tuple[int, Any, Any]] = deque()  # number, TaskID, TaskID of its parent
         self.look_s = 0.0
-        self.handle: Any = None  # how to tell the callee; only while something is pending or untold
+        self.handle: Any = None  # how to tell the callee of answers, while something is pending
+        self.plain: Any = None  # how to tell it that a method is over
 
     def look(self, core_worker: Any, at_least_s: float = _POLL_S) -> int:
         """Return `acked` as of now, or as of the last look if that was just before. With the lock."""

@@ -121,6 +121,8 @@ def _send(
             first = refs[0] if isinstance(refs, list) else refs
             callee.pending.append((callee.n, first.task_id(), worker.core_worker.get_current_task_id()))
             host_acks.watch(flow, key, callee, plain)
+            if flow.keeps:
+                callee.plain = plain
     return refs
 
 

@@ -1,0 +1,1 @@
+"""Tests on a real Ray: run by an interpreter that has it (make ray-tests)."""
