@@ -18,65 +18,14 @@ from contextlib import AbstractContextManager
 
 from ftray.checkpoint import Checkpointable, nondeterministic, readonly, status
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 __all__ = [
     "Checkpointable",
     "call_key",
-    "get_actor",
     "nondeterministic",
     "readonly",
     "set_job_key",
     "status",
-    "with_identity",
 ]
-
-
-def get_actor(name: str, namespace: str | None = None) -> Any:
-    """Return the handle of a named exactly-once actor, whose calls carry identities of their own.
-
-    With Ray's own ``ray.get_actor`` calls are known by Ray's TaskIDs, which a caller that is executed again
-    does not repeat.
-
-    Parameters
-    ----------
-    name : str
-    namespace : str, optional
-        Default: that of the job.
-
-    Raises
-    ------
-    ValueError
-        There is no such actor.
-    """
-    return with_identity(importlib.import_module("ray").get_actor(name, namespace))
-
-
-def with_identity(handle: Any, *, timeout_s: float = 60.0) -> Any:
-    """Return a handle of the same exactly-once actor whose calls carry identities of their own.
-
-    Handles that were made by ``.remote()`` of the actor class, and passed on from there, do already; a handle
-    of any other actor is returned as it is.
-
-    Parameters
-    ----------
-    handle : ray.actor.ActorHandle
-    timeout_s : float
-        How long the actor may take to say what it is, in seconds.
-
-    Raises
-    ------
-    ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError
-    """
-    ray = importlib.import_module("ray")
-    host_handle = importlib.import_module("ftray._ray.host_handle")
-    about = getattr(handle, "__ray_checkpoint_about__", None)
-    if about is None or isinstance(handle, host_handle.CheckpointHandle):
-        return handle
-    key, reads = ray.get(about.remote(), timeout=timeout_s)
-    return host_handle.wrapped(handle, key, reads)
 
 
 def call_key(text: str) -> AbstractContextManager[None]:

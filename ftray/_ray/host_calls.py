@@ -27,7 +27,7 @@ from ftray._core.guards import set_guard
 from ftray._core.identity import call_id
 from ftray._core.records import Head, decode_head, encode_head
 from ftray._outside import Outside
-from ftray._ray import host_flow
+from ftray._ray import host_flow, host_handle
 from ftray._ray.host import RayHost, identity_of, worker
 from ftray._ray.host_order import Order
 from ftray.checkpoint import engine
@@ -123,6 +123,7 @@ async def open_actor(
     global serving
     opened = DurableActor(cls, spec)
     await opened.open(args, kwargs)
+    host_handle.publish_key(worker().actor_id.binary(), opened.once.callee_key)
     serving = opened
     return opened
 
@@ -193,10 +194,6 @@ class DurableActor:
         once.context = self._context
         once.producing = self._producing
         set_guard(_Outside(once))
-
-    def about(self) -> tuple[bytes, frozenset[str]]:
-        """Return what a handle must know: the callee key, and the methods that change nothing."""
-        return self.once.callee_key, self.reads
 
     # -- a call comes
 
@@ -367,9 +364,7 @@ class DurableActor:
             _committed.set(False)
             return
         if not _recording.get():
-            from ftray._ray.host_handle import UnrecordedCallError
-
-            raise UnrecordedCallError(
+            raise host_handle.UnrecordedCallError(
                 f"{execution.method!r}, a method of an exactly-once actor that changes its state, calls {what!r} "
                 "of another one outside of self.record(): when it is repeated it could not be given the same "
                 f"result. Use self.record(lambda: ray.get(handle.{what}.remote(...)))"
@@ -380,6 +375,8 @@ class DurableActor:
 
     def close(self, reason: str) -> None:
         """A planned end, on whatever thread Ray has for it."""
+        if reason == engine.OUT_OF_SCOPE:
+            host_handle.forget_key(worker().actor_id.binary())
         if self._body is None:
             self.session.close(True, reason)
             return

@@ -30,6 +30,8 @@ HEAD = "_ftray_call"
 _RUNNER = "_ftray_actor"
 _MOST_IN_FLIGHT = 10_000
 _OWN = "__ray_actor_class__"
+_DECORATOR = "__ray_invocation_decorator__"
+"""By which Ray lets methods take part in their calls on the side of the caller."""
 
 
 def adapt(cls: type) -> None:
@@ -64,7 +66,6 @@ def _make_shell(shell: Any, cls: type) -> None:
     shell.__ray_shutdown__ = _shutdown
     if durable:
         shell.__ray_checkpoint_note__ = _note
-        shell.__ray_checkpoint_about__ = _about
     if cls.__repr__ is not object.__repr__:
         shell.__repr__ = _repr
 
@@ -112,6 +113,11 @@ def _wrapper(cls: type, name: str, function: Any, durable: bool, is_async: bool)
     del made.__wrapped__  # type: ignore[attr-defined]
     raw = cls.__dict__.get(name) if name in cls.__dict__ else inspect.getattr_static(cls, name, None)
     made.__signature__ = _signature(function, raw, HEAD if durable else None)  # type: ignore[attr-defined]
+    if durable:
+        handles = importlib.import_module("ftray._ray.host_handle")
+        given = getattr(function, _DECORATOR, None)
+        decorator = functools.partial(handles.decorated, name, name in reads_of(cls), given)
+        setattr(made, _DECORATOR, decorator)
     return made
 
 
@@ -226,12 +232,6 @@ async def _note(self: Any, what: str, data: Any) -> int:
     return found
 
 
-async def _about(self: Any) -> tuple[bytes, frozenset[str]]:
-    """Return what a handle must know."""
-    found: tuple[bytes, frozenset[str]] = getattr(self, _RUNNER).about()
-    return found
-
-
 def _repr(self: Any) -> str:
     return repr(getattr(self, _RUNNER).instance)
 
@@ -256,7 +256,9 @@ def _remote(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> 
         if options.get("max_concurrency") is None:
             options["max_concurrency"] = _MOST_IN_FLIGHT
     handle = ray_actor.ActorClass._remote(self, args, {**(kwargs or {}), SPEC: spec}, **options)
-    return handle_of(handle, cls, spec) if durable else handle
+    if durable:
+        publish(handle, cls, spec)
+    return handle
 
 
 def specification(cls: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -275,21 +277,22 @@ def specification(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def handle_of(handle: Any, cls: type, spec: dict[str, Any]) -> Any:
-    """Return the handle whose calls carry their CallIDs, where Ray's is one that can."""
+def publish(handle: Any, cls: type, spec: dict[str, Any]) -> None:
+    """Have the actor's callers, wherever they are, know its callee key."""
     from ftray._core.identity import derive_callee_key
     from ftray.checkpoint.keys import key_of
 
-    handles = importlib.import_module("ftray._ray.host_handle")
-    if type(handle) is not handles.ActorHandle:  # through Ray's client, or local mode
-        return handle
+    actor_id = getattr(handle, "_actor_id", None)
+    if actor_id is None:  # through Ray's client: the actor does it
+        return
     host = importlib.import_module("ftray._ray.host")
     key = key_of(host.identity_of(spec, cls), spec["checkpoint"].get("checkpoint_key"))
-    return handles.wrapped(handle, derive_callee_key(key.text), reads_of(cls))
+    handles = importlib.import_module("ftray._ray.host_handle")
+    handles.publish_key(actor_id.binary(), derive_callee_key(key.text))
 
 
 def reads_of(cls: type) -> frozenset[str]:
     """Return the names of the methods that change nothing."""
     from ftray.checkpoint.exactly_once import UNJOURNALLED
 
-    return actor.readonly_names(cls) | UNJOURNALLED | {"__ray_checkpoint_about__"}
+    return actor.readonly_names(cls) | UNJOURNALLED

@@ -1,7 +1,7 @@
-"""Handles of exactly-once actors on Ray: Ray's own, but each call carries its CallID.
+"""Calls to exactly-once actors on Ray, where they are made: each carries its CallID as a hidden argument.
 
-A handle is made where the actor is made, by `wrapped`, and stays one when it is passed on. Ray's own handle
-(of ``ray.get_actor``) works too: its calls are known by Ray's TaskID, see `host_flow.task_head`.
+Ray's own handles are used: methods of the shell have a decorator of Ray's kind for the side of the caller.
+A call that comes without (through Ray's client, say) is known by Ray's TaskID, see `host_flow.task_head`.
 
 Owns: what a call gets on its way, and the output commit of calls that leave methods of exactly-once actors.
 Invariants: a method's start and values are durable before a call of it leaves; what repeats a finished call
@@ -11,19 +11,19 @@ sends nothing; a call that was sent is pending in its flow before anything else 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from ftray._ray import host_acks, host_flow
 from ftray.checkpoint.errors import CheckpointError, CheckpointOptionError
 
 HEAD = "_ftray_call"
 """The hidden argument of a call: its head."""
+_NAMESPACE = b"ftray-callee-keys"
 _call_key: ContextVar[str | None] = ContextVar("ftray.ray.call_key", default=None)
 
 
@@ -39,36 +39,64 @@ def call_key(text: str) -> Iterator[None]:
         _call_key.reset(token)
 
 
-class CheckpointHandle(ActorHandle):  # type: ignore[misc]
-    """A handle of an exactly-once actor; made by `wrapped`."""
+def decorated(
+    method: str, reads: bool, given: Any, invocation: Callable[..., Any]
+) -> Callable[[Any, Any], Any]:
+    """Return what Ray calls in place of `invocation`, which submits one call.
 
-    def __del__(self) -> None:
-        """Ray's own handle, which this one has, is what counts."""
+    Ray does this on its own for methods that have a ``__ray_invocation_decorator__``, in every process and
+    with every handle but those of its client. `given`: the user's decorator, if there is one.
+    """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        own = self.__dict__
-        return wrapped, (own["_ftray_plain"], own["_ftray_key"], own["_ftray_reads"])
+    def submit(args: Any, kwargs: Any) -> Any:
+        known = _closure(invocation)
+        handle = getattr(known.get("self"), "_actor", None)
+        key = None if handle is None else key_of_actor(handle._actor_id.binary())
+        if key is None:
+            return invocation(args, kwargs)  # the actor will go by Ray's TaskID
+        _check(method, reads, known)
+        return _send(handle, key, method, args, kwargs, invocation, reads)
 
-    def _actor_method_call(
-        self, method_name: str, args: Any = None, kwargs: Any = None, **options: Any
-    ) -> Any:
-        own = self.__dict__
-        plain, reads = own["_ftray_plain"], method_name in own["_ftray_reads"]
-        if method_name in _UNNAMED:
-            return plain._actor_method_call(method_name, args, kwargs, **options)
-        _check(method_name, reads, options)
-        return _send(plain, own["_ftray_key"], method_name, args, kwargs, options, reads)
-
-
-_UNNAMED = frozenset({"__ray_ready__", "__ray_terminate__", "__ray_checkpoint_note__"})
+    made: Callable[[Any, Any], Any] = submit if given is None else given(submit)
+    return made
 
 
-def wrapped(plain: ActorHandle, key: bytes, reads: frozenset[str]) -> CheckpointHandle:
-    """Return a handle whose calls carry their CallIDs; it shares what `plain` knows, and keeps it."""
-    handle = CheckpointHandle.__new__(CheckpointHandle)
-    handle.__dict__.update(plain.__dict__)
-    handle.__dict__.update(_ftray_plain=plain, _ftray_key=key, _ftray_reads=reads)
-    return handle
+def _closure(function: Any) -> dict[str, Any]:
+    """Return what Ray's invocation refers to: the method, and the options of this call."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell.cell_contents for name, cell in cells}
+
+
+# -- callee keys
+
+
+_keys: dict[bytes, bytes] = {}
+
+
+def publish_key(actor_id: bytes, key: bytes) -> None:
+    """Have all callers of an actor know its callee key."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(actor_id, key, overwrite=True, namespace=_NAMESPACE)
+
+
+def forget_key(actor_id: bytes) -> None:
+    """Nobody can reach the actor any more."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(actor_id, namespace=_NAMESPACE)
+
+
+def key_of_actor(actor_id: bytes) -> bytes | None:
+    """Return the callee key of an actor, None if it was made in a way that did not publish it."""
+    key = _keys.get(actor_id)
+    if key is None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        key = _internal_kv_get(actor_id, namespace=_NAMESPACE)
+        if key is not None:
+            _keys[actor_id] = key
+    return key
 
 
 def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
@@ -91,12 +119,12 @@ def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
 
 
 def _send(
-    plain: ActorHandle,
+    handle: Any,
     key: bytes,
     method: str,
     args: Any,
     kwargs: Any,
-    options: dict[str, Any],
+    invocation: Callable[..., Any],
     reads: bool,
 ) -> Any:
     worker = ray._private.worker.global_worker
@@ -106,13 +134,13 @@ def _send(
     named = None if reads else _call_key.get()
     if named is not None:
         head = host_flow.keyed_head(key, named, callee.history, flow)
-        return plain._actor_method_call(method, args, {**(kwargs or {}), HEAD: head}, **options)
+        return invocation(args, {**(kwargs or {}), HEAD: head})
     with callee.lock:
         acked = callee.look(worker.core_worker)
         callee.told = max(callee.told, acked)
         head = flow.head(key, callee, acked, reads)
         try:
-            refs = plain._actor_method_call(method, args, {**(kwargs or {}), HEAD: head}, **options)
+            refs = invocation(args, {**(kwargs or {}), HEAD: head})
         except BaseException:
             if not reads:
                 callee.n -= 1  # it was not sent
@@ -120,9 +148,9 @@ def _send(
         if not reads:
             first = refs[0] if isinstance(refs, list) else refs
             callee.pending.append((callee.n, first.task_id(), worker.core_worker.get_current_task_id()))
-            host_acks.watch(flow, key, callee, plain)
+            host_acks.watch(flow, key, callee, handle)
             if flow.keeps:
-                callee.plain = plain
+                callee.plain = handle
     return refs
 
 
