@@ -224,7 +224,7 @@ class ExactlyOnceCalls:
         return asyncio.ensure_future(self._call(_LoopWaits(), head, method, args, timeout_s, arguments))
 
     def acknowledged(self, head: bytes) -> None:
-        """The caller of `head` has what it says there, and makes no call with it; may make room for others."""
+        """The caller of `head` has what it says there, and makes no call with it; may make room."""
         with self._lock:
             self._once.gate.admit(head, "", _NO_ARGUMENTS, False)
         self._made_room()
@@ -333,7 +333,7 @@ class ExactlyOnceCalls:
         running: _Running,
     ) -> _Done:
         try:
-            done = await self._run_on(self._run_alone(head, method, args, function, arguments))
+            done: _Done = await self._run_on(self._run_alone(head, method, args, function, arguments))
         except BaseException as error:
             self._die(error)
             self._ended(head, running, _end_of(error))

@@ -34,7 +34,7 @@ class RayKv:
         return bool(self._kv._internal_kv_initialized())
 
     def put(self, key: str, value: bytes, overwrite: bool = True, *, namespace: str | bytes) -> bool:
-        """Store a value; returns whether the key was there already, which `overwrite=False` decides in one step."""
+        """Store a value; return whether the key was there, which `overwrite=False` decides in one step."""
         there = self._kv._internal_kv_put(_b(key), value, overwrite=overwrite, namespace=_b(namespace))
         return bool(there)
 
@@ -81,7 +81,7 @@ def actors() -> Any:
     """Return the module that makes actors, ``ray`` or ``ftray``, which has been initialised."""
     module: Any = importlib.import_module("ray" if of_ray() else "ftray")
     if not module.is_initialized():
-        raise CheckpointStoreError("call ftray.init(), or ray.init(), first")
+        raise CheckpointStoreError("call ftray.init() first (in a program of Ray: ray.init())")
     return module
 
 

@@ -31,7 +31,7 @@ class KvObjects:
 
     @functools.cached_property
     def survives(self) -> frozenset[str]:
-        """With ``ftray start --head`` the store is on disk; else it ends with the node, or the head of Ray."""
+        """With ``ftray start --head`` the store is on disk; else it ends with the node, or Ray's head."""
         return cluster.kv_survives()
 
     def _ask(self, what: str, *arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ray's `Host` for the checkpoint toolkit: who an actor of Ray is, how to get between its methods, how it ends.
+"""Ray's `Host` for the toolkit: who an actor of Ray is, how to get between its methods, how it ends.
 
 `SnapshotActor` runs the methods of an actor in snapshot mode; those of exactly-once actors are run by
 `host_calls`. Ray's own actor object is a shell (`host_class`) that has one of these.

@@ -5,7 +5,8 @@ therefore an async one for Ray, whose coroutines wait for the journal, while the
 after the other: those of a class without async methods on one thread of their own, else on the actor's loop.
 
 Owns: this process's `DurableActor` (`serving`), and the thread of bodies. Invariants: a call begins after
-those that its caller made before (`host_order`); nothing is answered but what the toolkit's `ExactlyOnceCalls`
+those that its caller made before (`host_order`); nothing is answered but what the toolkit's
+`ExactlyOnceCalls`
 gives; a process that can answer nothing more ends, and answers nothing.
 """
 
@@ -151,7 +152,8 @@ class DurableActor:
         grouped = [n for n, f in methods.items() if hasattr(f, "__ray_concurrency_group__")]
         if grouped:
             raise CheckpointOptionError(
-                f"exactly_once=True: {', '.join(sorted(grouped))} of {cls.__name__} are in concurrency groups, "
+                f"exactly_once=True: {', '.join(sorted(grouped))} of {cls.__name__} are in "
+                "concurrency groups, "
                 "and methods of an exactly-once actor exclude each other. Leave the groups out"
             )
         self.cls, self.spec = cls, spec
@@ -258,7 +260,8 @@ class DurableActor:
         self.host.report_incident(
             Incident(
                 "order",
-                f"call {h.n} of {name!r} of caller {h.parent.hex()} runs before call {missing} of that caller, "
+                f"call {h.n} of {name!r} of caller {h.parent.hex()} runs before call {missing} of "
+                "that caller, "
                 f"which has not come within {ORDER_WAIT_S:.0f} s",
             )
         )
@@ -272,7 +275,8 @@ class DurableActor:
     def note(self, what: str, data: Any) -> int:
         """Take a note of a caller; returns the number of the present history.
 
-        ``acknowledge``: a head, whose caller has all that it acknowledges there. ``release``: callers that can
+        ``acknowledge``: a head, whose caller has all that it acknowledges there. ``release``: callers that
+        can
         never run again.
         """
         if what == "acknowledge":
@@ -291,7 +295,7 @@ class DurableActor:
         return self._found[name]
 
     def _ending(self, name: str) -> Callable[..., Any] | None:
-        """Return the method; one that calls exit_actor() returns None, and the actor ends when that is kept."""
+        """Return the method; one that calls exit_actor() gives None, and the actor ends when that is kept."""
         if name == "__ray_call__":
             method: Any = self._run_closure
         else:
@@ -358,14 +362,16 @@ class DurableActor:
             return
         if execution.replaying:
             raise ReplayDivergedError(
-                f"{execution.method!r} is repeated for recovery and calls {what!r}, which it did not the first time"
+                f"{execution.method!r} is repeated for recovery and calls {what!r}, which it did not "
+                "the first time"
             )
         if _committed.get():  # by ftray's own API, which journals what comes back
             _committed.set(False)
             return
         if not _recording.get():
             raise host_handle.UnrecordedCallError(
-                f"{execution.method!r}, a method of an exactly-once actor that changes its state, calls {what!r} "
+                f"{execution.method!r}, a method of an exactly-once actor that changes its state, "
+                f"calls {what!r} "
                 "of another one outside of self.record(): when it is repeated it could not be given the same "
                 f"result. Use self.record(lambda: ray.get(handle.{what}.remote(...)))"
             )

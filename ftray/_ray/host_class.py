@@ -1,7 +1,8 @@
 """Makes of a `Checkpointable` class what Ray runs: a shell whose methods go through the checkpoint toolkit.
 
 ``ray.remote(cls)`` derives two classes of the user's: one that it runs in the actor's process, and one that
-stands for the actor class in programs. `Checkpointable` notices both when they are made, and `adapt` gives the
+stands for the actor class in programs. `Checkpointable` notices both when they are made, and `adapt` gives
+the
 first one methods that go through the toolkit, and the second the options and handles of exactly-once actors.
 The user's object itself is an attribute of the shell, so that its methods call each other as they are.
 
@@ -60,13 +61,13 @@ def _make_shell(shell: Any, cls: type) -> None:
         setattr(shell, name, _wrapper(cls, name, function, durable, is_async))
     shell.__init__ = _constructor(cls, durable, is_async)
     shell.__ray_call__ = _wrapper(cls, "__ray_call__", shell.__ray_call__, durable, is_async)
-    for name, function in {STATUS_METHOD: _status, "checkpoint": _checkpoint}.items():
+    for name, own in {STATUS_METHOD: _status, "checkpoint": _checkpoint}.items():
         if name not in methods:
-            setattr(shell, name, _wrapper(cls, name, function, durable, is_async))
+            setattr(shell, name, _wrapper(cls, name, own, durable, is_async))
     shell.__ray_shutdown__ = _shutdown
     if durable:
         shell.__ray_checkpoint_note__ = _note
-    if cls.__repr__ is not object.__repr__:
+    if getattr(cls, "__repr__") is not getattr(object, "__repr__"):  # noqa: B009 - or mypy compares types
         shell.__repr__ = _repr
 
 
@@ -97,7 +98,8 @@ def _wrapper(cls: type, name: str, function: Any, durable: bool, is_async: bool)
     if durable:
         if _is_stream(function):
             raise CheckpointOptionError(
-                f"exactly_once=True: {cls.__name__}.{name} is a generator, and on Ray these are not supported for "
+                f"exactly_once=True: {cls.__name__}.{name} is a generator, and on Ray these are not "
+                "supported for "
                 "exactly-once actors, whose answers wait until what they tell of is durable. Return a list"
             )
         made = _durable_method(name)
@@ -128,7 +130,8 @@ def _signature(function: Any, raw: object, hidden: str | None) -> inspect.Signat
     if isinstance(raw, staticmethod):
         parameters.insert(0, inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY))
         if any(p.kind is not inspect.Parameter.POSITIONAL_ONLY and p.name == "self" for p in parameters[1:]):
-            raise CheckpointOptionError(f"static method {function.__qualname__} must not have an argument `self`")
+            name = function.__qualname__
+            raise CheckpointOptionError(f"static method {name} must not have an argument `self`")
     if hidden is not None:
         at = len(parameters)
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
@@ -190,7 +193,7 @@ def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
             setattr(self, _RUNNER, runner)
 
         made = restored
-    given = cls.__init__
+    given: Any = getattr(cls, "__init__")  # noqa: B009 - of the class that was given
     if not isinstance(given, FunctionType):
         given = _no_arguments
     functools.update_wrapper(made, given)
@@ -262,7 +265,7 @@ def _remote(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> 
 
 
 def specification(cls: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what all incarnations of an actor must know, as Ray keeps it with the constructor's arguments."""
+    """Return what all incarnations must know, which Ray keeps with the constructor's arguments."""
     ray = importlib.import_module("ray")
     host = importlib.import_module("ftray._ray.host")
     from ftray.checkpoint.engine import spec_of

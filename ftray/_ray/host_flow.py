@@ -1,6 +1,7 @@
 """Who calls: identities of the calls that a process of a Ray program makes to exactly-once actors.
 
-A *flow* is one execution of a driver, a task or a method. Its calls to one callee are numbered from 1, and the
+A *flow* is one execution of a driver, a task or a method. Its calls to one callee are numbered from 1, and
+the
 CallID of each is made of the flow's own CallID, the callee's key and that number (docs/exactly-once.md). The
 flow's own CallID is
 
@@ -202,7 +203,8 @@ def _of_ray(worker: Any) -> Flow:
         if found is None:
             if task_id in _gone:
                 raise CallError(
-                    "this task or method has called exactly-once actors more than an hour ago, and its process "
+                    "this task or method has called exactly-once actors more than an hour ago, and "
+                    "its process "
                     f"has run more than {MOST_FLOWS} others since: how far its calls were numbered is not "
                     "known any more. Give the call a call_key, or make it in a task of its own"
                 )

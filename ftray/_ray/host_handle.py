@@ -102,7 +102,8 @@ def key_of_actor(actor_id: bytes) -> bytes | None:
 def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
     if options.get("retry_exceptions") and not reads:
         raise CheckpointOptionError(
-            f"retry_exceptions was given for {method!r} of an exactly-once actor, whose recorded reply is that "
+            f"retry_exceptions was given for {method!r} of an exactly-once actor, whose recorded "
+            "reply is that "
             "exception, again and again: catch it and make another call"
         )
     num_returns = options.get("num_returns")
@@ -113,7 +114,8 @@ def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
         )
     if num_returns == 0:
         raise CheckpointOptionError(
-            f"{method!r}: num_returns=0 is not supported for exactly-once actors: nobody would know whether the "
+            f"{method!r}: num_returns=0 is not supported for exactly-once actors: nobody would know "
+            "whether the "
             "call has run, and the actor would keep its reply for ever. Leave it out, and drop the ref"
         )
 
@@ -168,4 +170,4 @@ def commit_output(what: str) -> None:
 
 
 class UnrecordedCallError(CheckpointError):
-    """A method of an exactly-once actor makes a call whose result it would not get again when it is repeated."""
+    """A method of an exactly-once actor makes a call whose result it would not get again if repeated."""

@@ -24,7 +24,7 @@ class _Caller:
     def __init__(self) -> None:
         self.next = 1
         self.waiting: dict[int, list[Callable[[], None]]] = {}
-        self.reads: dict[int, list[Callable[[], None]]] = {}  # by the number of the call that they come before
+        self.reads: dict[int, list[Callable[[], None]]] = {}  # by the number of the next call
 
 
 class Order:
@@ -72,7 +72,7 @@ class Order:
             self._known(parent, caller, acked)
 
     def give_up(self, parent: bytes, n: int) -> int:
-        """Whoever waits as number `n` waits no longer for those before it; returns the first that never came."""
+        """Whoever waits as number `n` waits no longer; returns the first that never came."""
         caller = self._caller(parent)
         missing = caller.next
         if n > caller.next:

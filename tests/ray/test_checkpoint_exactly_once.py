@@ -110,7 +110,7 @@ def test_a_method_that_calls_another_actor_goes_on_where_it_was(store: str, tmp_
     assert get(one.add_to.remote(other, str(tmp_path / "mark"))) == 10 + 11
     assert get(other.value.remote()) == 11
     assert get(one.add_to.remote(other)) == 21 + 21 + 22
-    eventually(lambda: status(other)["callers"] <= 1)  # all but what the dead incarnation had called is released
+    eventually(lambda: status(other)["callers"] <= 1)  # but for one of the dead
 
 
 def test_a_call_out_of_a_method_that_nobody_could_repeat_is_refused(store: str) -> None:
