@@ -22,7 +22,7 @@ from ftray._core.calls import (
 from ftray._core.generators import DynamicObjectRefGenerator, ObjectRefGenerator
 from ftray._core.guards import guard_of_process as the_guard
 from ftray._core.nodeask import ask_node, tell_node
-from ftray._core.objects import ObjectRef, get
+from ftray._core.objects import ObjectRef, actor_at, actor_place, get
 from ftray._core.puts import put
 from ftray._core.segments import segment_stats
 from ftray._core.session import (
@@ -46,6 +46,8 @@ __all__ = [
     "MethodCaller",
     "ObjectRef",
     "ObjectRefGenerator",
+    "actor_at",
+    "actor_place",
     "ask_node",
     "attach",
     "attached",

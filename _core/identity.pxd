@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "identity.hpp" nogil:
+    const unsigned char FTRAY_HANDLE_MARK[16]
     # CallID of the n-th call (from 1; 0 when the caller named it by a key) of a parent to a callee, and of its
     # application-level retries.
     void derive_call_id(const uint8_t *parent16, const uint8_t *key16, uint32_t n, uint16_t retry, uint8_t *out16) noexcept

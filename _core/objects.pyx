@@ -26,6 +26,7 @@ from ftray._core.guards cimport the_guard
 from ftray._core.runtime cimport condition, core, core_enter, core_leave, core_try, session_alive, wait_python
 from ftray._core.segments cimport segment_known, segment_pin
 from ftray._core.serial cimport TAG_PICKLE_OOB, decode_value
+from ftray._core.identity cimport FTRAY_HANDLE_MARK
 from ftray._core.session cimport check_usable
 from ftray._core.spills cimport RESTORE_FAILED, RESTORE_NO_ROOM, RESTORE_OK, restore_join, restore_leave, restore_seen, spill_restore
 from ftray._core.store cimport Pin, PinnedBuffer
@@ -176,6 +177,20 @@ def rebuild_ref(bytes id, bytes owner):
         fill_ref(c, r, refs_borrowed(c, &i, &o))
         core_leave(c)
     return r
+
+
+def actor_place(ObjectRef ref not None):
+    """Where the actor of a handle is, for the pickle of that handle: 100 bytes behind each other, which digests know
+    (identity.hpp): a mark, the node, and what the pickle of a ref has."""
+    parts = ref.__reduce__()[1]
+    return (<const char *>FTRAY_HANDLE_MARK)[:16] + core().node_id.b[:28] + parts[0] + parts[1]
+
+
+def actor_at(bytes place not None):
+    """The ref that `actor_place` had, and whether it is of this session."""
+    if len(place) != 100:
+        raise ValueError("not the pickle of an actor handle")
+    return rebuild_ref(place[44:72], place[72:]), place[16:44] == core().node_id.b[:28]
 
 
 cdef ObjectRef blank_ref():

@@ -167,7 +167,7 @@ def callee_key(spec: dict[str, Any]) -> bytes:
 
 def _identity(spec: dict[str, Any]) -> ActorIdentity:
     return ActorIdentity(
-        spec["checkpoint_namespace"], spec["name"] or "", spec["unique_id"], spec["class_name"]
+        spec["checkpoint_namespace"], spec["checkpoint_name"] or "", spec["unique_id"], spec["class_name"]
     )
 
 

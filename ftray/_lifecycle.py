@@ -38,6 +38,7 @@ class Session:
         self.info = connection.info
         self.worker_id = worker_id
         self.is_anonymous = False
+        self._resumes: bool | None = None
         self._namespace = namespace
         self.node: NodeHandle | None = None
         self.printer: threading.Thread | None = None
@@ -55,6 +56,13 @@ class Session:
         """Return what ftrayd knows of the job that this worker serves, None when it is over and forgotten."""
         job: dict[str, Any] | None = ask("job", {"job_id": _core.current_context()["job_id"]})
         return job
+
+    def resumes(self) -> bool:
+        """Whether the job's driver has a job key, and so may be run again."""
+        if self._resumes is None:
+            job = self.ask_job()
+            self._resumes = bool(job is not None and job["resumes"])
+        return self._resumes
 
     def learn_job(self, job: dict[str, Any] | None) -> None:
         """Take the namespace over: a worker serves one job only."""
@@ -301,6 +309,7 @@ def _register(session_dir: str, token: bytes | None, names: _Names) -> Session:
 
         raise VersionMismatchError(str(error)) from None
     session.is_anonymous = anonymous
+    session._resumes = bool(names.job_key)
     _core.set_root(root, bool(names.job_key), session.job_id)
     return session
 

@@ -36,8 +36,11 @@ def create(
     actor_id, call_id = _core.next_actor_id(actor_class._cls.__qualname__.encode())
     ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
     spec = _spec(actor_class, actor_id)
+    if not options.name and (spec["checkpoint"] or {}).get("exactly_once"):
+        _found_again(spec, call_id)
     meta.exactly_once = bool((spec["checkpoint"] or {}).get("exactly_once"))
     meta.key = _callee_key(spec, call_id, meta.exactly_once)
+    spec["callee_key"] = meta.key
     spec["meta"] = pickle.dumps(meta, 5)
     handle: ActorHandle[T] = ActorHandle._make(ref, meta)
     if options.name:
@@ -61,6 +64,7 @@ def _spec(actor_class: ActorClass[Any], actor_id: bytes) -> dict[str, Any]:
         "class_name": cls.__name__,
         "name": options.name,
         "namespace": options.namespace or (session.namespace if options.name else ""),
+        "checkpoint_name": options.name,
         # An anonymous namespace is another one in each run; snapshots are to be found again.
         "checkpoint_namespace": options.namespace or (session.durable_namespace if options.name else ""),
         "get_if_exists": options.get_if_exists,
@@ -91,6 +95,16 @@ def _callee_key(spec: dict[str, Any], call_id: bytes, exactly_once: bool) -> byt
     from _blake2 import blake2b  # hashlib would load OpenSSL
 
     return blake2b(f"actor\0{spec['namespace']}\0{spec['name']}".encode(), digest_size=16).digest()
+
+
+def _found_again(spec: dict[str, Any], call_id: bytes) -> None:
+    """Let an exactly-once actor without a name have the state of the one in its place in an earlier run.
+
+    A driver with a job key that is run again gets recorded replies, whose effects must still be there.
+    """
+    if _lifecycle.current().resumes():
+        spec["checkpoint_namespace"] = "_job"
+        spec["checkpoint_name"] = f"{spec['class_name']}-{call_id.hex()}"
 
 
 def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -309,7 +309,7 @@ class ActorHandle(Instance[T]):
         return ActorID(self._target.actor_id())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_handle, (self._target.ref, self._meta)
+        return _rebuild_handle, (_core.actor_place(self._target.ref), self._meta)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorHandle) and self._target.ref == other._target.ref
@@ -329,8 +329,13 @@ class ActorClassInheritanceException(TypeError):
     """A class was derived from an actor class."""
 
 
-def _rebuild_handle(ref: _core.ObjectRef, meta: _Meta) -> ActorHandle[Any]:
-    return ActorHandle._make(ref, meta)
+def _rebuild_handle(place: bytes, meta: _Meta) -> ActorHandle[Any]:
+    ref, here = _core.actor_at(place)
+    if here:
+        return ActorHandle._make(ref, meta)
+    from ftray._restored_handles import RestoredHandle
+
+    return RestoredHandle.of(ref, meta)
 
 
 class ActorClass(Instance[T]):

@@ -259,6 +259,14 @@ class ActorService:
         kept = self._kept.get(actor_id)
         return None if kept is None else kept.fields
 
+    def with_key(self, callee_key: bytes) -> bytes | None:
+        """Return the newest living actor whose callers number their calls by this key."""
+        for actor_id, kept in reversed(self._kept.items()):
+            info = self.table.info(actor_id)
+            if kept.fields.get("callee_key") == callee_key and info is not None and info["state"] != "DEAD":
+                return actor_id
+        return None
+
     def jobs(self) -> set[int]:
         """Return the jobs of all living actors."""
         return {self.job_of((actor_id, 0)) for actor_id in self._kept}

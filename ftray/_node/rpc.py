@@ -52,6 +52,7 @@ class RpcService:
             "kv_exists": self.kv_exists,
             "kv_keys": self.kv_keys,
             "get_named_actor": self.get_named_actor,
+            "actor_by_key": self.actor_by_key,
             "list_named_actors": self.list_named_actors,
             "actor_info": self.actor_info,
             "actors": self.actors,
@@ -128,6 +129,11 @@ class RpcService:
         where = self._node.namespace_of(client) if namespace is None else namespace
         spec = self._node.actors.table.lookup(name, where)
         return None if spec is None else self.actor_info(client, spec.actor_id)
+
+    def actor_by_key(self, client: Client, key: bytes) -> dict[str, Any] | None:
+        """Return the living actor with that callee key, as `get_named_actor` does."""
+        found = self._node.actors.with_key(key)
+        return None if found is None else self.actor_info(client, found)
 
     def list_named_actors(
         self, client: Client, all_namespaces: bool = False, namespace: str | None = None

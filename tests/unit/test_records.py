@@ -31,6 +31,7 @@ from ftray._core.records import (
 KEY = derive_callee_key("default/counter")
 ROOT = bytes(range(16))
 NO_ARGS = b"\0\0"
+MARK = "b17568a02085f520b7e41e174f0422ad"
 
 
 def head(**changes: Any) -> bytes:
@@ -151,6 +152,36 @@ def test_identities_of_another_length_are_refused(name: str) -> None:
 def test_the_digest_of_version_1_stays() -> None:
     assert f"{digest('incr', NO_ARGS):016x}" == "642cb0a65d5a17af"
     assert f"{digest('incr', args_body([b'dep'], bytes(range(100)))):016x}" == "9db4ea1e387e8646"
+
+
+PLACE = 3 * 28
+"""Bytes behind the mark that say where an actor is."""
+
+
+def test_the_digest_does_not_see_where_an_actor_is() -> None:
+    """A handle in the arguments of a call is the same in another session, where its actor is elsewhere."""
+    mark = bytes.fromhex(MARK)
+
+    def args(place: bytes, *, before: bytes = b"ab", behind: bytes = b"key") -> bytes:
+        return NO_ARGS + before + mark + place + behind + mark + place[::-1] + behind
+
+    here, there = bytes(range(PLACE)), bytes(PLACE)
+    same = digest("m", args(here))
+    assert digest("m", args(there)) == same
+    for other in (
+        args(here, before=b"ac"),
+        args(here, behind=b"kez"),
+        args(here) + b"x",
+        args(here)[:-1],
+        args(here).replace(mark, bytes([*mark[:-1], mark[-1] ^ 1])),
+        args(here[:-1]),
+    ):
+        assert digest("m", other) != same
+    # By reference they are compared by value: the same holds there.
+    deps = [b"\1\0" + struct.pack("<Q", 16 + PLACE) + mark + place + b"rest" for place in (here, there)]
+    assert digest("m", deps[0]) == digest("m", deps[1])
+    # A mark with too little behind it is no handle.
+    assert digest("m", NO_ARGS + mark + here[:-1]) != digest("m", NO_ARGS + mark + there[:-1])
 
 
 @given(bodies, bodies)
