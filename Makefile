@@ -5,7 +5,7 @@
 #   make test         build quickly, run all tests, then lint; this is what CI runs
 #   make unit         tests/unit only            make functional   tests/functional only
 #   make chaos        random faults, 60 s        make asan         tests/unit under AddressSanitizer
-#   make torture      exactly-once actors and their callers killed 1,000 times over a million calls
+#   make torture      exactly-once actors and their callers killed 1,000 times over a million calls, on S3, and drivers
 #   make bench        ftray beside Ray           make scale        a million queued tasks, an object of 8 GiB
 #   make lint         ruff and mypy              make clean        remove all that make made
 #
@@ -29,7 +29,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 CHAOS_ARGS ?= --seconds 60
-TORTURE_ARGS ?= --kills 1000 --calls 1000000
+TORTURE_ARGS ?=
 BENCH_ARGS ?=
 SCALE_ARGS ?=
 OBJECT_ARGS ?=

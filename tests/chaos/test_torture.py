@@ -13,6 +13,7 @@ from tests import ROOT
 from tests.chaos.torture_actors import mix
 from tests.chaos.torture_book import Book
 
+SHORT = "--parts file,drivers --kills 25 --calls 6000 --driver-kills 3 --driver-batches 25".split()
 SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
 
 
@@ -20,16 +21,17 @@ SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
 def test_short_run():
     seed = os.environ.get("FTRAY_CHAOS_SEED", SEED)
     result = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.torture", "--kills", "25", "--calls", "6000", "--seed", seed],
+        [sys.executable, "-m", "tests.chaos.torture", *SHORT, "--seed", seed],
         capture_output=True,
         text=True,
         env=dict(os.environ, PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join([*sys.path, ROOT])),
         timeout=110,
     )
     assert result.returncode == 0, f"seed {seed}\n{result.stdout}\n{result.stderr[-20000:]}"
-    assert "lost 0, doubled 0, other problems 0" in result.stdout
+    assert result.stdout.count("lost 0, doubled 0, other problems 0") == 2
     assert int(re.search(r"calls judged +(\d+)", result.stdout)[1]) >= 6000
     assert int(re.search(r"kills +(\d+)", result.stdout)[1]) == 25
+    assert int(re.search(r"drivers killed +(\d+)", result.stdout)[1]) >= 1
 
 
 # --- its judgement: a pass that cannot fail proves nothing

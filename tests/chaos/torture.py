@@ -1,7 +1,7 @@
 """Exactly-once actors under random SIGKILLs: ``python -m tests.chaos.torture --kills N --calls N --seed S``.
 
 Actors, the actors that call them, and tasks that call both are killed at random while calls of all kinds
-are under way. A reference that knows nothing of the runtime holds every reply and every final state
+are under way: with checkpoints in files, then on S3. At last drivers are (`torture_drivers`). A reference that knows nothing of the runtime holds every reply and every final state
 against what was asked for: each effect once, in order, with the same reply for whoever asks again. It
 prints what was lost or doubled, how often and how fast was recovered, and its seed; the same seed makes
 the same plan, though not the same timing."""
@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ftray as ray
+from tests.chaos import torture_drivers
 from tests.chaos.torture_book import Book
 from tests.chaos.torture_work import Cast, Leaf, Submitter, in_threads, made_of
 from tests.helpers import introspection, processes
@@ -153,7 +154,7 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def report(seed: str, book: Book, killer: Killer, took_s: float) -> None:
+def report(book: Book, killer: Killer, took_s: float) -> None:
     recoveries = killer.recoveries_s
     print(f"calls judged        {book.calls} in {took_s:.1f} s: {book.calls / took_s:.0f} /s")
     print(f"kills               {sum(killer.done.values())}: {dict(sorted(killer.done.items()))}")
@@ -162,11 +163,13 @@ def report(seed: str, book: Book, killer: Killer, took_s: float) -> None:
         f"p99 {percentile(recoveries, 0.99) * 1e3:.0f} ms, longest {max(recoveries, default=0) * 1e3:.0f} ms"
     )
     print(f"refused as poison   {book.poisoned}")
-    print(
-        f"lost {book.wrong['lost']}, doubled {book.wrong['doubled']}, "
-        f"other problems {sum(book.wrong.values()) - book.wrong['lost'] - book.wrong['doubled']}"
-    )
-    for problem in book.problems[:30]:
+    say_wrong(book.wrong, book.problems)
+
+
+def say_wrong(wrong: Counter[str], problems: list[str]) -> None:
+    lost, doubled = wrong["lost"], wrong["doubled"]
+    print(f"lost {lost}, doubled {doubled}, other problems {sum(wrong.values()) - lost - doubled}", flush=True)
+    for problem in problems[:30]:
         print(f"WRONG {problem}")
 
 
@@ -181,46 +184,80 @@ def store_of(kind: str, base: str) -> Iterator[str]:
 
         from tests.helpers.s3_server import ENVIRONMENT, s3_server
     except ImportError as error:
-        raise SystemExit(f"--store s3 needs `pip install s3fs 'moto[server]'`: {error}") from error
+        raise SystemExit(f"checkpoints on S3 need `pip install s3fs 'moto[server]'`: {error}") from error
     os.environ.update(ENVIRONMENT)
     with s3_server() as server:
         yield f"s3://{server.new_bucket()}/torture?endpoint_url={server.endpoint}"
 
 
+def report_drivers(outcome: torture_drivers.Outcome) -> None:
+    print(f"drivers killed      {outcome.kills} of {outcome.runs} runs, in {outcome.taken_s:.1f} s")
+    print(f"calls judged        {outcome.calls} of the last run, {outcome.replies} replies of all runs compared")
+    say_wrong(outcome.wrong, outcome.problems)
+
+
+def part_of_workers(kind: str, options: argparse.Namespace, base: str) -> int:
+    """Kill actors, tasks and their callers in one runtime; returns how much was wrong."""
+    kills, calls = (options.kills, options.calls) if kind == "file" else (options.s3_kills, options.s3_calls)
+    print(f"torture: {kind}, {kills} kills over {calls} calls", flush=True)
+    with store_of(kind, base) as store:
+        book, killer, took_s = torture(f"{options.seed}/{kind}", kills, calls, store, options.cpus)
+    report(book, killer, took_s)
+    return sum(book.wrong.values())
+
+
+def part_of_drivers(options: argparse.Namespace, base: str) -> int:
+    """Kill drivers, and with each of them all that it has started."""
+    kills, batches = options.driver_kills, options.driver_batches
+    print(f"torture: drivers, {kills} kills over {batches} batches of calls", flush=True)
+    with store_of("file", base) as store:
+        outcome = torture_drivers.torture(options.seed, kills, batches, f"{store}-drivers", base)
+    report_drivers(outcome)
+    return sum(outcome.wrong.values())
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--calls", type=int, default=1_000_000)
+    parser.add_argument("--kills", type=int, default=1000, help="of actors and tasks, checkpoints in files")
+    parser.add_argument("--calls", type=int, default=1_000_000, help="over at least so many calls")
+    parser.add_argument("--s3-kills", type=int, default=50, help="the same with checkpoints on S3 (moto)")
+    parser.add_argument("--s3-calls", type=int, default=10_000)
+    parser.add_argument("--driver-kills", type=int, default=20, help="of drivers, with their whole runtime")
+    parser.add_argument("--driver-batches", type=int, default=100)
+    parser.add_argument("--parts", default="file,s3,drivers", help="which of them (default all)")
     parser.add_argument("--seed", default=None)
-    parser.add_argument("--store", choices=["file", "s3"], default="file")
     parser.add_argument("--cpus", type=int, default=4)
     parser.add_argument("--keep", action="store_true", help="leave the store and say where it is")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.parts = options.parts.split(",")
+    if unknown := set(options.parts) - {"file", "s3", "drivers"}:
+        parser.error(f"--parts has {', '.join(sorted(unknown))}; there are file, s3 and drivers")
+    return options
 
 
 def main() -> int:
     options = arguments()
-    seed = options.seed or secrets.token_hex(4)
+    options.seed = options.seed or secrets.token_hex(4)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print(f"torture: seed {seed}, {options.kills} kills over {options.calls} calls", flush=True)
+    print(f"torture: seed {options.seed}", flush=True)
     base = tempfile.mkdtemp(prefix="ftray-torture-")
     os.environ["FTRAY_TMPDIR"] = base
     os.environ[processes.MARK] = processes.new_mark()
-    wrong = 1
+    wrong: int | None = None  # None: not known
     try:
-        with store_of(options.store, base) as store:
-            book, killer, took_s = torture(seed, options.kills, options.calls, store, options.cpus)
-        report(seed, book, killer, took_s)
-        wrong = sum(book.wrong.values())
+        wrong = sum(
+            part_of_drivers(options, base) if part == "drivers" else part_of_workers(part, options, base)
+            for part in options.parts
+        )
         eventually(lambda: not processes.marked(os.environ[processes.MARK]), "all processes to end")
     finally:
         for pid in processes.marked(os.environ[processes.MARK]):
             processes.end(pid)
-        if options.keep or wrong:
-            print(f"torture: the store is in {base}")
+        if options.keep or wrong != 0:
+            print(f"torture: the stores are in {base}")
         else:
             shutil.rmtree(base)
-    print(f"torture: {'failed' if wrong else 'passed'}, seed {seed}", flush=True)
+    print(f"torture: {'failed' if wrong else 'passed'}, seed {options.seed}", flush=True)
     return 1 if wrong else 0
 
 

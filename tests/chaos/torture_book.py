@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 
@@ -20,9 +21,13 @@ class Page:
 
 
 class Book:
-    """All entries of a run. Problems are texts; `wrong` counts them by kind."""
+    """All entries of a run. Problems are texts; `wrong` counts them by kind.
 
-    def __init__(self, names: list[str]) -> None:
+    With `log`, a descriptor, every reply is also written there as a line, before the next one.
+    """
+
+    def __init__(self, names: list[str], log: int | None = None) -> None:
+        self._log = log
         self.pages = {name: Page(name) for name in names}
         self.problems: list[str] = []
         self.wrong: Counter[str] = Counter()
@@ -59,6 +64,8 @@ class Book:
                 if at >= len(kept):
                     kept.extend(bytes(max(65536, at + 1 - len(kept))))
                 kept[at] = min(255, kept[at] + 1)
+            if self._log is not None:
+                os.write(self._log, f"{name}[{index}]\t{number}\n".encode())
         if times != 1:
             self.problem("doubled", f"{name}[{index}] was applied {times} times by its reply")
 
