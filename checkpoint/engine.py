@@ -190,8 +190,11 @@ def holder(host: Host) -> dict[str, Any]:
     """Return what a claim says of its holder."""
     session_pid = getattr(host, "session_pid", None)
     session = {"session_pid": session_pid, "session_ticks": start_ticks(session_pid)} if session_pid else {}
+    driver_pid = getattr(host, "driver_pid", None)
+    driver = {"driver_pid": driver_pid, "driver_ticks": start_ticks(driver_pid)} if driver_pid else {}
     return {
         **session,
+        **driver,
         "host": os.uname().nodename,
         "pid": os.getpid(),
         "started_ticks": start_ticks(os.getpid()),

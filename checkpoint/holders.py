@@ -62,12 +62,15 @@ class Holder(NamedTuple):
         None if that cannot be told from here.
     session_lives : bool or None
         Whether the engine's session still lives, which would restart the actor; None if that is not known.
+    abandoned : bool
+        Its driver is known to be dead: it will not be answered for again, and ends as soon as it is told.
     """
 
     epoch: int
     record: Mapping[str, Any]
     lives: bool | None
     session_lives: bool | None
+    abandoned: bool = False
 
     def __str__(self) -> str:
         record = self.record
@@ -86,13 +89,15 @@ def look(store: Store, key: str, epoch: int) -> Holder | None:
     except (CheckpointFormatError, OSError):
         return None
     lives = False if f"{_ENDED}{epoch}" in store.list_blobs(key) else _lives(record)
-    return Holder(epoch, record, lives, _session_lives(record))
+    return Holder(epoch, record, lives, _session_lives(record), _abandoned(record))
 
 
 def check_free(store: Store, key: str, epoch: int, host: Host) -> None:
     """Raise `CheckpointKeyInUseError` if the holder of `epoch` lives and is not this actor's predecessor."""
     holder = look(store, key, epoch)
     if holder is None or _precedes(holder.record, host):  # the engine has ended the incarnation before
+        return
+    if holder.abandoned:  # who runs its driver again need not wait until its process has ended: the fence holds
         return
     check_ended(store, key, holder)
 
@@ -119,6 +124,12 @@ def _lives(record: Mapping[str, Any]) -> bool | None:
     if record.get("pid") == os.getpid() and record.get("host") == os.uname().nodename:
         return False
     return _process_lives(record, "pid", "started_ticks")
+
+
+def _abandoned(record: Mapping[str, Any]) -> bool:
+    if "driver_pid" not in record:
+        return False  # a detached actor outlives its driver, and other engines do not say
+    return _process_lives(record, "driver_pid", "driver_ticks") is False
 
 
 def _session_lives(record: Mapping[str, Any]) -> bool | None:

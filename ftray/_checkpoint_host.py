@@ -47,6 +47,7 @@ class NativeHost:
         self.max_concurrency: int = spec["max_concurrency"] + sum(spec["concurrency_groups"].values())
         self.is_async: bool = spec["is_async"]
         self.session_pid = os.getppid()  # ftrayd, which restarts the actor
+        self.driver_pid: int | None = spec.get("driver_pid")
         self._executor = executor
         self._end = end
         self._port = {"actor": spec["actor_id"], "max_restarts": spec["max_restarts"]}

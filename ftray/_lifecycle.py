@@ -38,7 +38,7 @@ class Session:
         self.info = connection.info
         self.worker_id = worker_id
         self.is_anonymous = False
-        self._resumes: bool | None = None
+        self._known_driver: tuple[int, bool] | None = None
         self._namespace = namespace
         self.node: NodeHandle | None = None
         self.printer: threading.Thread | None = None
@@ -59,10 +59,17 @@ class Session:
 
     def resumes(self) -> bool:
         """Whether the job's driver has a job key, and so may be run again."""
-        if self._resumes is None:
+        return self._driver()[1]
+
+    def driver_pid(self) -> int:
+        """Process of the job's driver; 0 if the job is over."""
+        return self._driver()[0]
+
+    def _driver(self) -> tuple[int, bool]:
+        if self._known_driver is None:
             job = self.ask_job()
-            self._resumes = bool(job is not None and job["resumes"])
-        return self._resumes
+            self._known_driver = (0, False) if job is None else (job["pid"], job["resumes"])
+        return self._known_driver
 
     def learn_job(self, job: dict[str, Any] | None) -> None:
         """Take the namespace over: a worker serves one job only."""
@@ -309,7 +316,7 @@ def _register(session_dir: str, token: bytes | None, names: _Names) -> Session:
 
         raise VersionMismatchError(str(error)) from None
     session.is_anonymous = anonymous
-    session._resumes = bool(names.job_key)
+    session._known_driver = (os.getpid(), bool(names.job_key))
     _core.set_root(root, bool(names.job_key), session.job_id)
     return session
 

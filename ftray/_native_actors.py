@@ -36,8 +36,8 @@ def create(
     actor_id, call_id = _core.next_actor_id(actor_class._cls.__qualname__.encode())
     ref = _core.new_actor_ref(actor_id, options.lifetime != "detached")
     spec = _spec(actor_class, actor_id)
-    if not options.name and (spec["checkpoint"] or {}).get("exactly_once"):
-        _found_again(spec, call_id)
+    if (spec["checkpoint"] or {}).get("exactly_once"):
+        _resumable(spec, call_id)
     meta.exactly_once = bool((spec["checkpoint"] or {}).get("exactly_once"))
     meta.key = _callee_key(spec, call_id, meta.exactly_once)
     spec["callee_key"] = meta.key
@@ -97,12 +97,17 @@ def _callee_key(spec: dict[str, Any], call_id: bytes, exactly_once: bool) -> byt
     return blake2b(f"actor\0{spec['namespace']}\0{spec['name']}".encode(), digest_size=16).digest()
 
 
-def _found_again(spec: dict[str, Any], call_id: bytes) -> None:
-    """Let an exactly-once actor without a name have the state of the one in its place in an earlier run.
+def _resumable(spec: dict[str, Any], call_id: bytes) -> None:
+    """Say of an exactly-once actor what a driver that is run again needs.
 
-    A driver with a job key that is run again gets recorded replies, whose effects must still be there.
+    With a job key it gets recorded replies, whose effects must still be there, so that an actor without a
+    name has the state of the one in its place in the earlier run. And what an actor of a dead driver holds
+    is free, although its process may need a moment to end.
     """
-    if _lifecycle.current().resumes():
+    session = _lifecycle.current()
+    if spec["lifetime"] != "detached":
+        spec["driver_pid"] = session.driver_pid()
+    if not spec["name"] and session.resumes():
         spec["checkpoint_namespace"] = "_job"
         spec["checkpoint_name"] = f"{spec['class_name']}-{call_id.hex()}"
 

@@ -1,4 +1,4 @@
-"""Handles that come out of the journal of a session that is over: the actor in the old one's place answers them.
+"""Handles from the journal of a session that is over: the actor in the old one's place answers them.
 
 A method that had begun when its whole session ended begins again in another one, with the arguments that
 it was given then. A handle among them names an actor that is gone; the driver that is run again makes
@@ -51,8 +51,9 @@ class RestoredHandle(ActorHandle[Any]):
     def _gone(self) -> _core.ActorTarget:
         """Calls fail as those of any actor that is gone."""
         text = (
-            f"the handle of {self._meta.class_name} is of an earlier session, and within {WAIT_S:g} s this one has "
-            "made no actor in its place (of the same name or checkpoint_key, or made at the same place by the driver)"
+            f"the handle of {self._meta.class_name} is of an earlier session, and within {WAIT_S:g} s this one"
+            " has made no actor in its place (of the same name or checkpoint_key, or made by the driver at the"
+            " same place of its program)"
         )
         actor_id = self._old.actor_id()
         self._old.fail(pickle.dumps({"kind": "creation failed", "actor_id": actor_id, "text": text}, 5))

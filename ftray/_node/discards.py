@@ -37,7 +37,8 @@ _BATCH = 64  # so many fit into the socket at once
 def is_own(fields: dict[str, Any]) -> bool:
     """Whether an actor keeps checkpoints that serve only itself."""
     checkpoint = fields["checkpoint"]
-    return checkpoint is not None and not fields["checkpoint_name"] and checkpoint.get("checkpoint_key") is None
+    named = fields["checkpoint_name"]
+    return checkpoint is not None and not named and checkpoint.get("checkpoint_key") is None
 
 
 class Discards:

@@ -13,7 +13,9 @@ from tests import ROOT
 from tests.chaos.torture_actors import mix
 from tests.chaos.torture_book import Book
 
-SHORT = "--parts file,drivers --kills 25 --calls 6000 --driver-kills 3 --driver-batches 25".split()
+WORKERS = ["--kills", "25", "--calls", "6000"]
+DRIVERS = ["--driver-kills", "2", "--driver-batches", "12"]
+SHORT = ["--parts", "file,drivers", *WORKERS, *DRIVERS]
 SEED = "short"  # the same plan in every run; FTRAY_CHAOS_SEED names another
 
 

@@ -1,7 +1,9 @@
 """Exactly-once actors under random SIGKILLs: ``python -m tests.chaos.torture --kills N --calls N --seed S``.
 
 Actors, the actors that call them, and tasks that call both are killed at random while calls of all kinds
-are under way: with checkpoints in files, then on S3. At last drivers are (`torture_drivers`). A reference that knows nothing of the runtime holds every reply and every final state
+are under way: with checkpoints in files, then on S3. At last drivers are (`torture_drivers`).
+
+A reference that knows nothing of the runtime holds every reply and every final state
 against what was asked for: each effect once, in order, with the same reply for whoever asks again. It
 prints what was lost or doubled, how often and how fast was recovered, and its seed; the same seed makes
 the same plan, though not the same timing."""
@@ -168,7 +170,8 @@ def report(book: Book, killer: Killer, took_s: float) -> None:
 
 def say_wrong(wrong: Counter[str], problems: list[str]) -> None:
     lost, doubled = wrong["lost"], wrong["doubled"]
-    print(f"lost {lost}, doubled {doubled}, other problems {sum(wrong.values()) - lost - doubled}", flush=True)
+    other = sum(wrong.values()) - lost - doubled
+    print(f"lost {lost}, doubled {doubled}, other problems {other}", flush=True)
     for problem in problems[:30]:
         print(f"WRONG {problem}")
 
@@ -192,7 +195,9 @@ def store_of(kind: str, base: str) -> Iterator[str]:
 
 def report_drivers(outcome: torture_drivers.Outcome) -> None:
     print(f"drivers killed      {outcome.kills} of {outcome.runs} runs, in {outcome.taken_s:.1f} s")
-    print(f"calls judged        {outcome.calls} of the last run, {outcome.replies} replies of all runs compared")
+    print(f"calls judged        {outcome.calls} of the last run")
+    print(f"replies compared    {outcome.replies} of all runs")
+    print(f"refused as poison   {outcome.poisoned}")
     say_wrong(outcome.wrong, outcome.problems)
 
 

@@ -31,6 +31,7 @@ class Outcome:
 
     calls: int = 0
     replies: int = 0
+    poisoned: int = 0
     runs: int = 0
     kills: int = 0
     taken_s: float = 0.0
@@ -61,7 +62,7 @@ def one_run(seed: str, store: str, batches: int, log: Path) -> None:
     submitter.last.clear()
     cast.close(book)
     ray.shutdown()
-    result = {"calls": book.calls, "wrong": book.wrong, "problems": book.problems}
+    result = {"calls": book.calls, "poisoned": book.poisoned, "wrong": book.wrong, "problems": book.problems}
     log.with_suffix(".result").write_text(json.dumps(result))
 
 
@@ -84,7 +85,7 @@ def torture(seed: str, kills: int, batches: int, store: str, directory: str) -> 
             found = json.loads(result.read_text())
             outcome.wrong.update(found["wrong"])
             outcome.problems += found["problems"]
-            outcome.calls = found["calls"]
+            outcome.calls, outcome.poisoned = found["calls"], found["poisoned"]
     outcome.taken_s = time.monotonic() - begin_s
     return outcome
 
@@ -116,7 +117,7 @@ def _kill_at(process: subprocess.Popen[str], log: Path, due: int, pause_s: float
         if log.read_bytes().count(b"\n") >= due:
             time.sleep(pause_s)  # a time like any other: also between two replies
             break
-        time.sleep(0.002)
+        time.sleep(0.005)
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)
         return True

@@ -54,7 +54,7 @@ plain = Plain.remote()
 if not late:
     bank = Bank.options(name="bank").remote()
 print("greeted", ray.get(bank.greet.remote(plain)), flush=True)
-path = os.path.join(store, "first driver")  # whose number the second one gives as well: the calls are the same
+path = os.path.join(store, "first driver")  # the second one gives its number as well: the same calls
 if run == 0:
     with open(path, "w") as file:
         file.write(str(os.getpid()))

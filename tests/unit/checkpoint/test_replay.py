@@ -89,6 +89,21 @@ class TestHolders:
         assert lives.call("incr") == 1
         assert not [b for b in store.list_blobs(KEY) if b.startswith("ended")], "forgotten by the next one"
 
+    def test_the_key_of_a_dead_driver_s_actor_is_free_though_its_process_still_ends(self) -> None:
+        """The fence holds, whatever that process does; but while its driver lives it is refused as before."""
+        here = {"host": os.uname().nodename, "boot_id": holders.boot_id(), "pid": os.getppid()}
+        parent = holders.start_ticks(os.getppid())
+        assert parent is not None
+        living = {**here, "started_ticks": parent, "driver_pid": os.getppid(), "driver_ticks": parent}
+        for fields in (living, {**living, "host": "elsewhere", "driver_ticks": parent + 1}):
+            store = memory()
+            self.claim(store, **fields)
+            with pytest.raises(CheckpointKeyInUseError):
+                Lives(store).start()
+        store = memory()
+        self.claim(store, **{**living, "driver_ticks": parent + 1})
+        assert Lives(store).start().call("incr") == 1
+
     def test_of_two_that_start_at_once_one_is_refused(self) -> None:
         class Races(MemoryStore):
             other: Lives | None = None
