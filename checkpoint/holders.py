@@ -97,7 +97,7 @@ def check_free(store: Store, key: str, epoch: int, host: Host) -> None:
     holder = look(store, key, epoch)
     if holder is None or _precedes(holder.record, host):  # the engine has ended the incarnation before
         return
-    if holder.abandoned:  # who runs its driver again need not wait until its process has ended: the fence holds
+    if holder.abandoned:  # who runs its driver again need not wait for its end: the fence holds
         return
     check_ended(store, key, holder)
 
