@@ -6,6 +6,7 @@
 #   make unit         tests/unit only            make functional   tests/functional only
 #   make chaos        random faults, 60 s        make asan         tests/unit under AddressSanitizer
 #   make torture      exactly-once actors and their callers killed 1,000 times over a million calls, on S3, and drivers
+#   make bench-checkpoint   durable calls beside casty, DBOS and Ray, and what saving and recovering takes
 #   make bench        ftray beside Ray           make scale        a million queued tasks, an object of 8 GiB
 #   make lint         ruff and mypy              make clean        remove all that make made
 #
@@ -39,7 +40,7 @@ PEERS := $(if $(filter --peers,$(BENCH_ARGS)),.venv-peers/.has-peers)
 
 export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
 
-.PHONY: demo test unit functional chaos torture bench scale asan lint clean FORCE
+.PHONY: demo test unit functional chaos torture bench bench-checkpoint scale asan lint clean FORCE
 
 demo: .venv/.installed-release .venv/.has-demo
 	$(PY) examples/immortal_training.py --out build/immortal_training.png $(DEMO_ARGS)
@@ -61,6 +62,12 @@ torture: .venv/.installed-release .venv/.has-test
 bench: .venv/.installed-release .venv/.has-bench .venv-ray/.has-ray $(PEERS)
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
+bench-checkpoint: .venv/.installed-release .venv/.has-bench .venv/.has-test .venv-ray/.has-ray .venv-dbos/.has-dbos \
+		.venv-casty/.has-casty
+	$(PY) -m benchmarks.checkpoint --ray-python .venv-ray/bin/python --dbos-python .venv-dbos/bin/python \
+		$$([ -x .venv-casty/bin/python ] && echo --casty-python .venv-casty/bin/python) \
+		--json build/checkpoint-figures.json $(BENCH_ARGS)
+
 scale: .venv/.installed-release .venv/.has-bench
 	$(PY) -m benchmarks.scale $(SCALE_ARGS)
 	$(PY) -m benchmarks.large_object $(OBJECT_ARGS)
@@ -80,7 +87,7 @@ lint: .venv/.has-test
 		--cache-dir $(CURDIR)/.mypy_cache --explicit-package-bases ftray
 
 clean:
-	rm -rf build dist *.egg-info .venv .venv-ray .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .venv .venv-ray .venv-peers .venv-dbos .venv-casty .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f _core/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -111,6 +118,24 @@ endef
 	@$(CHECK_MACHINE)
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install 'ray==2.60.*' numpy
+	touch $@
+
+.venv-dbos/.has-dbos:
+	@$(CHECK_MACHINE)
+	$(PYTHON) -m venv .venv-dbos
+	.venv-dbos/bin/python -m pip --disable-pip-version-check --quiet install 'dbos==3.4.*'
+	touch $@
+
+# casty needs Python 3.12. On a machine without one the figures go without casty, and say so.
+.venv-casty/.has-casty:
+	mkdir -p .venv-casty
+	for name in python3.14 python3.13 python3.12; do \
+		if $$name -c 'import venv, ensurepip' 2>/dev/null; then \
+			$$name -m venv .venv-casty; \
+			.venv-casty/bin/python -m pip --disable-pip-version-check --quiet install 'casty==0.30.*'; \
+			break; \
+		fi; \
+	done
 	touch $@
 
 .venv-peers/.has-peers:

@@ -1,15 +1,16 @@
-"""What durability costs: ``python -m benchmarks.checkpoint [--smoke] [--ray-python P] [--json FILE]``.
+"""What durability costs: ``make bench-checkpoint``, or ``python -m benchmarks.checkpoint [--smoke]``.
 
 Durable calls beside plain ones and beside the disk's own limit, in one run: sides alternate in short
-turns, and medians are compared. Peers, each under an interpreter that has it: DBOS steps on SQLite, Ray's
-plain calls, and Ray's documented recipe (a fsynced file, restarts and retries), whose sum is compared
-with what it should be after kills."""
+turns, and medians are compared. Peers, each under an interpreter that has it: casty's durable actors and
+DBOS steps, both on SQLite, Ray's plain calls, and Ray's documented recipe (a fsynced file, restarts and
+retries), whose sum is compared with what it should be after kills, as that of our actors is."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -19,11 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import checkpoint_s3
 from benchmarks.budget import Budget, repeat_for
 from benchmarks.checkpoint_rows import Bench
 
 PEER_TIMEOUT_S = 240.0
 SCRIPTS = Path(__file__).resolve().parent / "peers"
+PEERS = {"casty": "casty_calls.py", "DBOS": "dbos_steps.py", "Ray": "ray_recipe.py"}
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,36 @@ def recoveries(bench: Bench, budget: Budget) -> list[Line]:
     return lines
 
 
+def drifts(bench: Bench, budget: Budget) -> list[Line]:
+    """Calls too many or too few after kills, of our durable actors: as the recipe of Ray is counted."""
+    calls, kills = budget.size(3000, 300), budget.size(3, 1)
+    return [
+        Line(
+            f"counted after {kills} kills, {calls} calls ({trial + 1})",
+            float(abs(bench.drift(calls, kills, trial))),
+            "calls too many or too few",
+            floor=0.0,
+            goal=0.0,
+            less_is_better=True,
+        )
+        for trial in range(budget.size(3, 1))
+    ]
+
+
+def on_s3(budget: Budget) -> list[Line]:
+    """Latency, rate, requests and money by commit interval."""
+    lines = []
+    for found in checkpoint_s3.measure(budget):
+        name = f"S3, commit interval {found.interval_ms} ms"
+        lines += [
+            Line(f"{name}: synchronous call", found.latency_s, "s"),
+            Line(f"{name}: {checkpoint_s3.IN_FLIGHT} in flight", found.rate, "/s"),
+            Line(f"{name}: requests", found.puts_per_1000, "PUT / 1,000 calls"),
+            Line(f"{name}: under load", found.dollars_per_hour, "$/h"),
+        ]
+    return lines
+
+
 def peer(python: str | None, script: str, smoke: bool) -> dict[str, float]:
     """What a script under `python` has measured; nothing if there is no such interpreter."""
     if not python:
@@ -180,26 +213,27 @@ def peer(python: str | None, script: str, smoke: bool) -> dict[str, float]:
         return found
 
 
-def beside_peers(lines: list[Line], dbos: dict[str, float], ray: dict[str, float]) -> list[Line]:
+def beside_peers(lines: list[Line], found: dict[str, dict[str, float]]) -> list[Line]:
+    """Lines of the peers, and of our own beside theirs."""
     named = {line.title: line.value for line in lines}
-    found = []
-    for title, rate in dbos.items():
-        found.append(Line(f"DBOS on SQLite: {title}", rate, "/s"))
-    for title, rate in ray.items():
-        if title.startswith("recipe, counted"):
-            found.append(Line(f"Ray's {title}", rate, "calls too many"))
-        else:
-            found.append(Line(f"Ray: {title}", rate, "/s"))
-    if "plain calls, 1,000 in flight" in ray:
-        power = named["durable (power), 1,000 in flight"]
-        times = power / ray["plain calls, 1,000 in flight"]
-        found.append(
-            Line("durable (power), 1,000 in flight", power, "/s", times, "Ray's plain calls", 4.0, None)
-        )
-    return found
+    beside = []
+    for name, figures in found.items():
+        for title, value in figures.items():
+            unit = "calls too many" if "counted" in title else "/s"
+            beside.append(Line(f"{name}: {title}", value, unit))
+    power = named["durable (power), 1,000 in flight"]
+    for name, title, floor in (
+        ("Ray", "plain calls, 1,000 in flight", 4.0),
+        ("casty", "durable calls, 1,000 in flight", None),
+    ):
+        other = found.get(name, {}).get(title)
+        if other is not None:
+            text = f"{name}'s {title.partition(',')[0]}"
+            beside.append(Line("durable (power), 1,000 in flight", power, "/s", power / other, text, floor))
+    return beside
 
 
-def measure(smoke: bool, peers_python: str | None, ray_python: str | None) -> list[Line]:
+def measure(smoke: bool, pythons: dict[str, str | None]) -> list[Line]:
     """The whole table."""
     budget = Budget.small() if smoke else Budget.full()
     with tempfile.TemporaryDirectory(prefix="ftray-bench-") as directory:
@@ -207,27 +241,42 @@ def measure(smoke: bool, peers_python: str | None, ray_python: str | None) -> li
         try:
             lines = [*synchronous(bench, budget), *pipelined(bench, budget), *snapshots(bench, budget)]
             lines += recoveries(bench, budget)
+            lines += drifts(bench, budget)
         finally:
             bench.close()
-    dbos = peer(peers_python, "dbos_steps.py", smoke)
-    return lines + beside_peers(lines, dbos, peer(ray_python, "ray_recipe.py", smoke))
+    lines += on_s3(budget)
+    found = {name: peer(pythons[name], script, smoke) for name, script in PEERS.items()}
+    return lines + beside_peers(lines, found)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes, short loops")
-    parser.add_argument("--peers-python", help="interpreter that has DBOS")
-    parser.add_argument("--ray-python", help="interpreter that has Ray")
+    for name in PEERS:
+        parser.add_argument(f"--{name.lower()}-python", help=f"interpreter that has {name}")
     parser.add_argument("--json", help="file that gets the figures")
     options = parser.parse_args(arguments)
     before = os.getloadavg()[0]
-    lines = measure(options.smoke, options.peers_python, options.ray_python)
+    pythons = {name: getattr(options, f"{name.lower()}_python") for name in PEERS}
+    lines = measure(options.smoke, pythons)
     for line in lines:
         print(line)
-    print(f"machine: {os.cpu_count()} CPUs, load {before:.1f} before and {os.getloadavg()[0]:.1f} after")
+    for name in [name for name, python in pythons.items() if not python]:
+        print(f"{name} was not measured: no --{name.lower()}-python")
+    machine = {
+        "cpus": os.cpu_count(),
+        "load_before": round(before, 1),
+        "load_after": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+    }
+    print("machine: " + ", ".join(f"{key} {value}" for key, value in machine.items()))
     if options.json:
-        rows: list[dict[str, Any]] = [asdict(line) for line in lines]
-        Path(options.json).write_text(json.dumps(rows))
+        rows: list[dict[str, Any]] = [
+            {**asdict(line), "floor_met": line.met(line.floor), "goal_met": line.met(line.goal)}
+            for line in lines
+        ]
+        Path(options.json).write_text(json.dumps({"machine": machine, "lines": rows}, indent=1) + "\n")
     return 0
 
 

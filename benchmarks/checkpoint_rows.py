@@ -202,6 +202,19 @@ class Bench:
         ftray.kill(actor)
         return size, first, statistics.median(warm[1:])
 
+    def drift(self, calls: int, kills: int, trial: int) -> int:
+        """How many calls too many an exactly-once actor has counted, killed in the middle of its calls."""
+        actor = durable_saved_class(self.store).options(name=f"drift-{trial}").remote(0)
+        for _ in range(kills):
+            pid = ftray.get(actor.pid.remote())
+            refs = [actor.add.remote() for _call in range(calls // kills)]
+            ftray.get(refs[len(refs) // 2])
+            kill_and_confirm(pid)
+            ftray.get(refs)
+        counted: int = ftray.get(actor.add.remote())
+        ftray.kill(actor)
+        return counted - 1 - kills * (calls // kills)
+
     def kills(self, size: int, times: int) -> dict[str, list[float]]:
         """Seconds from SIGKILL to the first answer of the next process."""
         found = {}

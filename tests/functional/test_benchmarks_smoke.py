@@ -314,7 +314,9 @@ def test_what_durability_costs_can_be_measured(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     done = run_module("benchmarks.checkpoint", "--smoke", "--json", str(out))
     assert done.returncode == 0, done.stderr
-    lines = json.loads(out.read_text())
+    lines = json.loads(out.read_text())["lines"]
+    assert all(line["floor_met"] for line in lines if "counted after" in line["title"])
+    assert sum(line["title"].startswith("S3, commit interval") for line in lines) == 12
     rates = [line for line in lines if line["unit"] in ("/s", "s")]
     assert len(rates) >= 10 and all(line["value"] > 0 for line in rates)
     assert "floor 0.6" in done.stdout and "machine: " in done.stdout

@@ -14,15 +14,20 @@ from contextlib import contextmanager
 # S3 decides a conditional request and carries it out in one step. moto looks first and writes then, so its
 # requests are taken one by one.
 PROGRAM = """
-import sys, threading
+import collections, json, sys, threading
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 moto = DomainDispatcherApplication(create_backend_app)
 one_by_one = threading.Lock()
+counted = collections.Counter()  # requests by method, which GET /_requests tells
 
 
 def application(environ, start_response):
+    if environ["PATH_INFO"] == "/_requests":
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(counted).encode()]
+    counted[environ["REQUEST_METHOD"]] += 1
     with one_by_one:
         return moto(environ, start_response)
 
