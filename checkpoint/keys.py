@@ -7,6 +7,7 @@ gone.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from .errors import CheckpointOptionError
@@ -36,6 +37,7 @@ def key_of(identity: ActorIdentity, checkpoint_key: str | None) -> ActorKey:
     return key
 
 
+@lru_cache(maxsize=1024)  # a recovery alone asks a hundred times for that of its key
 def to_file_name(key: str) -> str:
     """Spell `key` as one file name, reversibly: all but letters, digits, ``_`` and ``-`` become ``%XX``."""
     try:

@@ -61,7 +61,7 @@ class Tail(NamedTuple):
 
     def counts(self, position: int) -> bool:
         """Whether the record at `position` is to be replayed."""
-        return not any(first <= position <= last for first, last in self.void)
+        return not self.void or not any(first <= position <= last for first, last in self.void)
 
 
 def survey(records: Iterable[JournalRecord], after: int, history: str, based: bool) -> Tail:

@@ -34,6 +34,7 @@ DATA, MARK, END, CLOSED = 1, 2, 3, 4
 MODES = {1: "process", 2: "power"}
 _NUMBERS = {name: number for number, name in MODES.items()}
 _NONZERO = re.compile(rb"[^\0]")
+_ZEROS = bytes(32 * 1024)
 
 
 class SegmentHeader(NamedTuple):
@@ -212,9 +213,21 @@ def _follows(record: Record, last: int | None, first: int) -> bool:
     return record.position == last + 1
 
 
+def first_nonzero(data: bytes, offset: int) -> int | None:
+    """Return where the first byte from `offset` on stands that is not zero; None if all are."""
+    # Most of a segment is empty. Comparing is far faster than a search: only what differs is searched.
+    for start in range(offset, len(data), len(_ZEROS)):
+        part = data[start : start + len(_ZEROS)]
+        if part != (_ZEROS if len(part) == len(_ZEROS) else _ZEROS[: len(part)]):
+            found = _NONZERO.search(part)
+            assert found is not None
+            return start + found.start()
+    return None
+
+
 def _beyond(data: bytes, offset: int, seed: int) -> Iterator[Record]:
-    while (found := _NONZERO.search(data, offset)) is not None:
-        offset = found.start() & ~7
+    while (found := first_nonzero(data, offset)) is not None:
+        offset = found & ~7
         if (record := _record_at(data, offset, seed)) is not None:
             yield record
             offset = record.next_offset
@@ -242,7 +255,7 @@ def scan(data: bytes) -> Scan:
         last, offset = record.position, record.next_offset
         if record.kind in (END, CLOSED):
             break
-    if _NONZERO.search(data, offset) is None:
+    if first_nonzero(data, offset) is None:
         return Scan(header, records, None, [], len(data))
     return Scan(header, records, offset, list(_beyond(data, offset, seed)), len(data))
 

@@ -51,9 +51,9 @@ class RestoredHandle(ActorHandle[Any]):
     def _gone(self) -> _core.ActorTarget:
         """Calls fail as those of any actor that is gone."""
         text = (
-            f"the handle of {self._meta.class_name} is of an earlier session, and within {WAIT_S:g} s this"
-            " one has made no actor in its place (of the same name or checkpoint_key, or made by the driver at"
-            " the same place of its program)"
+            f"the handle of {self._meta.class_name} is of an earlier session, and within {WAIT_S:g} s"
+            " this one has made no actor in its place (of the same name or checkpoint_key, or made by the"
+            " driver at the same place of its program)"
         )
         actor_id = self._old.actor_id()
         self._old.fail(pickle.dumps({"kind": "creation failed", "actor_id": actor_id, "text": text}, 5))

@@ -26,6 +26,7 @@ from ftray.checkpoint.keys import from_file_name, key_of, to_file_name
 from ftray.checkpoint.lineage import SnapshotName, counted, doomed, parse_id
 from ftray.checkpoint.options import restart_defaults, validate
 from ftray.checkpoint.scheduler import CAPTURE, STARVED, SaveScheduler
+from ftray.checkpoint.segments import first_nonzero
 from ftray.checkpoint.stores import connect, resolve_url
 
 N = SnapshotName
@@ -350,3 +351,10 @@ class TestScheduler:
                 in_capture = wants
             assert not (s.in_flight and s.may_capture), f"seed {seed}"
         assert covered == wants and s.wanted is None and not s.failures, f"seed {seed}"
+
+
+@given(st.binary(max_size=40), st.integers(0, 80_000), st.binary(max_size=40), st.integers(0, 90_000))
+def test_the_first_byte_that_is_not_zero_is_found(before: bytes, zeros: int, behind: bytes, at: int) -> None:
+    data = before + bytes(zeros) + behind + bytes(zeros // 3)
+    wanted = next((i for i in range(at, len(data)) if data[i]), None) if any(data[at:]) else None
+    assert first_nonzero(data, at) == wanted
