@@ -1,12 +1,12 @@
-"""An actor that is restarted where it stopped, in five ways of keeping what it has.
+"""An actor that is restarted where it stopped, in six ways of keeping what it has.
 
     python examples/fault_tolerance/checkpoints.py
 
 ``max_restarts`` brings the process back and ``max_task_retries`` the calls that were running; the state is
-yours to keep. Three ways by hand (a file, the internal key-value store, an actor on a machine that you
-trust), and `Checkpointable`, which does it for you: with snapshots now and then, or exactly once, where each
-call has its effect once and the method need not look whether a number comes again. The actor of each kind is
-killed twice in the middle of a sum.
+yours to keep. Four ways by hand (a file, a file that is copied to another machine, the internal key-value
+store, an actor on a machine that you trust), and `Checkpointable`, which does it for you: with snapshots now
+and then, or exactly once, where each call has its effect once and the method need not look whether a number
+comes again. The actor of each kind is killed twice in the middle of a sum.
 
 Exit status 0 when every sum is right.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import shutil
 import tempfile
 from typing import Any, Protocol
 
@@ -54,6 +55,28 @@ class FileKeeper:
                 return found
         except FileNotFoundError:
             return None
+
+
+class SyncedKeeper:
+    """A file on this machine, and its copy on another one, where the actor may be restarted.
+
+    Tools that sync directories do this every few seconds, and lose those seconds with the machine; here the
+    copy is made before the reply. Two directories stand for the two machines; after its first restart the
+    actor finds itself on the other one. (The toolkit has no such store: ``s3://`` is reached from everywhere.)
+    """
+
+    def __init__(self, here: str, there: str) -> None:
+        self.here, self.there = FileKeeper(here), FileKeeper(there)
+
+    def save(self, state: dict[str, int]) -> None:
+        self.here.save(state)
+        shutil.copyfile(self.here.path, f"{self.there.path}.arriving")
+        os.replace(f"{self.there.path}.arriving", self.there.path)  # as a whole here as well
+
+    def load(self) -> dict[str, int] | None:
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.here, self.there = self.there, self.here
+        return self.here.load()
 
 
 class KVKeeper:
@@ -166,6 +189,11 @@ def make_exactly_once(store: str) -> Any:
 def make(way: str, directory: str) -> Any:
     if way == "file":
         return Immortal.remote(FileKeeper(os.path.join(directory, "sum.pickle")))
+    if way == "synced":
+        machines = [os.path.join(directory, machine) for machine in ("machine-1", "machine-2")]
+        for machine in machines:
+            os.mkdir(machine)
+        return Immortal.remote(SyncedKeeper(*(os.path.join(machine, "sum.pickle") for machine in machines)))
     if way == "kv":
         return Immortal.remote(KVKeeper("examples/sum"))
     if way == "actor":
@@ -175,7 +203,7 @@ def make(way: str, directory: str) -> Any:
     return make_checkpointable(os.path.join(directory, "store"))
 
 
-WAYS = ["file", "kv", "actor", "checkpointable", "exactly-once"]
+WAYS = ["file", "synced", "kv", "actor", "checkpointable", "exactly-once"]
 
 
 def feed(actor: Any, saves_by_itself: bool) -> int:

@@ -201,7 +201,7 @@ def test_nodes_that_are_gone(programs: Programs) -> None:
 
 def test_ways_to_keep_a_state(programs: Programs) -> None:
     output = programs.run("fault_tolerance/checkpoints.py")
-    for way in ("file", "kv", "actor", "exactly-once"):
+    for way in ("file", "synced", "kv", "actor", "exactly-once"):
         # Every number was saved before its reply, and a call that had begun is run again by itself.
         assert re.search(rf"^{way} +2 kills, 0 calls again: the sum is 465$", output, re.M), output
     assert number(r"checkpointable +2 kills, (\d+) calls again: the sum is 465", output) <= 10
