@@ -62,7 +62,7 @@ class SyncedKeeper:
 
     Tools that sync directories do this every few seconds, and lose those seconds with the machine; here the
     copy is made before the reply. Two directories stand for the two machines; after its first restart the
-    actor finds itself on the other one. (The toolkit has no such store: ``s3://`` is reached from everywhere.)
+    actor finds itself on the other one. (The toolkit has no such store: ``s3://`` is there for all machines.)
     """
 
     def __init__(self, here: str, there: str) -> None:

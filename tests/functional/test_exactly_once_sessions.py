@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+import ftray as ray
+from ftray import _restored_handles
+from ftray.actor import _Meta, _rebuild_handle
+
 PROGRAM = """
 import os, signal, sys
 import ftray as ray
@@ -84,29 +88,18 @@ def test_a_method_that_had_begun_goes_on_with_the_actors_of_the_next_session(tmp
     assert done.stdout == "greeted pong\nmoved 130 balances [70, 130]\n"
 
 
-def test_a_handle_of_an_actor_that_nobody_makes_again_says_so(tmp_path, monkeypatch):
-    import ftray as ray
-    from ftray import _restored_handles
-    from ftray.actor import _Meta
-
+@pytest.mark.usefixtures("runtime")
+def test_a_handle_of_an_actor_that_nobody_makes_again_says_so(monkeypatch):
     monkeypatch.setattr(_restored_handles, "WAIT_S", 0.05)
-    ray.init(num_cpus=1, address="local")
-    try:
-        place = bytes(16) + b"another node".ljust(28) + b"\xff" * 8 + b"actor".ljust(20, b"\0") + bytes(28)
-        from ftray.actor import _rebuild_handle
-
-        handle = _rebuild_handle(place, _Meta("Gone", {"ping": ({}, None)}, 0, -1, key=b"k" * 16))
-        assert isinstance(handle, ray.actor.ActorHandle)
-        with pytest.raises(ray.exceptions.ActorDiedError, match="of Gone is of an earlier session"):
-            ray.get(handle.ping.remote(), timeout=60)
-        with pytest.raises(AttributeError, match="no method 'pong'"):
-            _ = handle.pong
-    finally:
-        ray.shutdown()
+    place = bytes(16) + b"another node".ljust(28) + b"\xff" * 8 + b"actor".ljust(20, b"\0") + bytes(28)
+    handle = _rebuild_handle(place, _Meta("Gone", {"ping": ({}, None)}, 0, -1, key=b"k" * 16))
+    assert isinstance(handle, ray.actor.ActorHandle)
+    with pytest.raises(ray.exceptions.ActorDiedError, match="of Gone is of an earlier session"):
+        ray.get(handle.ping.remote(), timeout=60)
+    with pytest.raises(AttributeError, match="no method 'pong'"):
+        _ = handle.pong
 
 
 def test_what_is_no_place_of_an_actor_is_refused():
-    from ftray.actor import _Meta, _rebuild_handle
-
     with pytest.raises(ValueError, match="not the pickle of an actor handle"):
         _rebuild_handle(b"short", _Meta("Gone", {}, 0, -1))
