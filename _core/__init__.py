@@ -112,6 +112,7 @@ EXPORTS = (
     "procs.set_pdeathsig",
     "procs.thread_count",
     "records.CallRecord",
+    "records.Head",
     "records.ReleaseRecord",
     "records.SeenRecord",
     "records.StartRecord",

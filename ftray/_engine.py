@@ -103,7 +103,7 @@ def _default_name() -> str:
 
 
 def _in_ray_worker() -> bool:
-    """Whether Ray has started this process: what runs here is on its cluster, also if plain Ray code began."""
+    """Whether Ray has started this process: what runs here is on its cluster, whoever began it."""
     module: Any = sys.modules.get("ray._private.worker")
     worker = getattr(module, "global_worker", None)
     return worker is not None and bool(worker.mode == module.WORKER_MODE)
