@@ -200,7 +200,7 @@ def test_a_remote_function_is_not_called_directly():
         identity(1)
 
 
-@pytest.mark.parametrize("thing", [5, "text", None, [1], object()], ids=repr)
+@pytest.mark.parametrize("thing", [5, "text", None, [1], pytest.param(object(), id="an object")], ids=repr)
 def test_remote_of_something_else(thing):
     with pytest.raises(TypeError, match="remote|function|class"):
         ray.remote(thing)
