@@ -1,8 +1,9 @@
-# Everything runs in .venv (bench also in .venv-ray and .venv-peers), on a wheel built from this tree. The
+# Everything runs in .venv (bench also in .venv-ray and .venv-peers, tests on Ray in .venv-rayengine), on a wheel built from this tree. The
 # first run of a target sets up all it needs; stamp files let later runs skip what is up to date.
 #
 #   make demo         build with full optimisation and run the demonstration
 #   make test         build quickly, run all tests, then lint; this is what CI runs
+#   make ray-tests    the API on a real Ray cluster (.venv-rayengine); make test runs a short version
 #   make unit         tests/unit only            make functional   tests/functional only
 #   make chaos        random faults, 60 s        make asan         tests/unit under AddressSanitizer
 #   make torture      exactly-once actors and their callers killed 1,000 times over a million calls, on S3, and drivers
@@ -10,7 +11,7 @@
 #   make bench        ftray beside Ray           make scale        a million queued tasks, an object of 8 GiB
 #   make lint         ruff and mypy              make clean        remove all that make made
 #
-# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, TORTURE_ARGS, BENCH_ARGS, SCALE_ARGS and OBJECT_ARGS are passed on; PYTHON names another interpreter.
+# DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, TORTURE_ARGS, BENCH_ARGS, SCALE_ARGS, OBJECT_ARGS and RAY_ARGS are passed on; PYTHON names another interpreter.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,6 +27,7 @@ PYTHON := $(shell $(FIND_PYTHON))
 endif
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
+RAYPY := .venv-rayengine/bin/python
 
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -34,6 +36,7 @@ TORTURE_ARGS ?=
 BENCH_ARGS ?=
 SCALE_ARGS ?=
 OBJECT_ARGS ?=
+RAY_ARGS ?=
 
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -42,16 +45,25 @@ PEERS := $(if $(filter --peers,$(BENCH_ARGS)),.venv-peers/.has-peers)
 
 export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
 
-.PHONY: demo test unit functional chaos torture bench bench-checkpoint scale asan lint clean FORCE
+.PHONY: demo test ray-tests ray-bench unit functional chaos torture bench bench-checkpoint scale asan lint clean FORCE
 
 demo: .venv/.installed-release .venv/.has-demo
 	$(PY) examples/immortal_training.py --out build/immortal_training.png $(DEMO_ARGS)
 
 # The packaging tests reuse this wheel, and build theirs the same way so that the cache serves them. Whole files
 # go to the workers, in order: tests of one file share a runtime, and unit tests run where none does.
-test: .venv/.installed-fast .venv/.has-test
+test: .venv/.installed-fast .venv/.has-test .venv-rayengine/.installed-fast
 	FTRAY_TEST_WHEELS=$(CURDIR)/build/wheels-fast $(PY) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
+	$(RAYPY) -m pytest tests/ray -m short
 	$(MAKE) --no-print-directory lint
+
+# Ray stays on loopback, and is ended with the tests.
+ray-tests: .venv-rayengine/.installed-fast
+	$(RAYPY) -m pytest tests/ray $(RAY_ARGS)
+	$(RAYPY) -m pytest --engine=ray tests/functional $(RAY_ARGS)
+
+ray-bench: .venv-rayengine/.installed-release
+	$(RAYPY) -m benchmarks.ray_calls $(RAY_ARGS)
 
 unit functional: .venv/.installed-fast .venv/.has-test
 	$(PY) -m pytest tests/$@ $(PYTEST_ARGS)
@@ -90,7 +102,7 @@ lint: .venv/.has-test
 		--cache-dir $(CURDIR)/.mypy_cache --explicit-package-bases ftray
 
 clean:
-	rm -rf build dist *.egg-info .venv .venv-ray .venv-peers .venv-dbos .venv-casty .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .venv .venv-ray .venv-rayengine .venv-peers .venv-dbos .venv-casty .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f _core/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -139,6 +151,17 @@ endef
 			break; \
 		fi; \
 	done
+	touch $@
+
+.venv-rayengine/.has-test: pyproject.toml
+	@$(CHECK_MACHINE)
+	$(PYTHON) -m venv .venv-rayengine
+	$(RAYPY) -m pip --disable-pip-version-check --quiet install 'ray==2.60.*' 'cloudpickle>=3.0' 'pytest>=9' hypothesis numpy psutil
+	touch $@
+
+.venv-rayengine/.installed-%: build/wheels-%/.built .venv-rayengine/.has-test
+	rm -f .venv-rayengine/.installed-*
+	$(RAYPY) -m pip --disable-pip-version-check --quiet install --force-reinstall --no-deps --no-index --find-links build/wheels-$* ftray
 	touch $@
 
 .venv-peers/.has-peers:

@@ -81,6 +81,8 @@ if TYPE_CHECKING:
         def state_table(self, resource: str, address: str | None, timeout_s: float) -> Any:
             """Return the rows of a resource (a `ftray.util.state.tables.Table`)."""
 
+        def register_serializer(self, cls: type, *, serializer: Any, deserializer: Any) -> None: ...
+        def deregister_serializer(self, cls: type) -> None: ...
         def ask(self, method: str, arguments: dict[str, Any]) -> Any:
             """Call a service of the cluster: ``nodes``, ``cluster_resources``, ``available_resources``,
             ``list_named_actors``, ``placement_group_find``, ``placement_group_table``,

@@ -7,6 +7,7 @@ Owns: nothing. Leaves to others: starting and stopping (``_lifecycle``), what ca
 from __future__ import annotations
 
 from ftray import _core, _lifecycle
+from ftray._core import pickler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ class NativeEngine:
 
         with Link(address, timeout_s) as link:
             return tables.TABLES[resource](link)
+
+    def register_serializer(self, cls: type, *, serializer: Any, deserializer: Any) -> None:
+        pickler.register_serializer(cls, serializer=serializer, deserializer=deserializer)
+
+    def deregister_serializer(self, cls: type) -> None:
+        pickler.deregister_serializer(cls)
 
     def ask(self, method: str, arguments: dict[str, Any]) -> Any:
         _lifecycle.current()

@@ -206,7 +206,7 @@ class ActorMethod(_core.MethodCaller):
         )
         self._record_events(options.enable_task_events)
         if options.call_key:
-            self._name_call(_named_call(meta, name, options.call_key))
+            self._name_call(named_call(meta, name, options.call_key))
         self._arity = arity
         self._meta = meta
         self._name = name
@@ -241,7 +241,7 @@ def _restart_defaults(cls: type) -> dict[str, int]:
     return restart_defaults(checkpoint_spec(cls))
 
 
-def _named_call(meta: _Meta, method: str, call_key: str) -> bytes:
+def named_call(meta: _Meta, method: str, call_key: str) -> bytes:
     """Return 16 bytes of the user's name for a call."""
     if not meta.exactly_once:
         raise ValueError(

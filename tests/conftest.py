@@ -32,6 +32,23 @@ settings.register_profile(
 settings.load_profile("ftray")
 
 
+# Ray has an environment of its own: `make ray-tests` runs these, and `make test` a short version.
+collect_ignore = [] if importlib.util.find_spec("ray") is not None else ["ray"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        choices=("native", "ray"),
+        default="native",
+        help="what runs the tests of tests/functional; with ray, those that tests/ray/both.py names",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return ["tests/ray: not here, Ray is not installed; `make ray-tests` runs them"] if collect_ignore else []
+
+
 def pytest_configure(config: pytest.Config) -> None:
     try:
         installed = importlib.util.find_spec("ftray._core") is not None
@@ -49,7 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--engine") == "ray":
+        from tests.ray import both
+
+        items[:] = both.chosen(items, config)
     for item in items:
         item.add_marker(kind_of(item.path))
     items.sort(key=lambda item: KINDS.index(kind_of(item.path)))

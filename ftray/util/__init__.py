@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftray._core.pickler import deregister_serializer, register_serializer
+from ftray._serializers import deregister_serializer, register_serializer
 
 # At once, not when first used: `placement_group` is also the name of a submodule, and has to be the function.
 from ftray.util.placement_group import (

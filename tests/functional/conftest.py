@@ -34,6 +34,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+class SharedCluster:
+    """As `SharedRuntime`, on the engine that ``--engine`` names, whose processes are not ours to count."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] | None = None
+
+    def use(self, options: dict[str, Any]) -> None:
+        if self.options != options or not ray.is_initialized():
+            self.stop()
+            small = {"object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
+            ray.init(**{**small, **options})
+            self.options = options
+
+    def check(self) -> None:
+        """Ray keeps its own books."""
+
+    def stop(self) -> None:
+        self.options = None
+        ray.shutdown()
+
+    drop = stop
+
+
 class SharedRuntime:
     """At most one runtime in this process, kept until a test wants another one or none."""
 
@@ -77,7 +100,17 @@ class SharedRuntime:
 
 
 @pytest.fixture(scope="session")
-def shared_runtime() -> Iterator[SharedRuntime]:
+def shared_runtime(pytestconfig: pytest.Config) -> Iterator[SharedRuntime | SharedCluster]:
+    if pytestconfig.getoption("--engine") != "native":
+        os.environ["FTRAY_ENGINE"] = pytestconfig.getoption("--engine")
+        from tests.ray import both
+
+        with tempfile.TemporaryDirectory(prefix="ftray-tests-") as base:
+            both.workers_find_tests(Path(base))
+            cluster = SharedCluster()
+            yield cluster
+            cluster.stop()
+        return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # segfaults are part of the plan
     with tempfile.TemporaryDirectory(prefix="ftray-tests-") as base:
         os.environ["FTRAY_TMPDIR"] = base

@@ -218,3 +218,40 @@ def test_importing_ftray_loads_no_engine_but_the_native_one() -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_without_ray_the_engine_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeEngine
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "ftray._ray.engine", raising=False)
+
+    with pytest.raises(ImportError, match=r"needs Ray, which is not installed: pip install 'ftray\[ray\]'"):
+        ftray.init(engine="ray")
+    assert not ftray.is_initialized()
+
+
+def test_where_the_name_ray_means_ftray_the_engine_says_so(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeEngine
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ftray)
+    monkeypatch.delitem(sys.modules, "ftray._ray.engine", raising=False)
+
+    with pytest.raises(ftray.exceptions.NotSupportedError, match="stands for ftray in this process"):
+        ftray.init(engine="ray")
+
+
+def test_serializers_are_given_to_the_engine_and_kept_for_the_next(fake: FakeEngine) -> None:
+    from ftray import _serializers
+
+    class Own:
+        pass
+
+    ftray.init(engine="fake")
+    ftray.util.register_serializer(Own, serializer=str, deserializer=str)
+
+    assert fake.asked[-1] == ("register_serializer", (Own,), {"serializer": str, "deserializer": str})
+    assert _serializers.registered[Own] == (str, str)
+    ftray.util.deregister_serializer(Own)
+    assert fake.asked[-1] == ("deregister_serializer", (Own,), {})
+    assert Own not in _serializers.registered
