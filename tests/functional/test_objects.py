@@ -234,7 +234,9 @@ def test_get_with_timeout_zero(gate):
     gate.open()
 
 
-@pytest.mark.parametrize("wrong", [1, "ref", None, {}, b"ref", pytest.param(object(), id="an object")], ids=repr)
+@pytest.mark.parametrize(
+    "wrong", [1, "ref", None, {}, b"ref", pytest.param(object(), id="an object")], ids=repr
+)
 def test_get_of_something_else(wrong):
     with pytest.raises((TypeError, ValueError)):
         ray.get(wrong)
