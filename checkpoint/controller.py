@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .eligible import seconds
 from .errors import CheckpointError, CheckpointOptionError, FencedError
-from .groups import Group, group, seconds
+from .groups import Group, group
 
 
 class Controller:

@@ -220,6 +220,8 @@ class Standing(NamedTuple):
         The newest cut that counts.
     restored : int
         The last generation that was begun by going back on purpose, 0 if there was none.
+    member : bool
+        False if the group is without this member now, or was disbanded.
     """
 
     generation: int
@@ -229,6 +231,7 @@ class Standing(NamedTuple):
     cut: str | None
     newest: str | None
     restored: int
+    member: bool = True
 
 
 class Step(Enum):
@@ -238,6 +241,7 @@ class Step(Enum):
     BEGIN = "begin"  # take the group back
     LOAD = "load"  # begin from the cut
     ALONE = "alone"  # recover as if there was no group
+    LEAVE = "leave"  # for good
 
 
 def step_of_member(here: Standing, epoch: int, exactly_once: bool, own_generation: int) -> Step:
@@ -250,6 +254,8 @@ def step_of_member(here: Standing, epoch: int, exactly_once: bool, own_generatio
     own_generation : int
         Exactly-once members: the newest generation that their own recovery has begun from.
     """
+    if not here.member:
+        return Step.LEAVE
     if not here.sealed:
         return Step.WAIT if here.beginner_lives else Step.BEGIN
     if exactly_once:

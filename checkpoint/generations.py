@@ -1,34 +1,40 @@
 """The generations of a group: who begins one, and that nothing of the one before lives when it is in force.
 
 A group has a key of its own in its members' store, ``_group/NAME``. Its epochs are *generations*: claimed by
-exclusive creation, so that one process takes the group back; sealed when every process of the generations
-before is dead. Its snapshots are the *cuts*: a manifest each, published last; the states that a manifest
-names are blobs of the same key. A cut of an older generation than the newest claimed one cannot be published.
+exclusive creation, so that one process begins each; sealed when it is in force, which says who the members
+are and which of their processes had ended by then. Its snapshots are the *cuts* (`cutfiles`).
 
-Leaves to others: what a member does when it opens (`cuts.step_of_member`), and taking cuts (`groups`).
+Invariant: what a generation is for is written in its claim, so whoever finds one that its beginner did not
+live to seal does just that. Leaves to others: what a member does when it opens (`cuts.step_of_member`).
 """
 
 from __future__ import annotations
 
-import io
 import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from . import capture, faults, format
-from .capture import Captured
+from . import faults, format
+from .cutfiles import find_base
 from .cuts import Standing
-from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError, CheckpointTimeoutError
-from .holders import start_ticks
-from .lineage import SnapshotName, parse_id
+from .errors import CheckpointError, CheckpointFormatError, CheckpointTimeoutError, FencedError
+from .holders import open_here, start_ticks
 from .membership import group_key
-from .snapshots import Loaded, Past, SnapshotLog, boot_id, present
+from .snapshots import Past, SnapshotLog, boot_id, present
 from .stores.protocol import Store
 
 DEATH_TIMEOUT_S = 30.0
+WAIT_TIMEOUT_S = 60.0
+FIRST_NAP_S, LONGEST_NAP_S = 0.001, 0.02
+
+EndProcess = Callable[[Mapping[str, Any]], None]
+"""Ends the process that a claim names, and waits until it has ended."""
+
+_beginning: set[str] = set()  # nonces of what this process begins just now
 
 
 class Moved(CheckpointError):
@@ -36,36 +42,54 @@ class Moved(CheckpointError):
 
 
 class Plan(NamedTuple):
-    """Why a generation is begun: from which cut (None: the newest), and whether on purpose."""
+    """What a generation is for.
 
-    cut: str | None
-    on_purpose: bool
+    Attributes
+    ----------
+    members : sequence of str
+        Their keys.
+    cut : str or None
+        Id of the cut that it begins from; None: the newest.
+    on_purpose : bool
+        Whether exactly-once members go back, too.
+    ended : mapping or None
+        None: every process of the generation before is ended. Else they live on, and these are the epochs of
+        the members' keys that had ended before.
+    disbanded : bool
+        There is no group any more.
+    """
+
+    members: Sequence[str]
+    cut: str | None = None
+    on_purpose: bool = False
+    ended: Mapping[str, int] | None = None
+    disbanded: bool = False
 
 
-class CutRecord(NamedTuple):
-    """What a manifest says: the members' keys, the blob of each, and the user's note."""
-
-    name: SnapshotName
-    header: format.Header
-    blobs: dict[str, str]
-    note: Any
+def _this_process(nonce: str) -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": os.uname().nodename, "pid": pid, "started_ticks": start_ticks(pid), "nonce": nonce}
 
 
-def this_process() -> dict[str, Any]:
-    """Return what the claim of a generation says of who claims it."""
-    return {"host": os.uname().nodename, "pid": os.getpid(), "started_ticks": start_ticks(os.getpid())}
-
-
-def is_here(record: Mapping[str, Any]) -> bool:
-    """Whether the process of a claim is, or was, on this machine."""
-    return bool(record.get("host") == os.uname().nodename)
+@contextmanager
+def _noted() -> Iterator[str]:
+    """While this process begins a generation."""
+    nonce = os.urandom(8).hex()
+    _beginning.add(nonce)
+    try:
+        yield nonce
+    finally:
+        _beginning.discard(nonce)
 
 
 def lives(record: Mapping[str, Any]) -> bool:
-    """Whether the process of a claim of this machine lives."""
+    """Whether who claimed a generation on this machine may still seal it."""
     if record.get("boot_id") != boot_id():
         return False
-    ticks = start_ticks(int(record.get("pid", 0)))
+    pid = int(record.get("pid", 0))
+    if pid == os.getpid():
+        return record.get("nonce") in _beginning
+    ticks = start_ticks(pid)
     return ticks is not None and ticks == record.get("started_ticks")
 
 
@@ -91,38 +115,42 @@ def standing(store: Store, name: str, member_key: str) -> Standing:
         here.sealed.get("base"),
         here.counted[-1].id if here.counted else None,
         int(here.sealed.get("restored", 0)),
+        generation > 0 and (not sealed or member_key in here.sealed["members"]),
     )
 
 
 def plan_of(store: Store, name: str, generation: int) -> Plan:
-    """Return what the claim of a generation was to do: whoever takes it over does that."""
-    claim = read_claim(store, group_key(name), generation)
-    return Plan(claim.get("cut"), bool(claim.get("on_purpose")))
+    """Return what a generation is for that was claimed and not sealed."""
+    key = group_key(name)
+    claim = read_claim(store, key, generation)
+    if "plan" in claim:
+        return Plan(**claim["plan"])
+    return Plan(tuple(present(store, key).sealed.get("members", ())))  # a power loss has damaged the claim
 
 
 def begin(
     store: Store,
     name: str,
     keep: int,
-    members: Iterable[str],
-    own: tuple[str, int] | None,
     seen: int,
     plan: Plan,
+    end: EndProcess,
+    own: tuple[str, int] | None = None,
 ) -> int:
-    """Claim the next generation, end every process of the one before, seal; returns its number.
+    """Claim the next generation, do what its plan says, seal it; returns its number.
 
     Parameters
     ----------
-    members : iterable of str
-        Keys of all members.
+    seen : int
+        The newest generation that the caller has seen; 0: the group is new.
+    end : callable
+        Ends a process of this machine.
     own : (str, int) or None
         Key and epoch of the member that begins; None if the caller is no member.
-    seen : int
-        The newest generation that the caller has seen.
 
     Raises
     ------
-    Moved
+    Moved, FencedError
         Another process was faster.
     CheckpointTimeoutError
         A process did not end.
@@ -133,174 +161,141 @@ def begin(
         if newest != seen:
             raise Moved(f"generation {newest} of group {name!r} was begun meanwhile")
 
-    log.claim({**this_process(), **plan._asdict(), "group": name}, check)
-    if faults.active:
-        faults.hit("group.claimed")
-    ended = {key: end_holder(store, key) for key in members if own is None or key != own[0]}
+    with _noted() as nonce:
+        log.claim({**_this_process(nonce), "plan": plan._asdict(), "group": name}, check)
+        if log.epoch != seen + 1:  # it was disbanded, and its key removed, meanwhile: this is a new one
+            store.remove(log.key)
+            raise Moved(f"group {name!r} is gone")
+        if faults.active:
+            faults.hit("group.claimed")
+        ended = _end_all(store, plan, end, own)
+        if faults.active:
+            faults.hit("group.ended")
+        _seal(log, plan, ended)
+    return log.epoch
+
+
+def _end_all(store: Store, plan: Plan, end: EndProcess, own: tuple[str, int] | None) -> dict[str, int]:
+    if plan.ended is not None:
+        return dict(plan.ended)
+    ended = {key: end_holder(store, key, end) for key in plan.members if own is None or key != own[0]}
     if own is not None:
         ended[own[0]] = own[1] - 1
-    if faults.active:
-        faults.hit("group.ended")
-    before = present(store, log.key).sealed
-    past = _base(log, plan)
-    restored = log.epoch if plan.on_purpose else int(before.get("restored", 0))
-    base = past.newest.name if past.newest else None
-    log.seal(base, past.history, {"ended": ended, "restored": restored})
+    return ended
+
+
+def _seal(log: SnapshotLog, plan: Plan, ended: Mapping[str, int]) -> None:
+    before = present(log.store, log.key).sealed
+    past = Past(None, [], [], [], "") if plan.disbanded else find_base(log, plan.cut)
+    back = plan.on_purpose and past.newest is not None
+    extra = {
+        "ended": dict(ended),
+        "restored": log.epoch if back else int(before.get("restored", 0)),
+        "members": list(plan.members),
+    }
+    log.seal(past.newest.name if past.newest else None, "" if back else past.history, extra)
     if faults.active:
         faults.hit("group.sealed")
-    return log.epoch
 
 
-def found(store: Store, name: str, keep: int, epochs: Mapping[str, int]) -> int:
-    """Make a new group of members that live: generation 1 has no cut, and nobody is ended for it."""
-    log = SnapshotLog(store, group_key(name), keep)
-
-    def check(newest: int) -> None:
-        raise Moved(f"group {name!r} was made meanwhile")
-
-    log.claim({**this_process(), **Plan(None, False)._asdict(), "group": name}, check)
-    if faults.active:
-        faults.hit("group.founded")
-    log.seal(None, "", {"ended": {key: epoch - 1 for key, epoch in epochs.items()}, "restored": 0})
-    return log.epoch
+def members_of(store: Store, name: str) -> list[str]:
+    """Return the keys of the members, sorted; none if there is no such group or it was disbanded."""
+    here = present(store, group_key(name))
+    if not here.sealed and here.listing.newest_epoch:
+        return sorted(plan_of(store, name, here.listing.newest_epoch).members)
+    return sorted(here.sealed.get("members", ()))
 
 
-def _base(log: SnapshotLog, plan: Plan) -> Past:
-    """Return the cut to begin from: the one asked for, or the newest of which every part verifies."""
-    here = present(log.store, log.key)
-    wanted = [parse_id(plan.cut)] if plan.cut else list(reversed(here.counted))
-    history = "" if plan.on_purpose else str(here.sealed.get("history", ""))
-    skipped: list[str] = []
-    for cut in wanted:
+def wait_for_beginner(store: Store, name: str, deadline_s: float) -> tuple[int, bool]:
+    """Wait until nobody is beginning a generation; the newest one, and whether it is in force."""
+    nap_s, key = FIRST_NAP_S, group_key(name)
+    while True:
+        here = present(store, key)
+        generation = here.listing.newest_epoch
+        if not generation or here.sealed.get("epoch") == generation:
+            return generation, True
+        if not lives(read_claim(store, key, generation)):
+            return generation, False
+        if time.monotonic() > deadline_s:
+            raise not_in_force(name, generation)
+        time.sleep(nap_s)
+        nap_s = min(2 * nap_s, LONGEST_NAP_S)
+
+
+def settle(store: Store, name: str, keep: int, end: EndProcess, deadline_s: float) -> int:
+    """Wait until the newest generation is in force, or do what its dead beginner has left; its number.
+
+    0 if there is no group.
+    """
+    while True:
+        generation, in_force = wait_for_beginner(store, name, deadline_s)
+        if in_force:
+            return generation
         try:
-            record = read_cut(log.store, log.key, cut)
-            for blob in record.blobs.values():
-                format.verify(io.BytesIO(log.store.read_blob(log.key, blob)))
-        except (CheckpointError, OSError) as error:
-            skipped.append(f"{cut.id}: {error}")
-            continue
-        return Past(Loaded(cut, record.header, []), skipped, [], [], history)
-    if skipped:
-        corrupted = CheckpointCorruptedError(
-            f"no cut of {log.key!r} in {log.store.url} verifies: {'; '.join(skipped)}. Put back "
-            f"a good copy, or "
-            "move the key's directory away to start without a group"
-        )
-        corrupted.skipped = skipped
-        raise corrupted
-    return Past(None, [], [], [], history)
+            begin(store, name, keep, generation, plan_of(store, name, generation), end)
+        except (Moved, FencedError):
+            if time.monotonic() > deadline_s:
+                raise
 
 
-def end_holder(store: Store, key: str) -> int:
-    """Kill the process that holds a member's key, wait for its end, and return its epoch (0: none)."""
+def not_in_force(name: str, generation: int) -> CheckpointTimeoutError:
+    """Return the error of those who have waited too long."""
+    return CheckpointTimeoutError(
+        f"generation {generation} of group {name!r} was not in force in time: the process that claimed it "
+        "lives and does not go on"
+    )
+
+
+def end_holder(store: Store, key: str, end: EndProcess) -> int:
+    """End the process that holds a member's key, and return its epoch (0: none)."""
     listing = store.scan(key)
     if not listing.claims:
         return listing.newest_epoch
     epoch = listing.claims[-1]
     record = read_claim(store, key, epoch)
-    if record and not is_here(record):
+    if not record.get("actor"):
+        return epoch  # never completed, or that of somebody who worked on the key: nobody has served under it
+    if record.get("host") != os.uname().nodename:
         from ftray.exceptions import NotSupportedError
 
         raise NotSupportedError(
             f"taking a group back whose members are on several machines is not supported: "
-            f"checkpoint key {key!r} is "
-            f"held on {record.get('host')}, and this is {os.uname().nodename}"
+            f"checkpoint key {key!r} is held on {record.get('host')}, and this is {os.uname().nodename}"
         )
-    if record and lives(record):
-        if record["pid"] == os.getpid():
-            raise CheckpointError(f"checkpoint key {key!r} is held by this very process: members are actors")
-        _kill(int(record["pid"]), record["started_ticks"], key)
+    if record.get("boot_id") == boot_id():
+        end(record)
     return epoch
 
 
-def _kill(pid: int, ticks: int, key: str) -> None:
+def end_process(record: Mapping[str, Any]) -> None:
+    """Kill the process that a claim names, and wait for its end."""
+    pid, ticks = int(record.get("pid", 0)), record.get("started_ticks")
+    if start_ticks(pid) != ticks:
+        return
+    if pid == os.getpid():
+        if record.get("nonce") in open_here:
+            raise CheckpointError(f"checkpoint key {record['key']!r} is held by this very process")
+        return  # what it was once
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        if start_ticks(pid) != ticks:  # the number was given to another process
-            return
-        try:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if not poll.poll(DEATH_TIMEOUT_S * 1000):
-            raise CheckpointTimeoutError(
-                f"process {pid}, which holds checkpoint key {key!r}, did not end within "
-                f"{DEATH_TIMEOUT_S} s of being "
-                "killed: its group cannot be taken back while it lives"
-            )
+        if start_ticks(pid) == ticks:  # else the number was given to another process
+            _kill(fd, pid, str(record["key"]))
     finally:
         os.close(fd)
 
 
-# -- cuts
-
-
-def save_cut(log: SnapshotLog, name: str, blobs: Mapping[str, str], note: object) -> SnapshotName:
-    """Publish the manifest of a cut: from now on the cut exists."""
-    fields = {
-        "class": "group",
-        "module": "",
-        "state_version": 1,
-        "created_unix_s": time.time(),
-        "calls": 0,
-        "reason": "cut",
-        "deleted": [],
-        "python": "",
-        "group": name,
-        "blobs": dict(blobs),
-    }
-    cut = log.next_name()
-    if faults.active:
-        faults.hit("group.publish")
-    log.save(cut, fields, Captured([[capture_note(note)]]))
-    if faults.active:
-        faults.hit("group.published")
-    return cut
-
-
-def capture_note(note: object) -> bytes:
-    """Pickle the user's note; raises what pickling raises."""
-    captured = capture.StateCapturer().capture(note)
-    if len(captured.segments) != 1:
-        raise CheckpointError("the note of a cut is for a few plain values, not for large buffers")
-    return b"".join(bytes(piece) for piece in captured.segments[0])
-
-
-def retire_cuts(log: SnapshotLog) -> None:
-    """Delete the cuts that newer ones have replaced, and blobs that no cut names."""
-    log.retire()
-    named = {b for cut in log.counted for b in read_cut(log.store, log.key, cut).blobs.values()}
-    stale = [blob for blob in log.store.list_blobs(log.key) if blob not in named]
-    if stale:
-        log.store.delete_blobs(log.key, stale, log.epoch)
-    if faults.active:
-        faults.hit("group.retired")
-
-
-def read_cut(store: Store, key: str, cut: SnapshotName) -> CutRecord:
-    """Read a manifest, verified."""
-    with store.read(key, cut) as file:
-        header, segments = format.read(file)
-    return CutRecord(cut, header, dict(header.fields["blobs"]), capture.load(segments))
-
-
-def read_state(store: Store, name: str, cut: str, member_key: str) -> Loaded:
-    """Read a member's part of a cut, verified."""
-    key = group_key(name)
+def _kill(fd: int, pid: int, key: str) -> None:
     try:
-        record = read_cut(store, key, parse_id(cut))
-        header, segments = format.read(io.BytesIO(store.read_blob(key, record.blobs[member_key])))
-    except KeyError:
-        raise CheckpointCorruptedError(
-            f"cut {cut} of group {name!r} has no state of {member_key!r}"
-        ) from None
-    except (CheckpointFormatError, OSError) as error:
-        raise CheckpointCorruptedError(
-            f"the state of {member_key!r} in cut {cut} of group {name!r} in {store.url}: {error}"
-        ) from error
-    return Loaded(parse_id(cut), header, segments)
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(DEATH_TIMEOUT_S * 1000):
+        raise CheckpointTimeoutError(
+            f"process {pid}, which holds checkpoint key {key!r}, did not end within {DEATH_TIMEOUT_S} s of "
+            "being killed: its group cannot be taken back while it lives"
+        )

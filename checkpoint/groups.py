@@ -1,35 +1,37 @@
 """Groups: one consistent cut over several actors, saved and restored as one.
 
-Owns talking to the members while a cut is taken (`cuts` decides what is asked next) and who may be a member.
-Leaves to others: what a member does (`members`), what is stored and who begins a generation (`generations`).
+Owns the group as programs see it. Leaves to others: what is asked in which order while a cut is taken
+(`cuts`, `taking`), what a member does (`members`), what is stored (`cutfiles`) and who begins a generation
+(`generations`), and what is done to a group without its actors (`regroup`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import actor, faults, generations
-from .cuts import HOLD, WRITTEN, Ask, Cut, Finish, Nap, Publish
+from . import cutfiles, generations, membership, regroup
+from .eligible import check_members, check_same, seconds
 from .errors import (
     CheckpointError,
+    CheckpointKeyInUseError,
     CheckpointNotFoundError,
     CheckpointOptionError,
-    CheckpointTimeoutError,
     FencedError,
 )
-from .members import check_same
+from .generations import Moved, Plan
 from .membership import group_key
 from .options import validate
-from .snapshots import SnapshotLog, boot_id, present
-from .stores import connect, resolve_url
+from .snapshots import SnapshotLog, present
+from .taking import Taking
+from .wire import Wire
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_About = dict[str, Any]
+_DYING_S = 5.0  # how long a process that was killed may take to be gone
 
 
 class CutInfo(NamedTuple):
@@ -57,60 +59,93 @@ class CutInfo(NamedTuple):
     error: str
 
 
-def _refuse(what: str, why: str) -> BaseException:
-    from ftray.exceptions import NotSupportedError
-
-    return NotSupportedError(f"{what} is not supported by ftray.checkpoint.group: {why}")
-
-
 class Group:
     """Several actors whose state is saved, and taken back, as one. Made by `group`."""
 
-    def __init__(self, handles: Sequence[Any], name: str, keep: int, timeout_s: float) -> None:
-        self._handles, self.name, self._keep, self._timeout_s = list(handles), name, keep, timeout_s
-        self._about: list[dict[str, Any]] = []
+    def __init__(self, wire: Wire, name: str, keep: int, timeout_s: float) -> None:
+        self._wire, self.name, self._keep, self._timeout_s = wire, name, keep, timeout_s
+        self._about: list[_About] = []
         self._log: SnapshotLog | None = None
+        self._ended = False
         self.is_new = False
         """Whether the group had no cut before."""
 
     # -- making
 
-    def _open(self, store: str | None) -> None:
+    def _open(self, store: str | None, gone: Sequence[str]) -> None:
         deadline_s = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self._find(store, deadline_s)
-                break
-            except (FencedError, generations.Moved):  # members that have just started take each other back
-                if time.monotonic() > deadline_s:
-                    raise
+        self._try(lambda: self._find(store, gone, deadline_s), deadline_s)
         if self.is_new:
             self.save()
 
-    def _find(self, store: str | None, deadline_s: float) -> None:
-        self._about = self._describe(deadline_s)
-        _check_members(self.name, self._about, store)
-        where = connect(self._about[0]["store"])
-        self._log = SnapshotLog(where, group_key(self.name), self._keep)
-        keys = [about["key"] for about in self._about]
-        here = present(self._log.store, self._log.key)
-        if here.counted:
-            newest = generations.read_cut(self._log.store, self._log.key, here.counted[-1])
-            check_same(list(newest.blobs), keys, self.name)
-        if not here.listing.newest_epoch:
-            epochs = {about["key"]: about["epoch"] for about in self._about}
-            generations.found(self._log.store, self.name, self._keep, epochs)
-        self._join(deadline_s)
-        self.is_new = not here.counted
+    def _try(self, step: Callable[[], None], deadline_s: float) -> None:
+        """Members that have just started take each other back: then it is done once more."""
+        while True:
+            try:
+                return step()
+            except (FencedError, Moved):
+                if time.monotonic() > deadline_s:
+                    raise
 
-    def _join(self, deadline_s: float) -> None:
-        fields = {
-            "group": self.name,
-            "members": [about["key"] for about in self._about],
-            "keep": self._keep,
-            "generation": self._log_now().epoch,
-        }
-        self._all("join", [{**fields, "epoch": about["epoch"]} for about in self._about], deadline_s)
+    def _find(self, store: str | None, gone: Sequence[str], deadline_s: float) -> None:
+        self._about = self._describe(deadline_s)
+        self._free(deadline_s)
+        check_members(self.name, self._about, store)
+        where = self._wire.connect(self._about[0]["store"])
+        self._log = SnapshotLog(where, group_key(self.name), self._keep)
+        generation = self._settled(deadline_s)
+        expected = generations.members_of(where, self.name)
+        if generation and not expected:  # who disbanded it did not live to remove it
+            where.remove(group_key(self.name))
+            generation = 0
+        if generation:
+            check_same(expected, [*self.members, *gone], self.name)
+        elif gone:
+            raise CheckpointNotFoundError(f"there is no group {self.name!r} that {gone[0]!r} could leave")
+        else:
+            generation = self._begin(0, self._living())
+        self._join(generation, deadline_s)
+        if gone:
+            self._go_on_without(gone)
+        self.is_new = not present(where, group_key(self.name)).counted
+
+    def _free(self, deadline_s: float) -> None:
+        """Who left a group when its coordinator had died, has not heard of it."""
+        for i, about in enumerate(self._about):
+            if about["group"] in (None, self.name):
+                continue
+            where = self._wire.connect(about["store"])
+            if about["key"] not in generations.members_of(where, about["group"]):
+                self._all("leave", {i: {"epoch": about["epoch"]}}, deadline_s)
+                about["group"] = None
+
+    def _living(self, leaving: Sequence[int] = (), disbanded: bool = False) -> Plan:
+        """The plan of a generation in which the members live on, but those that leave."""
+        staying = [about for i, about in enumerate(self._about) if i not in leaving]
+        ended = {about["key"]: about["epoch"] - 1 for about in staying}
+        return Plan(list(ended), ended=ended, disbanded=disbanded)
+
+    def _begin(self, seen: int, plan: Plan) -> int:
+        store = self._log_now().store
+        return generations.begin(store, self.name, self._keep, seen, plan, self._wire.end)
+
+    def _settled(self, deadline_s: float) -> int:
+        """The number of the generation that is in force."""
+        assert self._log is not None
+        return generations.settle(self._log.store, self.name, self._keep, self._wire.end, deadline_s)
+
+    def _join(self, generation: int, deadline_s: float, dead: Collection[int] = ()) -> None:
+        """Tell members that live on which generation this is; raises `FencedError` for those that do not."""
+        log = self._log_now()
+        ended = present(log.store, log.key).sealed.get("ended", {})
+        alive = {i: about for i, about in enumerate(self._about) if i not in dead}
+        stale = [about["key"] for about in alive.values() if about["epoch"] <= ended.get(about["key"], 0)]
+        if stale or log.epoch != generation:
+            raise FencedError(f"group {self.name!r} was taken back just now ({', '.join(stale)}): try again")
+        fields = {"group": self.name, "keep": self._keep, "generation": generation}
+        self._all("join", {i: {**fields, "epoch": one["epoch"]} for i, one in alive.items()}, deadline_s)
+        for about in alive.values():
+            about["generation"] = generation
 
     def _log_now(self) -> SnapshotLog:
         assert self._log is not None
@@ -119,25 +154,26 @@ class Group:
 
     # -- talking to members
 
-    def _call(self, member: int, what: str, fields: Mapping[str, Any]) -> Any:
-        return self._handles[member]._checkpoint_group.remote(what, dict(fields))
-
-    def _all(self, what: str, fields: Sequence[Mapping[str, Any]], deadline_s: float) -> list[dict[str, Any]]:
-        import ftray
-
-        refs = [self._call(i, what, given) for i, given in enumerate(fields)]
-        try:
-            answers: list[dict[str, Any]] = ftray.get(refs, timeout=max(0.0, deadline_s - time.monotonic()))
-        except ftray.exceptions.GetTimeoutError as error:
-            raise CheckpointTimeoutError(
-                f"group {self.name!r}: not every member was free in time for its step {what!r}. "
-                f"End methods that wait, "
-                "or allow more time with timeout_s"
-            ) from error
+    def _all(self, what: str, fields: Mapping[int, Mapping[str, Any]], deadline_s: float) -> dict[int, Any]:
+        answers: dict[int, Any] = self._wire.ask(self.name, what, fields, deadline_s)
         return answers
 
-    def _describe(self, deadline_s: float) -> list[dict[str, Any]]:
-        return self._all("describe", [{}] * len(self._handles), deadline_s)
+    def _describe(self, deadline_s: float) -> list[_About]:
+        everybody = range(len(self._wire.handles))
+        return list(self._all("describe", {i: {} for i in everybody}, deadline_s).values())
+
+    def _refresh(self, deadline_s: float) -> SnapshotLog:
+        """Members may have been restarted since the group was made, or one may have left it."""
+        self._check_there()
+        generation = self._settled(deadline_s)
+        self._about[:] = self._describe(deadline_s)
+        log = self._log_now()
+        if log.epoch != generation:
+            raise FencedError(f"group {self.name!r} was taken back just now: try again")
+        check_same(generations.members_of(log.store, self.name), self.members, self.name)
+        if any(about["generation"] != generation for about in self._about):
+            self._join(generation, deadline_s)
+        return log
 
     # -- the public part
 
@@ -147,8 +183,13 @@ class Group:
         return tuple(about["key"] for about in self._about)
 
     @property
+    def handles(self) -> tuple[Any, ...]:
+        """Handles of the members, in the same order."""
+        return tuple(self._wire.handles)
+
+    @property
     def generation(self) -> int:
-        """How often the group has begun: 1, and one more each time it was taken back."""
+        """How often the group has begun: 1, and one more each time it was taken back or a member left."""
         return self._log_now().epoch
 
     def save(
@@ -177,18 +218,19 @@ class Group:
             Members never came to rest: methods that run for long or wait for something from outside of the
             group (also for a task, which counts as outside), or members that call each other for ever.
         CheckpointError, RayActorError
-            A member died or could not be captured. No cut has come into being; the ones before stand.
+            A member died or could not be captured. The cuts before stand.
         """
-        self._refuse_inside()
-        bound_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
-        generations.capture_note(note)
-        log = self._log_now()
-        if generation is not None and log.epoch != generation:
+        self._wire.check_outside(self.members)
+        bound_s = self._bound(timeout_s)
+        cutfiles.capture_note(note)
+        deadline_s = time.monotonic() + bound_s
+        if generation is not None and self.generation != generation:
             raise FencedError(
-                f"group {self.name!r} is in generation {log.epoch}, not {generation}: it was "
-                f"taken back meanwhile"
+                f"group {self.name!r} is in generation {self.generation}, not {generation}: it was "
+                "taken back meanwhile"
             )
-        return _Taking(self, log, bound_s).run(note)
+        log = self._refresh(deadline_s)
+        return Taking(self._wire, self.name, log, self._about, bound_s).run(note)
 
     def restore(self, id: str | None = None, *, timeout_s: float | None = None) -> str:
         """Take all members back to a cut: end their processes, and let them begin from it.
@@ -207,36 +249,64 @@ class Group:
 
         Raises
         ------
-        CheckpointNotFoundError, CheckpointCorruptedError, CheckpointTimeoutError, RayActorError
+        CheckpointNotFoundError, CheckpointCorruptedError
+            There is no such cut, or it is not whole. Nothing was touched.
+        CheckpointTimeoutError, RayActorError
         """
-        self._refuse_inside()
-        bound_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
-        deadline_s = time.monotonic() + bound_s
+        self._wire.check_outside(self.members)
+        self._check_there()
+        deadline_s = time.monotonic() + self._bound(timeout_s)
         log = self._log_now()
-        here = present(log.store, log.key)
-        counted = [name.id for name in here.counted]
-        if not counted or (id is not None and id not in counted):
-            raise CheckpointNotFoundError(
-                f"group {self.name!r} has no cut {id or 'at all'} that counts; there are: "
-                f"{', '.join(counted) or 'none'}"
-            )
-        generation = self._begin(generations.Plan(id, True), deadline_s)
+        generation = regroup.go_back(log.store, self.name, id, self._keep, self._wire.end, deadline_s)
         while True:  # those that answer are of this generation, or of a later one
             self._about = self._describe(deadline_s)
             if all(about["generation"] >= generation for about in self._about):
                 return str(present(log.store, log.key).sealed["base"])
 
-    def _begin(self, plan: generations.Plan, deadline_s: float) -> int:
-        """Begin a generation, also when a member that crashed begins one at the same time."""
-        while True:
-            log = self._log_now()
-            try:
-                return generations.begin(
-                    log.store, self.name, self._keep, self.members, None, log.epoch, plan
-                )
-            except (generations.Moved, FencedError):
-                if time.monotonic() > deadline_s:
-                    raise
+    def remove(self, *members: Any, timeout_s: float | None = None) -> None:
+        """Take actors out of the group: they go on by themselves. The others stay a group.
+
+        Cuts that have been taken stay; the next ones are without them. A member that is dead for good keeps
+        its part of the newest cut, should there be an actor of that name again.
+
+        Parameters
+        ----------
+        *members : ActorHandle or str
+            Handles that the group was made of, or checkpoint keys of members.
+        timeout_s : float, optional
+            Bound on the whole, in seconds; by default that of the group.
+
+        Raises
+        ------
+        CheckpointOptionError
+            Not a member, or nobody would be left: see `disband`.
+        CheckpointTimeoutError, CheckpointSaveError, RayActorError
+        """
+        leaving = sorted({self._number_of(member) for member in members})
+        if not leaving or len(leaving) == len(self._about):
+            raise CheckpointOptionError(
+                f"remove() is given some of the members of group {self.name!r}, not {len(leaving)} of "
+                f"{len(self._about)}; disband() ends the group"
+            )
+        self._part(leaving, self._bound(timeout_s), disbanded=False)
+
+    def disband(self, *, timeout_s: float | None = None) -> None:
+        """End the group: its members go on by themselves, from where they are; its cuts are removed.
+
+        Parameters
+        ----------
+        timeout_s : float, optional
+            Bound on the whole, in seconds; by default that of the group.
+
+        Raises
+        ------
+        CheckpointTimeoutError, CheckpointSaveError
+            A member could not save its state. The group stands.
+        """
+        self._part(range(len(self._about)), self._bound(timeout_s), disbanded=True)
+        log = self._log_now()
+        log.store.remove(log.key)
+        self._ended = True
 
     def list(self) -> Sequence[CutInfo]:
         """Return the cuts, oldest first."""
@@ -246,202 +316,100 @@ class Group:
 
     def _info(self, log: SnapshotLog, name: Any, counts: bool) -> CutInfo:
         try:
-            cut = generations.read_cut(log.store, log.key, name)
+            cut = cutfiles.read_cut(log.store, log.key, name)
         except (CheckpointError, OSError) as error:
             return CutInfo(name.id, counts, 0.0, (), None, str(error))
         return CutInfo(name.id, counts, cut.header.fields["created_unix_s"], tuple(cut.blobs), cut.note, "")
 
-    def _refuse_inside(self) -> None:
-        for session in actor.sessions.values():
-            if not hasattr(session._host, "group_port"):
-                continue  # not the actor that this process is
-            if session.exactly_once is not None:
-                raise _refuse("a cut that an exactly-once actor takes", "use a plain actor, or the driver")
-            if session.log.key in self.members:
-                raise _refuse("a cut that a member takes", "use the driver, or an actor outside of the group")
+    def _bound(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+
+    def _check_there(self) -> None:
+        assert self._log is not None
+        if self._ended or not generations.members_of(self._log.store, self.name):
+            raise CheckpointNotFoundError(f"group {self.name!r} was disbanded")
+
+    # -- leaving
+
+    def _number_of(self, member: Any) -> int:
+        for number, about in enumerate(self._about):
+            handle = self._wire.handles[number]
+            same = hasattr(member, "_actor_id") and member._actor_id == getattr(handle, "_actor_id", None)
+            if same or member is handle or member == about["key"]:
+                return number
+        raise CheckpointOptionError(
+            f"{member!r:.100} is no member of group {self.name!r}; members are {', '.join(self.members)}"
+        )
+
+    def _part(self, leaving: Sequence[int], bound_s: float, disbanded: bool) -> None:
+        self._wire.check_outside(self.members)
+        self._check_there()
+        deadline_s = time.monotonic() + bound_s
+        self._try(lambda: self._part_once(leaving, deadline_s, disbanded), deadline_s)
+
+    def _part_once(self, leaving: Sequence[int], deadline_s: float, disbanded: bool) -> None:
+        """Those that leave save what they will begin from; the others' new generation is without them."""
+        generation = self._settled(deadline_s)
+        check_same(generations.members_of(self._log_now().store, self.name), self.members, self.name)
+        dead = self._ask_who_lives(leaving, deadline_s)
+        alive = [i for i in leaving if i not in dead]
+        self._join(generation, deadline_s, dead)
+        fields = {i: {"generation": generation, "epoch": self._about[i]["epoch"]} for i in alive}
+        self._all("part", fields, deadline_s)
+        for i in dead:
+            store, key = self._log_now().store, self._about[i]["key"]
+            generations.end_holder(store, key, self._wire.end)  # it is on its way
+            regroup.take_out(store, self.name, key)
+        self._begin(generation, self._living(leaving, disbanded))  # it is done, whoever dies now
+        self._log_now().settle()
+        self._leave_all(alive, deadline_s)
+        for i in dead:
+            membership.forget_unheld(self._log_now().store, self._about[i]["key"])
+        self._wire = self._wire.without(leaving)  # the others hear of it when the next cut is taken
+        self._about = [about for i, about in enumerate(self._about) if i not in leaving]
+
+    def _ask_who_lives(self, leaving: Sequence[int], deadline_s: float) -> set[int]:
+        """Ask all members who they are; the numbers of those that leave and are dead for good."""
+        dead, refs = set(), [self._wire.send(i, "describe", {}) for i in range(len(self._about))]
+        for i, ref in enumerate(refs):
+            try:
+                self._about[i] = self._wire.answer_by(self.name, "describe", ref, deadline_s)
+            except Exception as error:
+                if i not in leaving or not self._wire.is_death(error):
+                    raise
+                dead.add(i)
+        return dead
+
+    def _leave_all(self, leaving: Sequence[int], deadline_s: float) -> None:
+        """They leave now or, should they die first, when they open: the generation says so already."""
+        for i in leaving:
+            try:
+                self._all("leave", {i: {"epoch": self._about[i]["epoch"]}}, deadline_s)
+            except CheckpointError:
+                continue
+            except Exception as error:
+                if not self._wire.is_death(error):
+                    raise
+
+    def _go_on_without(self, gone: Sequence[str]) -> None:
+        """Members leave of which there are no handles any more."""
+        log, patience_s = self._log_now(), time.monotonic() + _DYING_S
+        for key in gone:
+            while True:
+                try:
+                    regroup.take_out(log.store, self.name, key)
+                    break
+                except CheckpointKeyInUseError:
+                    if time.monotonic() > patience_s:
+                        raise
+                    time.sleep(generations.LONGEST_NAP_S)
+        self._begin(log.epoch, self._living())
+        self._log_now().settle()
+        for key in gone:
+            membership.forget_unheld(log.store, key)
 
     def __repr__(self) -> str:
-        return f"Group({self.name!r}, {len(self._handles)} members)"
-
-
-class _Taking:
-    """One cut being taken."""
-
-    def __init__(self, group: Group, log: SnapshotLog, timeout_s: float) -> None:
-        self._group, self._log, self._timeout_s = group, log, timeout_s
-        self._deadline_s = time.monotonic() + timeout_s
-        self._nonce = os.urandom(8).hex()
-        self._about = group._about
-        self._machine = Cut(len(self._about))
-        self._open: dict[Any, Ask] = {}
-        self._blobs = {
-            about["key"]: f"cut-{log.epoch}-{self._nonce}-{i}" for i, about in enumerate(self._about)
-        }
-        self._id = ""
-        self._over = False
-
-    def run(self, note: object) -> str:
-        self._refresh()
-        commands = list(self._machine.start())
-        try:
-            while True:
-                while commands:
-                    command = commands.pop(0)
-                    if isinstance(command, Finish):
-                        return self._end(command)
-                    commands += self._obey(command, note)
-                commands += self._await()
-        except BaseException:
-            self._release_all()
-            raise
-
-    def _refresh(self) -> None:
-        """Members may have been restarted since the group was made."""
-        self._about[:] = self._group._describe(self._deadline_s)
-        old = [about["key"] for about in self._about if about["generation"] != self._log.epoch]
-        if old:
-            raise FencedError(
-                f"group {self._group.name!r} was taken back just now ({', '.join(old)}): save again"
-            )
-
-    def _end(self, command: Finish) -> str:
-        if command.error is not None:
-            raise command.error
-        generations.retire_cuts(self._log)
-        return self._id
-
-    def _obey(self, command: Any, note: object) -> Sequence[Any]:
-        if isinstance(command, Ask):
-            return self._ask(command)
-        if isinstance(command, Nap):
-            time.sleep(command.seconds)
-            return self._machine.rested()
-        assert isinstance(command, Publish)
-        try:
-            self._id = generations.save_cut(self._log, self._group.name, self._blobs, note).id
-        except Exception as error:
-            return self._machine.failed(None, error)
-        return self._machine.published()
-
-    def _ask(self, ask: Ask) -> Sequence[Any]:
-        about = self._about[ask.member]
-        fields: dict[str, Any] = {
-            "nonce": self._nonce,
-            "generation": self._log.epoch,
-            "epoch": about["epoch"],
-        }
-        if ask.what == HOLD:
-            fields["workers"] = [one["worker"] for one in self._about]
-            fields["actors"] = [one["actor"] for one in self._about]
-            fields["timeout_s"] = max(0.001, self._deadline_s - time.monotonic())
-        elif ask.what == WRITTEN:
-            fields["blob"] = self._blobs[about["key"]]
-        try:
-            self._open[self._group._call(ask.member, ask.what, fields)] = ask
-        except Exception as error:
-            return self._machine.failed(ask, error)
-        return []
-
-    def _await(self) -> list[Any]:
-        import ftray
-
-        left_s = self._deadline_s - time.monotonic()
-        ready = ftray.wait(list(self._open), num_returns=1, timeout=max(0.0, left_s))[0] if self._open else []
-        if not ready:
-            return self._late()
-        commands: list[Any] = []
-        for ref in ready:
-            ask = self._open.pop(ref)
-            try:
-                answer = ftray.get(ref)
-            except Exception as error:
-                commands += self._machine.failed(ask, error)
-            else:
-                if faults.active:
-                    faults.hit(f"group.answered.{ask.what}")
-                commands += self._machine.answered(ask, answer)
-        return commands
-
-    def _late(self) -> list[Any]:
-        phase, waits = self._machine.phase.value, sorted({ask.member for ask in self._open.values()})
-        error = CheckpointTimeoutError(
-            f"group {self._group.name!r}: no cut within {self._timeout_s} s; it was {phase}, "
-            f"after {self._machine.waves} "
-            f"rounds, and waited for "
-            f"{', '.join(self._about[i]['key'] for i in waits) or 'nobody'}. Members must come to "
-            "rest: end methods that wait for something outside of the group, and calls that go round for ever"
-        )
-        if self._over:  # they do not even answer that they go on: their own clocks make them
-            raise error
-        self._over, self._open = True, {}
-        self._deadline_s = time.monotonic() + min(1.0, self._timeout_s)
-        return list(self._machine.failed(None, error))
-
-    def _release_all(self) -> None:
-        """Nobody waits any more. A member that cannot be asked is dead, or its clock makes it go on."""
-        for i in range(len(self._about)):
-            with contextlib.suppress(Exception):
-                self._group._call(i, "release", {"nonce": self._nonce})
-
-
-def _check_members(name: str, about: Sequence[Mapping[str, Any]], store: str | None) -> None:
-    first = about[0]
-    keys = [one["key"] for one in about]
-    if len(set(keys)) != len(keys):
-        raise CheckpointOptionError(
-            f"group {name!r}: an actor was given twice, or two share a checkpoint key"
-        )
-    if store is not None and resolve_url(store) != first["store"]:
-        raise CheckpointOptionError(
-            f"group {name!r}: store={store!r} was given, and {keys[0]!r} keeps its state in "
-            f"{first['store']}: a cut is "
-            "kept where its members' states are"
-        )
-    for one in about:
-        _check_member(name, one, first)
-
-
-def _check_member(name: str, one: Mapping[str, Any], first: Mapping[str, Any]) -> None:
-    key = one["key"]
-    if one["group"] not in (None, name):
-        raise CheckpointOptionError(
-            f"{key!r} is a member of group {one['group']!r}: an actor is in one group only"
-        )
-    if one["store"] != first["store"]:
-        raise CheckpointOptionError(
-            f"{key!r} is in store {one['store']}, {first['key']!r} in {first['store']}"
-        )
-    if (one["machine"], one["boot"]) != (os.uname().nodename, boot_id()):
-        raise _refuse(
-            f"a member on another machine ({key!r} is on {one['machine']})",
-            "files that are copied between machines are not one store. Keep the members on one machine "
-            "(NodeAffinitySchedulingStrategy)",
-        )
-    if not one["serial"]:
-        raise _refuse(
-            f"{key!r}, an async actor or one with max_concurrency > 1,", "members run one call at a time"
-        )
-    if one["exactly_once"] != first["exactly_once"]:
-        raise _refuse(
-            "a group of exactly-once and other members",
-            "a crash takes the others back, and exactly-once members never go back by themselves",
-        )
-    if one["max_restarts"] != -1:
-        raise CheckpointOptionError(
-            f"{key!r} has max_restarts={one['max_restarts']}: members need max_restarts=-1, "
-            f"since going back restarts all"
-        )
-    if one["restore"] != "auto":
-        raise CheckpointOptionError(f"{key!r} has restore={one['restore']!r}: members need restore='auto'")
-
-
-def seconds(name: str, value: Any) -> float:
-    """Check a number of seconds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise CheckpointOptionError(
-            f"{name}={value!r} is not allowed; {name} is a positive number of seconds"
-        )
-    return float(value)
+        return f"Group({self.name!r}, {len(self._wire.handles)} members)"
 
 
 def group(
@@ -451,6 +419,7 @@ def group(
     store: str | os.PathLike[str] | None = None,
     keep: int = 2,
     timeout_s: float = 60.0,
+    gone: Iterable[str] = (),
 ) -> Group:
     """Make a group of actors that are saved, and taken back, as one; or find the one of that name again.
 
@@ -469,11 +438,15 @@ def group(
         Newest cuts to keep, at least 2.
     timeout_s : float
         Bound on `Group.save` and `Group.restore`, in seconds.
+    gone : iterable of str
+        Checkpoint keys of members that are dead for good: the group goes on without them; see `Group.remove`.
 
     Raises
     ------
     CheckpointOptionError, CheckpointMismatchError
         Wrong arguments or actors; the group was made of others.
+    CheckpointKeyInUseError
+        One of those that are said to be gone lives.
     NotSupportedError
         Members on several machines, concurrent or async ones, mixed modes, members that save their own group.
 
@@ -486,25 +459,29 @@ def group(
     handles = list(handles)
     if not handles:
         raise CheckpointOptionError("group([]): a group has at least one member")
+    for handle in handles:
+        if not hasattr(handle, "_checkpoint_group"):
+            raise CheckpointOptionError(f"{handle!r} is not a handle of a Checkpointable actor")
+    return open_group(Wire(handles), name, store, keep, timeout_s, gone)
+
+
+def open_group(
+    wire: Wire,
+    name: str,
+    store: str | os.PathLike[str] | None = None,
+    keep: int = 2,
+    timeout_s: float = 60.0,
+    gone: Iterable[str] = (),
+) -> Group:
+    """`group`, over whatever reaches the members."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise CheckpointOptionError(
             f"name={name!r} is not allowed; 1 to 80 letters, digits, '_', '-' and '.'"
         )
+    if isinstance(gone, str) or not all(isinstance(key, str) for key in gone):
+        raise CheckpointOptionError(f"gone={gone!r} is not allowed; it is a list of checkpoint keys")
     validate({"keep": keep})
-    for handle in handles:
-        if not hasattr(handle, "_checkpoint_group"):
-            raise CheckpointOptionError(f"{handle!r} is not a handle of a Checkpointable actor")
-    found = Group(handles, name, keep, seconds("timeout_s", timeout_s))
-    found._refuse_inside()
-    _check_not_self(handles)
-    found._open(None if store is None else os.fspath(store))
+    found = Group(wire, name, keep, seconds("timeout_s", timeout_s))
+    wire.check_outside(())
+    found._open(None if store is None else os.fspath(store), list(gone))
     return found
-
-
-def _check_not_self(handles: Sequence[Any]) -> None:
-    """A member that asks itself would wait for its own end."""
-    for session in actor.sessions.values():
-        port = getattr(session._host, "group_port", None)
-        own = port().describe()["actor"].hex() if port is not None else ""
-        if any(handle._actor_id.hex() == own for handle in handles):
-            raise _refuse("a cut that a member takes", "use the driver, or an actor outside of the group")

@@ -22,7 +22,7 @@ class KeyInfo(NamedTuple):
     Attributes
     ----------
     key, store : str
-    mode : {"snapshot", "exactly_once", ""}
+    mode : {"snapshot", "exactly_once", "group", ""}
     state : {"held", "free", "unknown", "parked"}
         A process that lives holds the key; none does; that cannot be told from here; recovery of its actor
         has failed too often.
@@ -46,6 +46,10 @@ class KeyInfo(NamedTuple):
         By kind: ``snapshots``, ``journal``, ``blobs``, ``other``.
     failed_recoveries : list of str
         Causes of those since the last one that succeeded.
+    group : str
+        Name of the group that the key is a member of, or is that of.
+    members : tuple of str
+        Keys of a group's members.
     """
 
     key: str
@@ -62,6 +66,8 @@ class KeyInfo(NamedTuple):
     journal_position: int | None
     bytes: dict[str, int]
     failed_recoveries: list[str]
+    group: str = ""
+    members: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -74,6 +80,9 @@ _SAID = ("class", "host", "pid", "incarnation", "since_unix_s")
 
 def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
     """See `CheckpointReader.describe`."""
+    name = membership.group_name(key)
+    if name is not None:
+        return _describe_group(store, key, name, snapshots)
     here = present(store, key)
     claims = here.listing.claims
     holder = holders.look(store, key, claims[-1]) if claims else None
@@ -97,7 +106,44 @@ def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
         journal_position=newest.journal_position if newest else None,
         bytes=dict(store.usage(key)),
         failed_recoveries=failed,
+        group=membership.group_of(store, key),
     )
+
+
+def _describe_group(store: Store, key: str, name: str, cuts: list[SnapshotInfo]) -> KeyInfo:
+    from . import generations
+
+    here, members = present(store, key), generations.members_of(store, name)
+    counted = [info for info in cuts if info.counts and not info.error]
+    states = {_state_of(store, member) for member in members}
+    return KeyInfo(
+        key=key,
+        store=store.url,
+        mode="group",
+        state="held" if "held" in states else "unknown" if "unknown" in states else "free",
+        orphan=_is_orphan_group(store, members),
+        holder=None,
+        history=str(here.sealed.get("history", "")),
+        history_number=here.listing.newest_epoch,
+        restored_from="",
+        snapshots=cuts,
+        snapshot_age_s=max(0.0, time.time() - counted[-1].created_unix_s) if counted else None,
+        journal_position=None,
+        bytes=dict(store.usage(key)),
+        failed_recoveries=[],
+        group=name,
+        members=tuple(members),
+    )
+
+
+def _is_orphan_group(store: Store, members: list[str]) -> bool:
+    """Whether all members were unnamed, and have gone with their keys; or nobody is left in it."""
+    return not any(store.scan(member).claims for member in members)
+
+
+def _state_of(store: Store, key: str) -> str:
+    claims = store.scan(key).claims
+    return _state(holders.look(store, key, claims[-1]) if claims else None, [])
 
 
 def _mode(number: object, newest: SnapshotInfo | None, holder: holders.Holder | None) -> str:
@@ -131,13 +177,19 @@ def is_orphan(key: str, holder: holders.Holder | None) -> bool:
 
 
 def orphans(store: Store) -> list[str]:
-    """Return the keys of unnamed actors whose session is known to be gone, sorted.
+    """Return the keys of unnamed actors whose session is known to be gone, and of groups of such, sorted.
 
     A key that another machine has made is never among them: whether its session lives cannot be told here.
     """
     found = []
     keys = store.keys()
     for key in keys:
+        name = membership.group_name(key)
+        if name is not None:
+            from .generations import members_of
+
+            if _is_orphan_group(store, members_of(store, name)):
+                found.append(key)
         if not key.startswith(EPHEMERAL_PREFIX):
             continue
         claims = store.scan(key).claims
@@ -154,6 +206,11 @@ def remove(store: Store, key: str, takeover: bool) -> None:
         raise CheckpointNotFoundError(
             f"there is no checkpoint key {key!r} in {store.url}; keys there: {have}"
         )
+    group = membership.group_name(key)
+    if group is not None:
+        from . import regroup
+
+        return regroup.remove(store, group, takeover)
     membership.check_alone(store, key, "removed")
 
     def check(epoch: int) -> None:

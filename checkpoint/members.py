@@ -12,17 +12,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import actor, faults, format, generations, membership
+from . import actor, cutfiles, faults, format, generations, membership
 from .capture import StateCapturer
 from .cuts import Step, step_of_member
 from .errors import (
     CheckpointError,
-    CheckpointMismatchError,
     CheckpointOptionError,
-    CheckpointTimeoutError,
     FencedError,
     NoSessionError,
 )
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     from .capture import Captured
     from .session import ActorSession
     from .snapshots import Loaded
-
-WAIT_TIMEOUT_S = 60.0
-_FIRST_NAP_S, _LONGEST_NAP_S = 0.001, 0.02
 
 
 class GroupPort(Protocol):
@@ -55,6 +50,9 @@ class GroupPort(Protocol):
 
     def unanswered(self, actors: Sequence[bytes]) -> int:
         """How many calls of this process to these actors have no answer."""
+
+    def end(self, claim: Mapping[str, Any]) -> None:
+        """End the process that a claim of this machine names, and wait until it has ended."""
 
 
 def port_of(session: ActorSession) -> GroupPort:
@@ -105,11 +103,11 @@ def _join(session: ActorSession, fields: dict[str, Any]) -> dict[str, Any]:
         raise FencedError(f"{session.log.key!r} was restarted while it was to join a group")
     if session.member is None:
         session.log.settle()  # a note is for a key that is held durably
-        note = {name: fields[name] for name in ("group", "members", "keep")}
+        note = {name: fields[name] for name in ("group", "keep")}
         membership.write_note(session.log.store, session.log.key, session.log.epoch, note)
         if faults.active:
             faults.hit("group.noted")
-        session.member = Member(session, fields["group"], fields["members"], fields["keep"])
+        session.member = Member(session, fields["group"], fields["keep"])
     session.member.generation = fields["generation"]
     return {}
 
@@ -117,8 +115,8 @@ def _join(session: ActorSession, fields: dict[str, Any]) -> dict[str, Any]:
 class Member:
     """One process of a member."""
 
-    def __init__(self, session: ActorSession, name: str, members: Sequence[str], keep: int) -> None:
-        self.session, self.name, self.members, self.keep = session, name, list(members), keep
+    def __init__(self, session: ActorSession, name: str, keep: int) -> None:
+        self.session, self.name, self.keep = session, name, keep
         self.generation = 0
         self._cut: str | None = None
         self._held = ""  # nonce of the cut that holds this member
@@ -128,12 +126,15 @@ class Member:
 
     # -- opening
 
-    def enter(self) -> None:
-        """Wait until the group's newest generation is in force; begin the next one if that is due."""
+    def enter(self) -> bool:
+        """Wait until the group's newest generation is in force; begin the next one if that is due.
+
+        False if this is no member any more.
+        """
         session, once = self.session, self.session.exactly_once is not None
         store, key, epoch = session.log.store, session.log.key, session.log.epoch
         own = int(present(store, key).sealed.get("group_generation", 0))
-        deadline_s, nap_s = time.monotonic() + WAIT_TIMEOUT_S, _FIRST_NAP_S
+        deadline_s, nap_s = time.monotonic() + generations.WAIT_TIMEOUT_S, generations.FIRST_NAP_S
         while True:
             here = generations.standing(store, self.name, key)
             step = step_of_member(here, epoch, once, own)
@@ -141,24 +142,28 @@ class Member:
                 self._begin(here.generation, here.sealed)
             elif step is Step.WAIT:
                 if time.monotonic() > deadline_s:
-                    raise CheckpointTimeoutError(
-                        f"generation {here.generation} of group {self.name!r} was not in force within "
-                        f"{WAIT_TIMEOUT_S} s: the process that claimed it lives and does not go on"
-                    )
+                    raise generations.not_in_force(self.name, here.generation)
                 time.sleep(nap_s)
-                nap_s = min(2 * nap_s, _LONGEST_NAP_S)
+                nap_s = min(2 * nap_s, generations.LONGEST_NAP_S)
             else:
                 break
+        if step is Step.LEAVE:
+            if here.generation:
+                store.settle(membership.group_key(self.name), here.generation)
+            membership.forget(store, key, epoch)
+            return False
         self.generation = here.generation
         self._cut = here.cut if step is Step.LOAD else None
+        return True
 
     def _begin(self, seen: int, sealed: bool) -> None:
-        log = self.session.log
-        plan = generations.Plan(None, False)
-        if not sealed:
+        log, end = self.session.log, port_of(self.session).end
+        if sealed:
+            plan = generations.Plan(generations.members_of(log.store, self.name))
+        else:
             plan = generations.plan_of(log.store, self.name, seen)
         try:
-            generations.begin(log.store, self.name, self.keep, self.members, (log.key, log.epoch), seen, plan)
+            generations.begin(log.store, self.name, self.keep, seen, plan, end, (log.key, log.epoch))
         except (generations.Moved, FencedError):
             return  # another process takes the group back: look again
         what = f"group {self.name!r} goes back to its last cut, because {log.key!r} has a new process"
@@ -168,7 +173,7 @@ class Member:
         if self._cut is None:
             return None
         log = self.session.log
-        return generations.read_state(log.store, self.name, self._cut, log.key)
+        return cutfiles.read_state(log.store, self.name, self._cut, log.key)
 
     def load(self) -> Past | None:
         """Give the instance its state of the cut that the group began from; None if there is none to load."""
@@ -190,13 +195,38 @@ class Member:
         loaded = self._read_cut()
         if loaded is None:
             return False
-        from . import rollback
+        from . import engine, rollback
 
         log, text = self.session.log, f"cut {self._cut} of group {self.name!r}"
-        rollback.take_back(log.store, log.key, text, loaded, {"group_generation": self.generation})
+        log.store.settle(membership.group_key(self.name), self.generation)  # or the others would not, too
+        holder = engine.holder(self.session._host)
+        said = {"group_generation": self.generation}
+        rollback.take_back(log.store, log.key, text, loaded, said=said, holder=holder)
         if faults.active:
             faults.hit("group.loaded")
         return True
+
+    # -- leaving
+
+    def _part(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Save what this member will begin from when it is alone; it is not yet."""
+        if self.session.exactly_once is None:
+            self.session.save_now()
+        if faults.active:
+            faults.hit("group.parted")
+        return {}
+
+    def _leave(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The group's new generation is without this member."""
+        log = self.session.log
+        if log.epoch != fields["epoch"]:
+            raise FencedError(f"{log.key!r} was restarted while it was to leave a group")
+        log.settle()
+        membership.forget(log.store, log.key, log.epoch)
+        self.session.member = None
+        if faults.active:
+            faults.hit("group.left")
+        return {}
 
     # -- a cut
 
@@ -205,8 +235,16 @@ class Member:
         if what == "release":
             self._release(fields["nonce"])
             return {}
+        if what == "leave":
+            return self._leave(fields)
         self._check(fields)
-        steps = {"hold": self._hold, "poll": self._poll, "capture": self._capture, "written": self._written}
+        steps = {
+            "hold": self._hold,
+            "poll": self._poll,
+            "capture": self._capture,
+            "written": self._written,
+            "part": self._part,
+        }
         return steps[what](fields)
 
     def _check(self, fields: dict[str, Any]) -> None:
@@ -277,40 +315,43 @@ class Member:
         copy = self._copy
         if copy is None or copy.nonce != fields["nonce"]:
             raise CheckpointError(f"there is no copy to write for this cut of group {self.name!r}")
-        if copy.thread is None:
-            work = (copy, fields["blob"])
-            copy.thread = threading.Thread(target=self._write, args=work, name="checkpoint cut", daemon=True)
-            copy.thread.start()
-            return {"done": False}
-        if copy.thread.is_alive():
+        if not copy.begun:
+            copy.begun = True
+            self.session.in_background(lambda: self._write(copy, fields["blob"]))
+        if not copy.over:
             return {"done": False}
         self._copy = None
         if copy.error is not None:
             raise copy.error
-        return {"done": True}
+        return {"done": True, "size_bytes": copy.size_bytes}
 
     def _write(self, copy: _Copy, blob: str) -> None:
-        session = self.session
         try:
-            if session.exactly_once is not None:
-                session.exactly_once.before_put(copy.header)
-            log = session.log
-            fields = {
-                **copy.header,
-                "key": log.key,
-                "history": log.history,
-                "epoch": log.epoch,
-                "sequence": 0,
-                "boot_id": boot_id(),
-            }
-            parts = format.encode(fields, copy.captured.segments)
-            if faults.active:
-                faults.hit("group.writing")
-            log.store.put_blob(membership.group_key(self.name), self.generation, blob, parts)
-            if faults.active:
-                faults.hit("group.written")
+            copy.size_bytes = self._write_durably(copy, blob)
         except Exception as error:
             copy.error = error
+        copy.over = True
+
+    def _write_durably(self, copy: _Copy, blob: str) -> int:
+        session = self.session
+        if session.exactly_once is not None:
+            session.exactly_once.before_put(copy.header)
+        log = session.log
+        fields = {
+            **copy.header,
+            "key": log.key,
+            "history": log.history,
+            "epoch": log.epoch,
+            "sequence": 0,
+            "boot_id": boot_id(),
+        }
+        parts = format.encode(fields, copy.captured.segments)
+        if faults.active:
+            faults.hit("group.writing")
+        log.store.put_blob(membership.group_key(self.name), self.generation, blob, parts)
+        if faults.active:
+            faults.hit("group.written")
+        return sum(len(part) for part in parts)
 
 
 class _Copy:
@@ -318,8 +359,9 @@ class _Copy:
 
     def __init__(self, nonce: str, captured: Captured, header: dict[str, Any]) -> None:
         self.nonce, self.captured, self.header = nonce, captured, header
-        self.thread: threading.Thread | None = None
+        self.begun = self.over = False
         self.error: Exception | None = None
+        self.size_bytes = 0
 
 
 def _capture_apart(session: ActorSession) -> tuple[Captured, dict[str, Any]]:
@@ -333,16 +375,3 @@ def _capture_apart(session: ActorSession) -> tuple[Captured, dict[str, Any]]:
         return captured, {**session._header_fields("cut"), **extra, "calls": session._calls()}
     finally:
         session._capturer = usual
-
-
-def check_same(expected: Sequence[str], found: Sequence[str], name: str) -> None:
-    """Raise `CheckpointMismatchError` unless a group has just these members."""
-    from .cuts import missing
-
-    wrong = missing(expected, found)
-    if wrong:
-        raise CheckpointMismatchError(
-            f"group {name!r} was made of {', '.join(map(repr, expected))}, and is given other "
-            f"actors now: {wrong}. Give "
-            "the same names (or checkpoint_keys), or another name for the group"
-        )

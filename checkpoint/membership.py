@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import format
-from .errors import CheckpointOptionError
+from .errors import CheckpointOptionError, FencedError
 
 if TYPE_CHECKING:
     from .members import Member
@@ -53,6 +53,14 @@ def forget(store: Store, key: str, epoch: int) -> None:
     store.delete_blobs(key, _notes(store, key), epoch)
 
 
+def forget_unheld(store: Store, key: str) -> None:
+    """`forget`, for a key whose actor has ended; nothing if one has begun meanwhile, which does so itself."""
+    try:
+        forget(store, key, store.scan(key).newest_epoch)
+    except FencedError:
+        return
+
+
 def enter_group(session: ActorSession) -> Member | None:
     """A process opens and has claimed its key: which group it is in, once that is ready; None: in none."""
     record = read_note(session.log.store, session.log.key)
@@ -60,17 +68,27 @@ def enter_group(session: ActorSession) -> Member | None:
         return None
     from .members import Member
 
-    member = Member(session, record["group"], record["members"], record["keep"])
-    member.enter()
-    return member
+    member = Member(session, record["group"], record["keep"])
+    return member if member.enter() else None
+
+
+def group_of(store: Store, key: str) -> str:
+    """Return the name of the group that a key is in, "" if it is in none."""
+    record = read_note(store, key)
+    if record is None:
+        return ""
+    from .generations import members_of
+
+    name = str(record["group"])
+    return name if key in members_of(store, name) else ""  # it has left, and not opened since
 
 
 def check_alone(store: Store, key: str, what: str) -> None:
     """Refuse to do with one member what has to be done with the whole group."""
-    record = read_note(store, key)
-    if record is not None:
-        name = record["group"]
+    name = group_of(store, key)
+    if name:
         raise CheckpointOptionError(
             f"checkpoint key {key!r} in {store.url} is a member of group {name!r}, whose members would "
-            f"disagree if one of them was {what} alone: do that with the group, by ftray.checkpoint.group"
+            f"disagree if one of them was {what} alone: name the group, {group_key(name)!r}, or take the "
+            "member out of it with Group.remove"
         )

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import capture, format
 from .errors import (
     CheckpointCorruptedError,
+    CheckpointError,
     CheckpointFormatError,
     CheckpointLoadError,
     CheckpointNotFoundError,
 )
 from .lineage import SnapshotName, parse_id
+from .membership import group_name
 from .snapshots import present
 from .stores import connect
 from .stores.protocol import Store
@@ -173,16 +175,24 @@ class CheckpointReader:
         key : str
             ``checkpoint_key``, or ``namespace/name``.
         snapshot_id : str, optional
-            Default: the newest snapshot that counts; a damaged one is an error here, not passed over.
+            Default: the newest snapshot that counts; a damaged one is an error here, not passed over. A cut
+            of the group, whose states are given by the members' keys, if `key` is ``_group/NAME``.
 
         Raises
         ------
         CheckpointNotFoundError, CheckpointCorruptedError, CheckpointLoadError
         """
+        group = group_name(key)
         name = self._newest(key) if snapshot_id is None else parse_id(snapshot_id)
-        segments = self._read(key, name)[0]
         try:
+            if group is not None:
+                from . import regroup
+
+                return regroup.load(self._store, group, snapshot_id)
+            segments = self._read(key, name)[0]
             return capture.load(segments)
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointLoadError(
                 f"snapshot {name.id} of checkpoint key {key!r} is whole, but unpickling it raised "
@@ -224,13 +234,17 @@ class CheckpointReader:
         try:
             with self._store.read(key, name) as file:
                 header = format.verify(file) if whole else format.read_header(file)
+            if whole and "blobs" in header.fields:
+                from .cutfiles import verify_states
+
+                verify_states(self._store, key, header.fields["blobs"])
         except (CheckpointFormatError, OSError) as error:
             return SnapshotInfo(name.id, counts, 0, "", 0, "", 0.0, 0, "", str(error))
         fields = header.fields
         return SnapshotInfo(
             name.id,
             counts,
-            header.file_length,
+            header.file_length + int(fields.get("state_bytes", 0)),
             fields["class"],
             fields["state_version"],
             fields["history"],

@@ -95,7 +95,7 @@ def restore(
 
     Everything that came later is given up: a new history begins, and callers that know the old one get
     `CheckpointRolledBackError`. The other snapshots stay until retention replaces them, so that this can be
-    undone.
+    undone. The key of a group, ``_group/NAME``, takes all its members back to one of the group's cuts.
 
     Parameters
     ----------
@@ -111,7 +111,8 @@ def restore(
         reply, and it does not run twice. Always forgotten if the savepoint is that of another key, whose
         calls have other identities.
     takeover : bool
-        Also if somebody who lives holds the key: that actor is fenced, ends, and is not restarted.
+        Also if somebody who lives holds the key: that actor is fenced, ends, and is not restarted. Members of
+        a group are killed, and restarted from the cut.
     progress : callable, optional
         ``progress(done_bytes, total_bytes)`` while a savepoint is read.
 
@@ -133,6 +134,13 @@ def restore(
     if (snapshot is None) == (savepoint is None):
         raise CheckpointOptionError("give either the id of a snapshot, or savepoint=")
     held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    group = membership.group_name(key)
+    if group is not None:
+        if savepoint is not None or not keep_ledger:
+            raise CheckpointOptionError(f"group {group!r} is taken back to one of its cuts, with its ledgers")
+        from . import regroup
+
+        return regroup.restore(held, group, str(snapshot), takeover)
     membership.check_alone(held, key, "taken back")
     if savepoint is not None:
         source = _from_savepoint(read_savepoint(savepoint, progress), key if keep_ledger else None)
@@ -143,7 +151,15 @@ def restore(
     return _Rollback(held, key, source, takeover).run()
 
 
-def take_back(store: Store, key: str, text: str, loaded: Loaded, said: Mapping[str, Any]) -> Restored:
+def take_back(
+    store: Store,
+    key: str,
+    text: str,
+    loaded: Loaded,
+    *,
+    said: Mapping[str, Any] | None = None,
+    holder: Mapping[str, Any] | None = None,
+) -> Restored:
     """Take a key back to a state of its own that lies elsewhere, such as its part of a group's cut.
 
     Parameters
@@ -152,11 +168,13 @@ def take_back(store: Store, key: str, text: str, loaded: Loaded, said: Mapping[s
         Where that lies, for people.
     loaded : Loaded
         What was read there, verified.
-    said : mapping
+    said : mapping, optional
         JSON values for the seal of the new history.
+    holder : mapping, optional
+        What the claim says of who does it; given by an actor that does it to its own key.
     """
     source = _Source(text, loaded.header.fields, *format.split_ledger(loaded.header, loaded.segments))
-    return _Rollback(store, key, source, True, said).run()
+    return _Rollback(store, key, source, True, said, holder).run()
 
 
 def _from_store(store: Store, key: str, name: SnapshotName) -> _Source:
@@ -196,10 +214,16 @@ class _Rollback:
     """One of them."""
 
     def __init__(
-        self, store: Store, key: str, source: _Source, takeover: bool, said: Mapping[str, Any] | None = None
+        self,
+        store: Store,
+        key: str,
+        source: _Source,
+        takeover: bool,
+        said: Mapping[str, Any] | None = None,
+        holder: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.key, self.source, self.takeover = store, key, source, takeover
-        self.said = said or {}
+        self.said, self.holder = said or {}, holder or holders.tool("restore")
         self.log = SnapshotLog(store, key, keep=2)
         self.history = os.urandom(16).hex()
 
@@ -233,7 +257,7 @@ class _Rollback:
             if not self.takeover:
                 holders.check_ended(self.store, self.key, holders.look(self.store, self.key, epoch))
 
-        self.log.claim(holders.tool("restore"), check)
+        self.log.claim(self.holder, check)
         self.store.fence_journals(self.key, self.log.epoch)
         self._hit("claimed")
 

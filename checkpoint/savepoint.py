@@ -27,10 +27,12 @@ from .errors import (
     CheckpointCorruptedError,
     CheckpointFormatError,
     CheckpointNotFoundError,
+    CheckpointOptionError,
     CheckpointSaveError,
     UnsupportedStoreError,
 )
 from .lineage import SnapshotName, parse_id
+from .membership import group_name
 from .snapshots import present
 from .stores import connect, resolve_url
 from .stores.local_files import CREATE, fsync_directory, remove_file
@@ -132,6 +134,11 @@ def export(
         The target exists, or cannot be written.
     """
     held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    if group_name(key) is not None:
+        raise CheckpointOptionError(
+            f"{key!r} is the key of a group, whose cuts are not those of one actor: a savepoint is made of "
+            "an actor's key"
+        )
     found = parse_id(snapshot) if snapshot is not None else _newest(held, key)
     try:
         with held.read(key, found) as file:

@@ -356,6 +356,10 @@ class ActorSession:
             return []
         return sorted(self._names_after_init - attribute_names(self._instance))
 
+    def in_background(self, job: Callable[[], None]) -> None:
+        """Run `job`, which handles its own errors, on the thread that saves, after what it has to save."""
+        self._background.submit(job)
+
     # -- background thread
     # ------------------------------------------------------------------------------------
 
@@ -574,6 +578,7 @@ class ActorSession:
             "mode": "snapshot" if self.exactly_once is None else "exactly_once",
             "store": self.log.store.url,
             "key": self._key.text,
+            "group": self.member.name if self.member is not None else None,
             "class": self._host.identity.class_name,
             "incarnation": self._host.incarnation,
             "epoch": self.log.epoch,

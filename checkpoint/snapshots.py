@@ -220,6 +220,7 @@ class SnapshotLog:
     def join(self) -> Present:
         """Go on in the newest epoch, which another process has sealed; returns the key as it is."""
         here = present(self.store, self.key)
+        self._settled = self._settled and self.epoch == here.listing.newest_epoch
         self.epoch, self.history = here.listing.newest_epoch, str(here.sealed.get("history", ""))
         self._there, self._counted = here.listing.snapshots, here.counted
         self.last_sequence = max([n.sequence for n in here.counted], default=0)

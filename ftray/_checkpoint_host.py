@@ -15,7 +15,7 @@ from ftray.checkpoint.host import ActorIdentity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -112,6 +112,12 @@ class NativeGroupPort:
     def unanswered(self, actors: Sequence[bytes]) -> int:
         """See `GroupPort.unanswered`."""
         return holds.unanswered(actors)
+
+    def end(self, claim: Mapping[str, Any]) -> None:
+        """See `GroupPort.end`."""
+        from ftray.checkpoint.generations import end_process
+
+        end_process(claim)
 
 
 class NativeCodec:

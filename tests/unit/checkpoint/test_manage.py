@@ -18,6 +18,7 @@ from ftray.checkpoint import (
     FencedError,
     NoSessionError,
     engine,
+    generations,
     holders,
     keyinfo,
     membership,
@@ -179,14 +180,17 @@ class TestDelete:
         lives = Lives(store).start()
         snapshot = lives.call("checkpoint")
         crash(lives.session)
-        note = {"group": "g", "members": [KEY], "keep": 2}
-        membership.write_note(store, KEY, lives.session.log.epoch, note)
+        membership.write_note(store, KEY, lives.session.log.epoch, {"group": "g", "keep": 2})
+        plan = generations.Plan([KEY], ended={})
+        generations.begin(store, "g", 2, 0, plan, generations.end_process)
         before = store.scan(KEY)
         with pytest.raises(CheckpointOptionError, match=f"'{KEY}'.*member of group 'g'.*removed alone"):
             checkpoint.delete(KEY, store=store)
         with pytest.raises(CheckpointOptionError, match="taken back alone"):
             checkpoint.restore(store, KEY, snapshot)
         assert store.scan(KEY) == before
+        checkpoint.delete("_group/g", store=store)
+        assert checkpoint.delete(KEY, store=store) == KEY
 
     def test_wrong(self, store: LocalStore) -> None:
         with pytest.raises(CheckpointNotFoundError, match="no checkpoint key 'a'.*keys there: none"):
