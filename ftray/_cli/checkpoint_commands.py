@@ -94,16 +94,23 @@ def show(key: str, store: str | None, live: bool, address: str | None, timeout: 
     key = _resolve(reader, key)
     info, journal = reader.describe(key), reader.journal(key)
     found = {**_plain(info), "journal": journal._asdict() if info.mode == "exactly_once" else None}
+    if info.mode == "group":
+        if live:
+            raise click.UsageError(f"{key} is a group: --live asks one actor, by its own key")
+        found["members"] = {member: _plain(reader.describe(member)) for member in info.members}
     if live:
         found["live"] = _ask(key, address, timeout)
     if as_json:
         output.show_data(found, "json")
         return
     output.section("Key")
-    for name in ("key", "store", "mode", "state", "history", "history_number", "restored_from"):
+    for name in ("key", "store", "mode", "state", "history", "history_number", "restored_from", "group"):
         if found[name] not in (None, ""):
             click.echo(f"{name}: {found[name]}")
-    click.echo(f"holder: {_holder(info)}")
+    if info.mode == "group":
+        _show_members(reader, info)
+    else:
+        click.echo(f"holder: {_holder(info)}")
     click.echo(f"bytes: {', '.join(f'{kind} {_size(n)}' for kind, n in info.bytes.items())}")
     if found["journal"] is not None:
         click.echo(
@@ -179,7 +186,11 @@ def restore(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Take KEY back to SNAPSHOT, or begin it from a savepoint. Its actor starts from there next time."""
+    """Take KEY back to SNAPSHOT, or begin it from a savepoint. Its actor starts from there next time.
+
+    KEY may be that of a group, and SNAPSHOT one of its cuts: then all its members do. With --takeover members
+    that live are killed, and restarted from the cut.
+    """
     from ftray.checkpoint import restore as run
 
     if (snapshot is None) == (savepoint is None):
@@ -203,6 +214,9 @@ def restore(
     if as_json:
         output.show_data(done._asdict(), "json")
         return
+    if info.mode == "group":
+        click.echo(f"{key} is {done.source} now: its {len(info.members)} members start from there")
+        return
     click.echo(f"{key} is {done.source} now, as snapshot {done.snapshot} ({_size(done.size_bytes)})")
     if done.history_number is not None:
         kept = "" if done.ledger else "; calls made before are not known any more"
@@ -212,6 +226,13 @@ def restore(
 def _what_is_lost(reader: CheckpointReader, info: KeyInfo, source: str) -> str:
     if not info.snapshots:
         return f"Begin {info.key} in {reader.url} from {source}?"
+    if info.mode == "group":
+        newest = next((i.id for i in reversed(info.snapshots) if i.counts), "none")
+        held = [member for member in info.members if reader.describe(member).state == "held"]
+        return (
+            f"{info.key} in {reader.url}: newest cut {newest}. Members: {', '.join(info.members)}; living: "
+            f"{', '.join(held) or 'none'}.\nTake them all back to {source}? What came later is given up"
+        )
     journal = reader.journal(info.key)
     newest = next((i.id for i in reversed(info.snapshots) if i.counts), "none")
     behind = f" and {journal.calls} calls of the journal behind it" if journal.calls else ""
@@ -378,8 +399,16 @@ def _row(info: KeyInfo) -> list[Any]:
     ]
 
 
+def _show_members(reader: CheckpointReader, info: KeyInfo) -> None:
+    for member in info.members:
+        said = reader.describe(member)
+        click.echo(f"member: {member}, {said.state}, {_holder(said)}")
+
+
 def _holder(info: KeyInfo) -> str:
     holder = info.holder
+    if info.mode == "group":
+        return f"{len(info.members)} members"
     if holder is None:
         return "nobody"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_unix_s"] or 0))
