@@ -192,6 +192,9 @@ class World:
     def pump(self) -> bool:
         """Run one call that may begin, if there is one."""
         for process in self.processes:
+            if process.queue and process.session is None:  # calls reach it when it has opened: not before
+                process.live()
+                return True
             for call in process.queue:
                 sender, method, args = call
                 if process.held is not None and (sender is None or sender.worker not in process.held):
