@@ -180,7 +180,9 @@ class _Recovery:
 
     def _find_poison(self) -> None:
         row = self.store.last_running(self.key)
-        if row is not None and row[1] >= POISON_AFTER:
+        # Where no predecessor of this session died, a driver or a machine was ended with all that it ran:
+        # that says nothing of the call. Should it kill again, the row is long enough.
+        if row is not None and row[1] >= POISON_AFTER and self.host.is_reconstructed:
             self.once.poison = frozenset({row[0]})
 
     def _hash_alike(self, tail: marks.Tail) -> None:

@@ -473,6 +473,29 @@ class TestPoison:
             lives.start()
         assert lives.call("value") == 0 and lives.call("incr") == 1
 
+    def test_sessions_that_ended_in_it_are_not_its_doing(self) -> None:
+        """A driver that is killed with its runtime, again and again during one long call, gets its reply in
+        the end; a call that then kills an incarnation within a session has gone too far."""
+
+        def ended_four_times() -> tuple[Lives, Any]:
+            lives = started()
+            call = lives.make("incr")
+            for _ in range(4):
+                crash_at(lives, "once.ran", call)
+                crash(lives.session)
+                lives.session, lives.number = None, 0  # the next one is the first of its session
+                lives.start(takeover=True)
+            row = lives.store.last_running(KEY)
+            assert row is not None and row[1] == 4
+            return lives, call
+
+        lives, call = ended_four_times()
+        assert lives.send(call) == 1
+        lives, call = ended_four_times()
+        self.kill(lives, call)
+        with pytest.raises(PoisonCallError, match="died in it 3 times"):
+            lives.send(call)
+
     def test_its_end_forgets_it(self) -> None:
         lives = started()
         call = lives.make("incr")
