@@ -112,6 +112,12 @@ class Checkpointable:
     verify : bool
         With ``exactly_once``: run each call twice and check that it does the same, and that read-only
         methods change nothing. Slow, for tests; also ``FTRAY_CHECKPOINT_VERIFY=1``.
+    fencing : {"exclusive", "lease"}
+        With ``exactly_once``, for a store without conditional writes: ``"lease"`` allows to hold the key for
+        a time only, renewed again and again. Where the store has them they are used, whatever is given.
+    lease_s : float
+        Term of such a lease, 1 to 3600 seconds. An actor that cannot renew it for 0.7 of that ends; who takes
+        over waits 1.1 of it, and each start a fifth.
     reply_bound_bytes, reply_bound_calls : int
         With ``exactly_once``: replies kept for callers that may ask again. Default 64 MiB, 100,000.
     journal_bound_bytes : int
@@ -143,6 +149,8 @@ class Checkpointable:
         code_version: int | None = _UNSET,
         takeover: bool = _UNSET,
         verify: bool = _UNSET,
+        fencing: str = _UNSET,
+        lease_s: float = _UNSET,
         reply_bound_bytes: int = _UNSET,
         reply_bound_calls: int = _UNSET,
         journal_bound_bytes: int = _UNSET,

@@ -37,6 +37,7 @@ from .values import CALL_ID, READING, Execution, current, user_value
 
 if TYPE_CHECKING:
     from .session import ActorSession
+    from .stores.leases import Lease
 
 UNJOURNALLED = frozenset(
     {"checkpoint", "_checkpoint_group", "__ray_ready__", "__ray_terminate__", STATUS_METHOD}
@@ -444,6 +445,7 @@ class ExactlyOnce:
         return {
             "durability": self.options.durability,
             "code_version": self.code_version,
+            **self._lease_figures(),
             "journal_position": self.last_position,
             "durable_position": journal.durable_position if journal else self.position,
             "released_position": self.releases.position if journal else 0,
@@ -458,6 +460,24 @@ class ExactlyOnce:
             "ledger": counters,
             "recoveries": list(self.recoveries),
         }
+
+    def _lease(self) -> Lease | None:
+        lease_of = getattr(self.log.store, "lease_of", None)
+        return None if lease_of is None else lease_of(self.log.key, self.log.epoch)
+
+    def let_go(self) -> None:
+        """The key was claimed in vain: recovery has failed."""
+        self.abandon()
+        lease = self._lease()
+        if lease is not None:
+            lease.stop()
+
+    def _lease_figures(self) -> dict[str, Any]:
+        """How the key is held, and for how long still if that is by a lease."""
+        lease = self._lease()
+        if lease is None:
+            return {"fencing": "exclusive", "lease_left_s": None}
+        return {"fencing": holders.LEASE, "lease_left_s": lease.left_s}
 
     def _usage(self) -> int | None:
         try:

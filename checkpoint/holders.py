@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from . import format
 from .errors import CheckpointFormatError, CheckpointKeyInUseError
 from .host import Host
+from .options import Options
 from .snapshots import boot_id
 from .stores.protocol import Store
 
 open_here: set[str] = set()
 """Nonces of the claims that sessions of this process hold."""
 _ENDED = "ended-"
+LEASE = "lease"
+"""Value of a claim's field ``fencing`` where the holder has to renew it."""
 
 
 def start_ticks(pid: int) -> int | None:
@@ -36,6 +39,15 @@ def start_ticks(pid: int) -> int | None:
 def identify(host: Host) -> dict[str, Any]:
     """Return what the claim of an exactly-once actor says of its holder."""
     return {"nonce": os.urandom(8).hex(), "exactly_once": True}
+
+
+def fencing(store: Store, options: Options) -> dict[str, Any]:
+    """Return what the claim says of how the key is held: nothing, or that it is by a lease."""
+    if options.fencing != LEASE or getattr(store, "fencing", None) is None:
+        return {}
+    if store.fencing(".probe") == "conditional":  # type: ignore[attr-defined]
+        return {}
+    return {"fencing": LEASE, "lease_s": options.lease_s}
 
 
 def tool(name: str) -> dict[str, Any]:
@@ -95,11 +107,16 @@ def look(store: Store, key: str, epoch: int) -> Holder | None:
 def check_free(store: Store, key: str, epoch: int, host: Host) -> None:
     """Raise `CheckpointKeyInUseError` if the holder of `epoch` lives and is not this actor's predecessor."""
     holder = look(store, key, epoch)
-    if holder is None or _precedes(holder.record, host):  # the engine has ended the incarnation before
+    if holder is None:
         return
-    if holder.abandoned:  # who runs its driver again need not wait for its end: the fence holds
-        return
-    check_ended(store, key, holder)
+    if not _precedes(holder.record, host):  # else the engine has ended the incarnation before
+        if holder.abandoned:  # who runs its driver again need not wait for its end: the fence holds
+            return
+        if holder.lives is None and holder.record.get("fencing") == LEASE:
+            holder = holder._replace(lives=not store.lease_ran_out(key))  # type: ignore[attr-defined]
+        check_ended(store, key, holder)
+    if holder.record.get("fencing") == LEASE:
+        store.holder_ended(key, epoch)  # type: ignore[attr-defined]
 
 
 def _precedes(record: Mapping[str, Any], host: Host) -> bool:

@@ -28,6 +28,8 @@ class KeyInfo(NamedTuple):
         has failed too often.
     orphan : bool
         That of an unnamed actor whose session is gone: nobody can ever ask for it again.
+    fencing : {"exclusive", "lease"}
+        How the holder keeps others away; a lease has to be renewed.
     holder : dict or None
         What the newest claim says: ``class``, ``host``, ``pid``, ``incarnation``, ``since_unix_s`` and
         ``epoch``.
@@ -57,6 +59,7 @@ class KeyInfo(NamedTuple):
     mode: str
     state: str
     orphan: bool
+    fencing: str
     holder: dict[str, Any] | None
     history: str
     history_number: int | None
@@ -97,6 +100,7 @@ def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
         mode=_mode(number, newest, holder),
         state=_state(holder, failed),
         orphan=is_orphan(key, holder),
+        fencing=str(holder.record.get("fencing", "exclusive")) if holder is not None else "exclusive",
         holder=_said(holder),
         history=newest.history if newest else str(here.sealed.get("history", "")),
         history_number=None if number is None else int(number),

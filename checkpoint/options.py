@@ -30,6 +30,8 @@ DEFAULTS: dict[str, object] = {
     "code_version": None,
     "takeover": False,
     "verify": False,
+    "fencing": "exclusive",
+    "lease_s": 10.0,
     "reply_bound_bytes": 64 << 20,
     "reply_bound_calls": 100_000,
     "journal_bound_bytes": 256 << 20,
@@ -43,6 +45,8 @@ _EXACTLY_ONCE_ONLY = (
     "code_version",
     "takeover",
     "verify",
+    "fencing",
+    "lease_s",
     "reply_bound_bytes",
     "reply_bound_calls",
     "journal_bound_bytes",
@@ -51,6 +55,8 @@ _EXPLICIT_CODE_VERSIONS = 1 << 63  # those made by hashing are from here on
 
 RESTORE_MODES = ("auto", "never", "require")
 DURABILITIES = ("process", "power")
+FENCINGS = ("exclusive", "lease")
+_LEASES_S = (1.0, 3600.0)
 
 
 class Options(NamedTuple):
@@ -70,6 +76,8 @@ class Options(NamedTuple):
     code_version: int | None = None
     takeover: bool = False
     verify: bool = False
+    fencing: str = "exclusive"
+    lease_s: float = 10.0
     reply_bound_bytes: int = 64 << 20
     reply_bound_calls: int = 100_000
     journal_bound_bytes: int = 256 << 20
@@ -114,6 +122,13 @@ def _seconds(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise _wrong("interval_s", value, "a positive number of seconds, or None for no saving by time")
+    return float(value)
+
+
+def _lease(value: object) -> float:
+    least, most = _LEASES_S
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise _wrong("lease_s", value, f"a number of seconds from {least:g} to {most:g}")
     return float(value)
 
 
@@ -226,6 +241,8 @@ def validate(given: Mapping[str, object]) -> Options:
         code_version=_code_version(merged["code_version"]),
         takeover=_flag("takeover", merged["takeover"]),
         verify=_flag("verify", merged["verify"]) or (exactly_once and _verify_asked()),
+        fencing=_one_of("fencing", merged["fencing"], FENCINGS),
+        lease_s=_lease(merged["lease_s"]),
         reply_bound_bytes=_integer("reply_bound_bytes", merged["reply_bound_bytes"], 1),
         reply_bound_calls=_integer("reply_bound_calls", merged["reply_bound_calls"], 1),
         journal_bound_bytes=_integer("journal_bound_bytes", merged["journal_bound_bytes"], 1),

@@ -57,7 +57,7 @@ async def open_exactly_once(
     session.exactly_once = ExactlyOnce(session, host, options, log, codec, code)
     if prepare is not None:
         prepare(session.exactly_once)
-    identity = holders.identify(host)
+    identity = {**holders.identify(host), **holders.fencing(log.store, options)}
     holder = {**engine.holder(host), **identity}
     _claim(session, host, options, holder)
     holders.open_here.add(identity["nonce"])
@@ -69,7 +69,7 @@ async def open_exactly_once(
             _claim(session, host, options, holder)
         await _Recovery(session, session.exactly_once, host, options, codec).run(names_after_init)
     except Exception as error:
-        session.exactly_once.abandon()
+        session.exactly_once.let_go()
         actor.sessions.pop(id(instance), None)
         if parking.try_note(log.store, log.key, log.epoch, host.identity.unique_id, code, error):
             raise parking.parked(log.store, log.key, f"{type(error).__name__}: {error}") from error

@@ -103,6 +103,9 @@ def check_store(options: Options, store: Store) -> None:
         raise UnsupportedStoreError(
             f"exactly_once=True: {store.url} keeps snapshots but no journal. Choose a store that does"
         )
+    allow_lease = getattr(store, "allow_lease", None)
+    if options.fencing == "lease" and allow_lease is not None:
+        allow_lease(options.lease_s)
     probe = getattr(store, "check_exactly_once", None)
     if probe is not None:  # network file systems, and what fails at exclusive creation
         probe()

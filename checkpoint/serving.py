@@ -410,6 +410,7 @@ class ExactlyOnceCalls:
             self._leave(ticket)
         await self._released(waits, position, timeout_s)
         if not once.holds_key():  # for every read: a look that is later than its beginning
+            self._check_alive()
             raise FencedError(f"checkpoint key {once.log.key!r} is held by a newer incarnation: ask that one")
         return Answer(status, reply)
 

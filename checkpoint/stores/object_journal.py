@@ -27,6 +27,8 @@ from .objects import Objects, new_token, pack
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from .leases import Lease
+
 LENGTH = struct.Struct("<I")
 OBJECT_BYTES = 8 << 20
 """An object takes no further record beyond this size; a single larger record is an object of its own."""
@@ -56,6 +58,8 @@ class ObjectJournal:
         Of the key.
     look, look_closely : callable
         Raise `FencedError` if the claim of this epoch is not there any more; closely: or is not the highest.
+    lease : Lease, optional
+        By which the key is held, if that is not by the creation of objects. Ended with the journal.
     note : callable
         Stores which call the incarnation is to be blamed for, and how many died in it.
     life : Life
@@ -77,6 +81,7 @@ class ObjectJournal:
         *,
         look: Callable[[], None],
         look_closely: Callable[[], None],
+        lease: Lease | None = None,
         note: Callable[[tuple[bytes, int] | None], None],
         life: Life,
         commit_interval_s: float,
@@ -88,6 +93,7 @@ class ObjectJournal:
         self._objects, self._directory, self._key, self._epoch = objects, directory, key, epoch
         self._look, self._look_closely = look, look_closely
         self._note, self._life = note, life
+        self._lease = lease
         self._calls = 0
         self._noted = life.row()
         self._number = number
@@ -185,6 +191,9 @@ class ObjectJournal:
             self._look_closely()
         except FencedError:
             return False
+        except CheckpointSaveError as error:  # the lease ran out
+            self.fail(error)
+            return False
         return self._failure is None
 
     def close(self, timeout_s: float) -> None:
@@ -224,6 +233,8 @@ class ObjectJournal:
         finally:
             if self._lookers is not None:
                 self._lookers.shutdown(wait=False)
+            if self._lease is not None:
+                self._lease.stop()
 
     def _next_batch(self) -> list[bytes]:
         """Wait for records and for the next start; take what fits into an object. Empty: closed."""
@@ -272,6 +283,8 @@ class ObjectJournal:
             # and read it, unless nobody ever asks for the key again.
             self._take_back(name)
             raise
+        if self._lease is not None:
+            self._lease.check()  # after the request: whoever takes the key from now on reads this object
         self._number += 1
         with self._changed:
             self.durable_position += len(batch)

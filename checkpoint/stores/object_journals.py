@@ -31,6 +31,7 @@ from ..errors import (
 from ..journal import Buffer, Durability, Journal, JournalRecord, OnDurable, OnFailure
 from ..keys import to_file_name
 from . import names
+from .leases import Lease
 from .memory_journal import Life
 from .object_file import ObjectFile
 from .object_journal import LENGTH, ObjectJournal, object_name, pack_records
@@ -95,6 +96,7 @@ class ObjectJournals:
     _look_at_fence: Callable[[str, int], None]
     _failed: Callable[[str, str, Exception], CheckpointSaveError]
     require_fencing: Callable[[str], None]
+    lease_of: Callable[[str, int], Lease | None]
 
     @property
     def url(self) -> str:
@@ -184,6 +186,7 @@ class ObjectJournals:
             first_position,
             look=lambda: self._look_for_claim(key, epoch),
             look_closely=lambda: self._look_at_fence(key, epoch),
+            lease=self.lease_of(key, epoch),
             note=lambda row: self._note_life(key, epoch, row),
             life=life,
             commit_interval_s=self.commit_interval_s,
@@ -192,7 +195,9 @@ class ObjectJournals:
         )
 
     def _look_for_claim(self, key: str, epoch: int) -> None:
-        if self.objects.size(f"{to_file_name(key)}/{names.claim_name(epoch)}") is None:
+        if self.lease_of(key, epoch) is not None:  # no creation is refused then: only this tells of others
+            self._look_at_fence(key, epoch)
+        elif self.objects.size(f"{to_file_name(key)}/{names.claim_name(epoch)}") is None:
             self._look_at_fence(key, epoch)  # says what is there instead
 
     def _check_survival(self, durability: Durability) -> None:

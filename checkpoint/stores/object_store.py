@@ -9,6 +9,7 @@ is `CheckpointSaveError` or `CheckpointStoreError` and never looks like an absen
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 import time
@@ -25,7 +26,8 @@ from ..errors import (
 )
 from ..keys import from_file_name, to_file_name
 from ..lineage import SnapshotName
-from . import names
+from . import leases, names
+from .leases import Lease
 from .object_file import ObjectFile
 from .object_journals import JOURNAL_RETRY, ObjectJournals
 from .objects import Bytes, Entry, Medium, Objects, Retry, new_token, pack, unpack
@@ -62,6 +64,7 @@ class ObjectStore(ObjectJournals):
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
         commit_interval_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.objects = Objects(medium, retry, sleep)
         self.commit_interval_s = commit_interval_s
@@ -70,6 +73,12 @@ class ObjectStore(ObjectJournals):
         self._probe = threading.Lock()
         self._conditional: bool | None = None  # None: not tried yet
         self._claims: dict[tuple[str, int], bytes] = {}  # those made here, as they were written
+        self._clock, self._sleep = clock, sleep
+        self._lease_s: float | None = None
+        self._leases: dict[tuple[str, int], Lease] = {}
+        self._ended: set[tuple[str, int]] = set()
+        self.keeps_leases = True
+        """Whether a thread renews them; else `Lease.renew` is called by somebody."""
 
     @property
     def url(self) -> str:
@@ -96,24 +105,72 @@ class ObjectStore(ObjectJournals):
         with self._probe:
             if self._conditional is None:
                 self._conditional = self._try_creation(to_file_name(key))
+                self.objects.exclusive = self._journal_objects.exclusive = self._conditional
         return CONDITIONAL if self._conditional else BEST_EFFORT
 
     def require_fencing(self, key: str) -> None:
-        """Raise `UnsupportedStoreError` unless exclusive creation works under `key`."""
-        if self.fencing(key) != CONDITIONAL:
+        """Raise `UnsupportedStoreError` unless exclusive creation works under `key`, or a lease is allowed."""
+        if self.fencing(key) != CONDITIONAL and self._lease_s is None:
             raise UnsupportedStoreError(
                 f"exactly_once needs a store that creates an object only if there is none, and {self.url} "
-                f"replaced one (tried below {key!r}). Use s3:// or a file:// store, or "
-                'snapshots. fencing="lease" is not available in this version'
+                f"replaced one (tried below {key!r}). Use s3:// or a file:// store, or snapshots, "
+                'or allow fencing="lease", which holds the key for a time only (docs/checkpoint-guide.md has what '
+                "that costs)"
             )
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def allow_lease(self, lease_s: float) -> None:
+        """Where exclusive creation does not work, hold keys by leases of this term, in seconds."""
+        self._lease_s = lease_s
+
+    def lease_of(self, key: str, epoch: int) -> Lease | None:
+        """Return the lease of a claim made here; None where none is needed."""
+        return self._leases.get((key, epoch))
+
+    def is_leased(self, key: str) -> bool:
+        """Whether the holder of a key holds it by a lease."""
+        return self.fencing(key) != CONDITIONAL and leases.look(self.objects, to_file_name(key)) is not None
+
+    def lease_ran_out(self, key: str) -> bool:
+        """Watch the lease of a key for its term, unless it is renewed before."""
+        return leases.wait_expired(self.objects, to_file_name(key), self._clock, self._sleep)
+
+    def holder_ended(self, key: str, epoch: int) -> None:
+        """The holder of `epoch` is known to have ended: the next claim does not wait for its lease."""
+        self._ended.add((key, epoch))
+
+    def _take_lease(self, key: str, epoch: int) -> bool:
+        """After the claim was written: hold the key, if that needs a lease. False: another one was quicker."""
+        if self.fencing(key) == CONDITIONAL:
+            return True
+        directory = to_file_name(key)
+        said = leases.look(self.objects, directory)
+        lease_s = self._lease_s or (said.lease_s if said is not None else None)
+        if lease_s is None:
+            return True
+        ended = said if said is not None and (key, said.epoch) in self._ended else None
+        check = functools.partial(self._check_claims, key, epoch)
+        lease = Lease(self.objects, directory, epoch, lease_s, check, self._clock, self._sleep)
+        try:
+            if not lease.acquire(ended):
+                return False
+            check()
+        except FencedError:
+            return False
+        self._leases[key, epoch] = lease
+        if self.keeps_leases:
+            lease.keep()
+        return True
+
+    def _check_lease(self, key: str, epoch: int) -> None:
+        lease = self._leases.get((key, epoch))
+        if lease is not None:
+            lease.check()
 
     def check_exactly_once(self) -> None:
         """Raise `UnsupportedStoreError` unless exclusive creation works below the store's prefix."""
-        with self._probe:
-            if self._conditional is None:
-                self._conditional = self._try_creation(".probe")  # no key is spelt so
-        if not self._conditional:
-            self.require_fencing(".probe")
+        self.require_fencing(".probe")
 
     def _try_creation(self, directory: str) -> bool:
         """Several create one object at once: exactly one succeeds."""
@@ -151,6 +208,11 @@ class ObjectStore(ObjectJournals):
         return sorted(numbers[0] for numbers in found if numbers)
 
     def _check_fence(self, key: str, epoch: int) -> None:
+        """Raise `FencedError` unless `epoch` holds the key."""
+        self._check_claims(key, epoch)
+        self._check_lease(key, epoch)
+
+    def _check_claims(self, key: str, epoch: int) -> None:
         """Raise `FencedError` unless `epoch` is the highest claimed one, and the claim is as made here."""
         claims = self._claimed(key)
         if claims[-1:] != [epoch]:
@@ -167,6 +229,7 @@ class ObjectStore(ObjectJournals):
         for claim, wanted in ((epoch + 1, False), (epoch, True)):
             if (self.objects.size(self._path(key, names.claim_name(claim))) is not None) != wanted:
                 raise self._fenced(key, epoch, self._claimed(key))
+        self._check_lease(key, epoch)
 
     def _fenced(self, key: str, epoch: int, claims: list[int]) -> FencedError:
         if claims and claims[-1] >= epoch:
@@ -264,6 +327,8 @@ class ObjectStore(ObjectJournals):
                 return False
             _reached("object.claim.created")
             self._claims[key, epoch] = data
+            if not self._take_lease(key, epoch):
+                return False
             self._fence_if_journaled(key, epoch)
             return self._claimed(key)[-1:] == [epoch]
         except CheckpointStoreError as error:  # the number may be taken, and stays so

@@ -129,6 +129,8 @@ class Objects:
         self.medium = medium
         self._retry = retry or Retry()
         self._sleep = sleep
+        self.exclusive = True
+        """Whether `create` is left to the medium. If not, it is `replace_if_absent`: under a lease."""
         self.retries = 0
         """How many requests were repeated, for people."""
 
@@ -149,6 +151,8 @@ class Objects:
 
         `data` must have a token of its own in it: what is there already is then compared with it.
         """
+        if not self.exclusive:
+            return self.replace_if_absent(name, data)
         if self._tried(lambda: self.medium.create(name, data)):
             return True
         return self._holds(name, data)

@@ -111,6 +111,8 @@ def show(key: str, store: str | None, live: bool, address: str | None, timeout: 
         _show_members(reader, info)
     else:
         click.echo(f"holder: {_holder(info)}")
+    if info.fencing == "lease":
+        click.echo("fencing: lease (the store has no conditional writes)")
     click.echo(f"bytes: {', '.join(f'{kind} {_size(n)}' for kind, n in info.bytes.items())}")
     if found["journal"] is not None:
         click.echo(
@@ -385,6 +387,7 @@ def _row(info: KeyInfo) -> list[Any]:
     counted = [snapshot for snapshot in info.snapshots if snapshot.counts]
     newest = counted[-1] if counted else None
     state = f"{info.state}, orphan" if info.orphan else info.state
+    state += ", by a lease" if info.fencing == "lease" and info.state in ("held", "unknown") else ""
     return [
         info.key,
         info.mode,

@@ -245,7 +245,7 @@ class TestFencing:
         medium = kind(memory_medium())
         store = ObjectStore(medium, FAST)
         assert store.fencing(KEY) == BEST_EFFORT
-        with pytest.raises(UnsupportedStoreError, match=r'memory://.*fencing="lease" is not available'):
+        with pytest.raises(UnsupportedStoreError, match=r'memory://.*or allow fencing="lease"'):
             store.require_fencing(KEY)
         with pytest.raises(UnsupportedStoreError, match="exactly_once needs"):
             ObjectStore(medium, FAST).check_exactly_once()
