@@ -9,6 +9,12 @@ from .urls import ALLOWED
 __all__ = ["ALLOWED", "Listing", "Store", "connect", "resolve_url"]
 
 _NETWORK = frozenset({"process", "power", "node", "head"})
+_SURVIVES: dict[str, frozenset[str]] = {
+    "memory": frozenset(),
+    # fsspec fsyncs nothing: `file://` is the store for disks.
+    "file": frozenset({"process"}),
+    "local": frozenset({"process"}),
+}
 
 
 def resolve_url(text: str) -> str:
@@ -61,7 +67,7 @@ def connect(text: str) -> Store:
     from .fsspec_objects import FsspecObjects
 
     protocol = url.scheme.removeprefix(urls.FSSPEC_PREFIX)
-    survives: frozenset[str] = frozenset() if protocol == "memory" else _NETWORK
+    survives = _SURVIVES.get(protocol, _NETWORK)
     path = f"{url.place}/{url.path}" if url.path else url.place
     return ObjectStore(FsspecObjects(url.text, protocol, path, survives))
 

@@ -40,6 +40,8 @@ class FsspecObjects:
         self._fs = _file_system(url, protocol)
         self._root = path.rstrip("/")
         self._in_memory = protocol == "memory"
+        self._has_directories = protocol in ("file", "local")  # which stay when their last object goes
+        self._creates = self._in_memory or _has_own_creation(self._fs)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -66,6 +68,8 @@ class FsspecObjects:
 
     def create(self, name: str, data: bytes) -> bool:
         """Create an object where the file system can."""
+        if not self._creates:
+            raise NotImplementedError(f"{self.url} has no exclusive creation")
         if self._in_memory:
             with _memory_lock:
                 return self._create(name, data)
@@ -143,10 +147,11 @@ class FsspecObjects:
         return sorted(e for e in entries if e.name.startswith(stem))
 
     def directories(self) -> builtins.list[str]:
-        """Return the first level of directories."""
-        return [
+        """Return the first level of directories, without empty ones."""
+        names = [
             e["name"].rstrip("/").rpartition("/")[2] for e in self._listed("") if e["type"] == "directory"
         ]
+        return [name for name in names if not self._has_directories or self.walk(name)]
 
     def walk(self, directory: str) -> builtins.list[Entry]:
         """Return all objects below a directory."""
@@ -174,6 +179,17 @@ class FsspecObjects:
 
     def abort(self, upload: Upload) -> None:
         """There is none."""
+
+
+def _has_own_creation(fs: Any) -> bool:
+    """Whether `mode="create"` is more than fsspec's own way, which looks first and writes then.
+
+    That passes a probe when nobody is quick enough, and lets two in when somebody is.
+    """
+    spec = importlib.import_module("fsspec.spec").AbstractFileSystem
+    local = importlib.import_module("fsspec.implementations.local").LocalFileSystem
+    inherited = {spec.pipe_file, local.pipe_file}
+    return getattr(type(fs), "_pipe_file", None) is not None or type(fs).pipe_file not in inherited
 
 
 def _file_system(url: str, protocol: str) -> Any:

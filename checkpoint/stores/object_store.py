@@ -109,13 +109,13 @@ class ObjectStore(ObjectJournals):
         return CONDITIONAL if self._conditional else BEST_EFFORT
 
     def require_fencing(self, key: str) -> None:
-        """Raise `UnsupportedStoreError` unless exclusive creation works under `key`, or a lease is allowed."""
+        """Raise `UnsupportedStoreError` unless exclusive creation works under `key` or a lease is allowed."""
         if self.fencing(key) != CONDITIONAL and self._lease_s is None:
             raise UnsupportedStoreError(
                 f"exactly_once needs a store that creates an object only if there is none, and {self.url} "
                 f"replaced one (tried below {key!r}). Use s3:// or a file:// store, or snapshots, "
-                'or allow fencing="lease", which holds the key for a time only (docs/checkpoint-guide.md has what '
-                "that costs)"
+                'or allow fencing="lease", which holds the key for a time only '
+                "(docs/checkpoint-guide.md has what that costs)"
             )
 
     # -- leases ------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class ObjectStore(ObjectJournals):
         self._ended.add((key, epoch))
 
     def _take_lease(self, key: str, epoch: int) -> bool:
-        """After the claim was written: hold the key, if that needs a lease. False: another one was quicker."""
+        """After a claim: hold the key, if that needs a lease. False: another one was quicker."""
         if self.fencing(key) == CONDITIONAL:
             return True
         directory = to_file_name(key)
