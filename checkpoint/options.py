@@ -223,6 +223,9 @@ def validate(given: Mapping[str, object]) -> Options:
     if exactly_once:
         merged["every"] = given["every"] if "every" in given else _default_every(merged)
         merged["durability"] = merged["durability"] or "process"
+        if merged["fencing"] != "lease" and "lease_s" in given:
+            term = given["lease_s"]
+            raise CheckpointOptionError(f'lease_s={term!r} is the term of fencing="lease": give both')
     else:
         _only_exactly_once(given)
     every, durability = merged["every"], merged["durability"]

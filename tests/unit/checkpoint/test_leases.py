@@ -104,10 +104,11 @@ class World:
 class Actor:
     """An exactly-once actor of some machine."""
 
-    def __init__(self, world: World, host: str = "here", **options: Any) -> None:
+    def __init__(self, world: World, host: str = "here", leased: bool = True, **options: Any) -> None:
         self.world, self.store = world, world.store()
         self.host = LocalHost("tally", class_name="Tally", unique_id=host, caller=Caller())
-        spec = engine.spec_of(Tally, {"fencing": "lease", "lease_s": TERM_S, **options})
+        given = {"fencing": "lease", "lease_s": TERM_S} if leased else {}
+        spec = engine.spec_of(Tally, {**given, **options})
         background: Any = InlineBackground
         self.session = engine.open(Tally(), self.host, spec, store=self.store, background=background)
 
@@ -132,7 +133,7 @@ class TestActors:
     def test_refused_unless_allowed(self) -> None:
         world = World()
         with pytest.raises(UnsupportedStoreError, match='or allow fencing="lease"'):
-            Actor(world, fencing="exclusive")
+            Actor(world, leased=False)
         actor = Actor(world)
         assert [actor.call() for _ in range(3)] == [1, 2, 3]
         actor.session.close(True, "end")
@@ -263,13 +264,13 @@ class TestActors:
         def start(**options: Any) -> tuple[LocalHost, Any]:
             medium = S3Objects(f"s3://{bucket}/p", bucket, "p", {"endpoint_url": s3_proxy.endpoint})
             host = LocalHost("tally", class_name="Tally")
-            spec = engine.spec_of(Tally, {"fencing": "lease", "lease_s": 1.0, **options})
+            spec = engine.spec_of(Tally, options)
             return host, engine.open(Tally(), host, spec, store=ObjectStore(medium))
 
         with pytest.raises(UnsupportedStoreError, match="replaced one"):
-            start(fencing="exclusive")
+            start()
         for first in (1, 3):
-            host, session = start()
+            host, session = start(fencing="lease", lease_s=1.0)
             assert [host.call(session, "incr") for _ in range(2)] == [first, first + 1]
             assert session.status()["fencing"] == "lease"
             session.close(True, "end")
@@ -279,9 +280,10 @@ class TestActors:
     ("options", "text"),
     [
         ({"fencing": "hope"}, "one of 'exclusive', 'lease'"),
-        ({"lease_s": 0.1}, "from 1 to 3600"),
-        ({"lease_s": True}, "from 1 to 3600"),
-        ({"fencing": "lease", "exactly_once": False}, "is for actors with exactly_once=True"),
+        ({"fencing": "lease", "lease_s": 0.1}, "from 1 to 3600"),
+        ({"fencing": "lease", "lease_s": True}, "from 1 to 3600"),
+        ({"lease_s": 5.0}, "give both"),
+        ({"fencing": "lease", "lease_s": 5.0, "exactly_once": False}, "is for actors with exactly_once=True"),
     ],
 )
 def test_bad_options(options: dict[str, Any], text: str) -> None:
