@@ -28,6 +28,9 @@ class TestFsspecFileStore(ObjectStoreSuite):
     def store(self, tmp_path: Path) -> Store:
         return connect(f"fsspec+file://{tmp_path}/store")
 
+    # Of several that claim at the same instant more than one may think so here: that is what leases are for.
+    test_of_many_claimants_one_wins = None  # type: ignore[assignment]
+
     def test_creation_is_known_not_to_be_exclusive(self, store: Any) -> None:
         """Also when a probe would not be quick enough to find out."""
         assert store.fencing("k") == BEST_EFFORT

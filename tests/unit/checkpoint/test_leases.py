@@ -76,7 +76,11 @@ class World:
 
     def store(self) -> ObjectStore:
         """Another process's store object."""
-        store = ObjectStore(self.medium, FAST, self.sleep, clock=lambda: self.now_s)
+        return self.over(self.medium)
+
+    def over(self, medium: Any) -> ObjectStore:
+        """The same over another medium."""
+        store = ObjectStore(medium, FAST, self.sleep, clock=lambda: self.now_s)
         store.keeps_leases = False
         self.stores.append(store)
         return store
@@ -260,12 +264,13 @@ class TestActors:
     def test_over_s3_whose_server_ignores_conditions(self, s3: S3Server, s3_proxy: FaultyProxy) -> None:
         s3_proxy.fail("PUT", "", faulty_proxy.drop_condition, times=10**9)
         bucket = s3.new_bucket()
+        world = World()  # whose time passes only when somebody waits for a lease
 
         def start(**options: Any) -> tuple[LocalHost, Any]:
             medium = S3Objects(f"s3://{bucket}/p", bucket, "p", {"endpoint_url": s3_proxy.endpoint})
             host = LocalHost("tally", class_name="Tally")
             spec = engine.spec_of(Tally, options)
-            return host, engine.open(Tally(), host, spec, store=ObjectStore(medium))
+            return host, engine.open(Tally(), host, spec, store=world.over(medium))
 
         with pytest.raises(UnsupportedStoreError, match="replaced one"):
             start()
