@@ -123,6 +123,14 @@ class RayHost:
         """One line on stderr, which Ray brings to the driver."""
         print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
 
+    @property
+    def hash_seed(self) -> str:
+        """See `Host.hash_seed`: known where the user has set it."""
+        return os.environ.get("PYTHONHASHSEED", "")
+
+    def restart_with_hash_seed(self, seed: str) -> None:
+        """See `Host.restart_with_hash_seed`: a worker of Ray cannot be had with another one from inside."""
+
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`. A successor of the same actor is none of ours to end."""
         print(f"{self.identity.class_name} ends because of {error}", file=sys.stderr, flush=True)
