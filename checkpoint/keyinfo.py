@@ -126,6 +126,7 @@ def _describe_group(store: Store, key: str, name: str, cuts: list[SnapshotInfo])
         mode="group",
         state="held" if "held" in states else "unknown" if "unknown" in states else "free",
         orphan=_is_orphan_group(store, members),
+        fencing="exclusive",
         holder=None,
         history=str(here.sealed.get("history", "")),
         history_number=here.listing.newest_epoch,
