@@ -83,6 +83,7 @@ EXPORTS = (
     "callargs.deserialize_args",
     "context.HeadContext",
     "callargs.serialize_args",
+    "callnames.call_of",
     "eventfold.EventTable",
     "events.clock_pair",
     "execution.flush",

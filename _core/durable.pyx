@@ -266,6 +266,7 @@ cdef class DurableCalls:
             else:
                 self.journal.running(None)
         call.entered = False
+        call.recorded = True
         return 0
 
     cdef int set_aside(self, Call call) except -1:

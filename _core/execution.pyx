@@ -30,7 +30,7 @@ from ftray._core.serial cimport INLINE_LIMIT
 from ftray._core.rules cimport REPLY_CANCELLED, REPLY_ERROR, REPLY_OK, REPLY_RETRY
 from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, core_try
 from ftray._core.types cimport TASK_QUIET, TASK_STREAM, Channel, Core, ObjEntry, lock_drop, store32
-from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, REPLY_TOUCHED, ReplyHead, TaskHead
+from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, REPLY_RECORDED, REPLY_TOUCHED, ReplyHead, TaskHead
 from ftray._core.yields cimport is_generator, run_generator
 
 
@@ -143,6 +143,7 @@ cdef class Execution:
         for other in self.durable.repetitions(call):
             other.position = max(other.position, call.position)
             other.nret = call.nret
+            other.recorded = call.recorded
             self.send(other, status, b, [])
         if self.durable.parked:
             self.post(self.enter_parked)
@@ -160,6 +161,7 @@ cdef class Execution:
             if n < 0:
                 raise RuntimeError(f"the recorded reply of {call.name} cannot be read")
             call.nret = n
+            call.recorded = True
             self.send(call, self.durable.status, &b, [])
         finally:
             buf_free(&b)
@@ -258,6 +260,8 @@ cdef class Execution:
         r.status = status
         if self.durable is not None:
             r.epoch = self.durable.epoch
+            if call.recorded:
+                r.held |= REPLY_RECORDED
             may_leave = self.durable.may_leave() if call.position else 0
         if call.touched and not recorded:
             r.held |= REPLY_TOUCHED

@@ -8,6 +8,12 @@ cdef enum:
     FLOW_LIVE = 1            # Context.durable: a mutating method of an exactly-once actor runs,
     FLOW_REPLAY = 2          # or runs again to rebuild the state
 
+cdef enum CallFate:          # of a call to an exactly-once actor that ended with an error; ObjExt.fate
+    CALL_UNSENT = 1          # it never left
+    CALL_UNANSWERED = 2      # it was sent, and nobody knows
+    CALL_REFUSED = 3         # the actor's answer, which is no reply of the method
+    CALL_RECORDED = 4        # the recorded reply
+
 cdef const char *frame_head(const char *frame, uint64_t size) noexcept nogil
 cdef bint frame_comes_back(Core *c, const char *frame, uint64_t size) noexcept nogil
 cdef void callee_key(const char *data, size_t size, Id16 *out) noexcept nogil

@@ -23,7 +23,7 @@ from ftray._core.identity cimport derive_call_id
 from ftray._core.nodelink cimport N_CALLERS_DONE, node_put
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.records cimport HEAD_KEYED, ROOT_JOB, ROOT_PROCESS, CallHead, head_size
-from ftray._core.types cimport (CH_OPEN, Channel, add32, ActorClient, Blob, CallNote, Callee, Core, Id16, TaskRec, blob_drop, blob_new, callee_done, callee_drop,
+from ftray._core.types cimport (CH_OPEN, Channel, add32, ActorClient, Blob, CallNote, Callee, Core, Id16, TaskRec, blob_drop, blob_new, callee_done, callee_drop, callee_settle,
                                 mix64, mono_ns, note_new)
 from ftray._core.wire cimport GROUP_SIZE, HEAD_IN_GROUP, TaskHead
 
@@ -184,6 +184,7 @@ cdef void flow_stamp(TaskRec *t, char *head) noexcept nogil:
     """
     cdef CallHead *h = <CallHead *>head
     cdef Callee *k = t.note.callee
+    t.note.sent = True
     if k == NULL:
         return
     h.history = k.history
@@ -200,6 +201,7 @@ cdef void flow_acknowledge(Core *c, Channel *ch, uint64_t seq) noexcept nogil:
     t = ch.inflight[at]
     if t == NULL or t.note == NULL or t.note.callee == NULL:
         return
+    callee_settle(t.note.callee)                # room is needed
     size = FRAME_HEADER + t.note.head.size
     p = chan_begin(c, ch, size, F_ACK, 0, 0, seq)
     memcpy(p, t.note.head.data, t.note.head.size)
@@ -216,6 +218,7 @@ cdef void flow_retried(TaskRec *t) noexcept nogil:
         return
     h = <CallHead *>t.note.head.data
     h.retry += 1
+    t.note.sent = False
     if t.note.keyed:
         derive_call_id(t.note.named.b, t.actor.key.b, h.n, h.retry, t.call_id)
     else:
@@ -242,10 +245,16 @@ cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil:
 
 
 cdef void flow_answered(Core *c, TaskRec *t) noexcept nogil:
-    """The call has its outcome: the callee need not keep the reply for this run of the caller."""
+    """The call has its outcome: the callee need not keep the reply for this run of the caller.
+
+    Of one that was sent and got no reply it keeps what it has, for who asks what became of it, as long as it has room.
+    """
     cdef CallNote *note = t.note
     if note.callee != NULL:
-        callee_done(note.callee, note.n)
+        if note.fate or not note.sent:
+            callee_done(note.callee, note.n)
+        else:
+            note.callee.unanswered.push_back(note.n)
         callee_drop(note.callee)
         note.callee = NULL
     flow_timer(c)

@@ -21,6 +21,7 @@ cdef class Call:
     cdef bint reads             # a read-only method of an exactly-once actor
     cdef uint64_t seen          # of the journal, by a read-only method of an exactly-once actor
     cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
+    cdef bint recorded          # by an exactly-once actor: the answer is what everybody gets who asks again
     cdef bint parked            # waits for room among the replies that this actor keeps
     cdef uint64_t asked         # position after which its caller was asked what it has got, while the call waits for room
     cdef bytes deps             # top-level refs among the arguments by value, as records have them

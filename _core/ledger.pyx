@@ -497,6 +497,8 @@ cdef class Ledger:
         if h.flags & HEAD_KEYED:
             return "expired" if self.state.keyed_expired.find(id_at(h.call_id)) != NULL else "absent", 0, None, 0
         c = self.state.caller(id_at(h.parent))
+        if c != NULL and c.released:
+            return "unknown", 0, None, 0
         if c != NULL and ((c.forgets and h.n < c.acked) or c.expired.contains(h.n)):
             return "expired", 0, None, 0
         return "absent" if c != NULL else "unknown", 0, None, 0

@@ -12,16 +12,30 @@ from libc.string cimport memcpy
 from libcpp.string cimport string
 
 from ftray._core.events cimport EV_DEPENDENCY, event_death, event_failed
-from ftray._core.flows cimport flow_answered
+from ftray._core.flows cimport CALL_UNANSWERED, CALL_UNSENT, flow_answered
 from ftray._core.intake cimport intake_outcome, intake_over
 from ftray._core.lineage cimport lineage_free, task_return
-from ftray._core.refs cimport refs_check, refs_finish_shared, refs_unhold
+from ftray._core.refs cimport refs_check, refs_ext, refs_finish_shared, refs_unhold
 from ftray._core.replays cimport replay_fail, replay_fail_like
 from ftray._core.segments cimport segment_owned
-from ftray._core.types cimport (CMD_FREE_BLOCK, OBJ_INLINE, OBJ_IS_ERROR, OBJ_SHM, TASK_DONE, Blob, Command, Core, Id28, ObjEntry,
+from ftray._core.types cimport (CMD_FREE_BLOCK, OBJ_INLINE, OBJ_IS_ERROR, OBJ_SHM, TASK_DONE, Blob, Command, Core, Id28, ObjEntry, ObjExt,
                                 TaskRec, blob_hold)
 from ftray._core.values cimport entry_set_error, entry_set_inline, read_value
 from ftray._core.wire cimport ERR_CRASHED, ERR_LOST, VALUE_SHM, RetHead
+
+
+cdef void keep_name(TaskRec *t) noexcept nogil:
+    """A call to an exactly-once actor that ended with an error can be asked for by its returns."""
+    cdef uint16_t i
+    cdef ObjEntry *e
+    cdef ObjExt *x
+    for i in range(t.nret):
+        e = task_return(t, i)
+        if e != NULL and e.flags & OBJ_IS_ERROR and t.note.head != NULL:
+            x = refs_ext(e)
+            if x.call == NULL:
+                x.call = blob_hold(t.note.head)
+                x.fate = t.note.fate if t.note.fate else CALL_UNANSWERED if t.note.sent else CALL_UNSENT
 
 
 cdef void finish(Core *c, TaskRec *t) noexcept nogil:
@@ -30,6 +44,8 @@ cdef void finish(Core *c, TaskRec *t) noexcept nogil:
     cdef ObjEntry *e
     cdef bint shared = False
     if t.note != NULL:
+        if t.actor != NULL and t.actor.durable:
+            keep_name(t)
         flow_answered(c, t)
     t.state = TASK_DONE
     if t.stream != NULL:

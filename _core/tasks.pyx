@@ -18,7 +18,7 @@ from ftray._core.channel cimport FrameHeader
 from ftray._core.depends cimport depends_forget, depends_wait
 from ftray._core.events cimport (EV_EXCEPTION, event_answered, event_death, event_failed, event_renewed,
                                  event_submitted)
-from ftray._core.flows cimport flow_learn, flow_retried, flow_touched
+from ftray._core.flows cimport CALL_RECORDED, CALL_REFUSED, flow_learn, flow_retried, flow_touched
 from ftray._core.leases cimport class_pump, drop_lease, lease_is_idle
 from ftray._core.outcomes cimport complete, fail_crashed, refuse_values, task_fail, tasks_fail_dep
 from ftray._core.refs cimport refs_borrower
@@ -27,7 +27,7 @@ from ftray._core.rules cimport (FAIL_CANCELLED, REPLY_GIVEN_BACK, REPLY_LAST, RE
 from ftray._core.types cimport (TASK_CANCELLED, TASK_HELD, TASK_LIMBO, TASK_PUSHED, TASK_QUEUED,
                                 TASK_WAITS_DEPS, ActorClient, Channel, Core, Id28, Lease, ObjEntry, SchedClass, TaskList, TaskRec,
                                 load64, mono_ns)
-from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, REPLY_TIMES, REPLY_TOUCHED, ReplyHead, ReplyTimes
+from ftray._core.wire cimport ERR_CANCELLED, ERR_CRASHED, ERR_LOST, REPLY_RECORDED, REPLY_TIMES, REPLY_TOUCHED, ReplyHead, ReplyTimes
 
 
 cdef enum:
@@ -173,6 +173,8 @@ cdef void tasks_on_reply(Core *c, Channel *ch, FrameHeader *h, char *body, uint6
     k = t.cls
     attempt = t.attempt
     v = after_reply(t, r.status)
+    if t.note != NULL and v != RUN_AGAIN:
+        t.note.fate = CALL_RECORDED if r.held & REPLY_RECORDED else CALL_REFUSED
     if v == RUN_AGAIN:
         if t.attempt != attempt:
             if t.items != NULL and t.items.again:       # a generator that was stopped to be run anew

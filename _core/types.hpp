@@ -98,6 +98,9 @@ struct ObjExt {  // the rare half of an object's record
     TaskRec *maker = nullptr;                           // made it, and can make it again (lineage)
     uint32_t lineage = 0;                               // kept tasks that need the object when they run again
     uint8_t unmade = 0;                                 // why nothing can make it again (lineage.pxd), without a maker
+    uint8_t fate = 0;                                   // CallFate (flows.pxd) of the call to an exactly-once actor that ended so
+    Blob *call = nullptr;                               // and its CallHead: kept with errors, for who asks what became of it
+    ~ObjExt() { blob_drop(call); }
 };
 
 struct ObjEntry {

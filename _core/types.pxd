@@ -109,6 +109,8 @@ cdef extern from "types.hpp" nogil:
         TaskRec *maker
         uint32_t lineage
         uint8_t unmade
+        uint8_t fate
+        Blob *call
 
     cppclass ObjEntry:
         int32_t local, drops
@@ -139,17 +141,20 @@ cdef extern from "flows.hpp" nogil:
         int32_t holders
         uint32_t n, acked
         uint64_t history
+        vector[uint32_t] unanswered
     cppclass CallNote:
         Blob *head
         Callee *callee
         uint32_t n
-        cbool touched, keyed
+        cbool touched, keyed, sent
+        uint8_t fate
         Id16 named, call
     CallNote *note_new() noexcept
     cppclass Flow:
         pass
     void callee_drop(Callee *) noexcept
     void callee_done(Callee *, uint32_t) noexcept
+    void callee_settle(Callee *) noexcept
 
 
 cdef extern from "types.hpp" nogil:

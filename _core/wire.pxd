@@ -33,6 +33,7 @@ cdef enum:
 cdef enum:
     REPLY_TIMES = 2          # in ReplyHead.held
     REPLY_TOUCHED = 4
+    REPLY_RECORDED = 8
 
 cdef enum SystemError:
     ERR_CRASHED = 1          # payload: WORKER_DIED frame, or empty
@@ -88,7 +89,7 @@ cdef packed struct DepHead:
 
 cdef packed struct ReplyHead:
     uint8_t status
-    uint8_t held             # REPLY_TIMES: these stand at the very end; REPLY_TOUCHED: the call has called exactly-once actors
+    uint8_t held             # REPLY_TIMES: these stand at the very end; REPLY_TOUCHED: the call has called exactly-once actors; REPLY_RECORDED: the reply is recorded
     uint16_t nret
     uint32_t nborrow
     uint64_t epoch

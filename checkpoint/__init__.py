@@ -23,6 +23,8 @@ _HOME = {
     "delete": "manage",
     "export": "savepoint",
     "open": "reader",
+    "Outcome": "outcomes",
+    "outcome": "outcomes",
     "prune": "manage",
     "restore": "rollback",
     "savepoint_info": "savepoint",
@@ -102,6 +104,7 @@ __all__ = [
     "JournalInfo",
     "KeyInfo",
     "NoSessionError",
+    "Outcome",
     "PoisonCallError",
     "ReadonlyChangedError",
     "ReplayDivergedError",
@@ -119,6 +122,7 @@ __all__ = [
     "group",
     "nondeterministic",
     "open",
+    "outcome",
     "prune",
     "readonly",
     "restore",
@@ -171,6 +175,8 @@ if TYPE_CHECKING:
     from .manage import delete as delete
     from .manage import prune as prune
     from .manage import status as status
+    from .outcomes import Outcome as Outcome
+    from .outcomes import outcome as outcome
     from .reader import CheckpointReader as CheckpointReader
     from .reader import JournalInfo as JournalInfo
     from .reader import SnapshotInfo as SnapshotInfo

@@ -31,6 +31,7 @@ from .host import Host, Incident
 from .journal import Durability, Journal
 from .lineage import SnapshotName
 from .options import Options
+from .outcomes import OUTCOME_METHOD
 from .releases import NO_CEILING, Action, Releases
 from .snapshots import SnapshotLog
 from .values import CALL_ID, READING, Execution, current, user_value
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from .stores.leases import Lease
 
 UNJOURNALLED = frozenset(
-    {"checkpoint", "_checkpoint_group", "__ray_ready__", "__ray_terminate__", STATUS_METHOD}
+    {"checkpoint", "_checkpoint_group", "__ray_ready__", "__ray_terminate__", STATUS_METHOD, OUTCOME_METHOD}
 )
 """Methods of every actor that change no state of its own."""
 DURABLE_TIMEOUT_S = 300.0
@@ -437,6 +438,13 @@ class ExactlyOnce:
                 return CallOutcome("unknown")
             return CallOutcome("committed", status, reply)
         return CallOutcome({"absent": "not committed", "expired": "committed"}.get(state, "unknown"))
+
+    def look(self, head: bytes) -> tuple[str, bool, int, bytes | None]:
+        """Return what the ledger has of a call, and whether that is durable; see `checkpoint.outcome`."""
+        state, status, reply, position = self.ledger.look(head)
+        if self.journal is not None:
+            self.releases.durable(self.journal.durable_position)
+        return state, position <= self.releases.position, status, reply
 
     def status(self, measured: bool = True) -> dict[str, Any]:
         """Figures for people; `measured`: with what the journal takes in the store."""

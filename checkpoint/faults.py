@@ -214,6 +214,12 @@ def _from_environment() -> _Armed | None:
 active: _Armed | _Tracer | None = _from_environment()
 
 
+def arm_from_environment() -> None:
+    """Read the environment again, in a process that was forked after the import and has variables of its own."""
+    global active
+    active = active or _from_environment()
+
+
 def spec(points: Collection[str]) -> tuple[str, str, int] | None:
     """Return what is armed if it is one of `points`, for code that counts and acts by itself: no GIL there.
 

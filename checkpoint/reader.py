@@ -20,7 +20,9 @@ from .stores import connect
 from .stores.protocol import Store
 
 if TYPE_CHECKING:
+    from .codec import Codec
     from .keyinfo import KeyInfo
+    from .outcomes import Outcome
 
 _CALL = 1  # kind of a record, see _core.records
 
@@ -164,6 +166,30 @@ class CheckpointReader:
         found = Ledger(bytes(16))
         found.load(ledger)
         return {"history_number": found.history, **found.counters()}
+
+    def outcome(self, key: str, *, call_key: str, codec: Codec | None = None) -> Outcome:
+        """Say what became of the call of an exactly-once actor that was named `call_key`.
+
+        Reads snapshot and journal; the actor is not asked. While that lives, a call without a record is
+        unknown.
+
+        Parameters
+        ----------
+        call_key : str
+            As given with ``.options(call_key=...)``.
+        codec : Codec, optional
+            How the actor's engine writes replies. Default: as ftray's own actors do.
+        """
+        from ftray._core.identity import derive_callee_key
+
+        from . import outcomes
+
+        if codec is None:
+            from ftray._call_outcomes import Codec
+
+            codec = Codec()
+        head = outcomes.keyed_head(outcomes.named(call_key), derive_callee_key(key))
+        return outcomes.of_store(self._store, key, head, codec)
 
     def load(self, key: str, snapshot_id: str | None = None) -> Any:
         """Return the saved state: what `save_checkpoint` returned, or the dict of attributes.

@@ -36,6 +36,7 @@ from .host import Host, Incident
 from .keys import ActorKey
 from .lineage import SnapshotName
 from .options import Options
+from .outcomes import OUTCOME_METHOD
 from .scheduler import CAPTURE, STARVED, SaveScheduler
 from .snapshots import Past, SnapshotLog
 from .state import attribute_names
@@ -158,6 +159,8 @@ class ActorSession:
     def entry_points(self) -> Mapping[str, Callable[..., Any]]:
         """Actor methods that the engine runs from here in place of the instance's, by name."""
         own: dict[str, Callable[..., Any]] = {STATUS_METHOD: functools.partial(self.status, measured=False)}
+        if self.exactly_once is not None:
+            own[OUTCOME_METHOD] = self.exactly_once.look
         if self._cls.checkpoint is actor.Checkpointable.checkpoint:
             own["checkpoint"] = self.save_now_async if self._host.is_async else self.save_now
         return own

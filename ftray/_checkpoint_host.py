@@ -40,7 +40,7 @@ class NativeHost:
         end: Callable[[BaseException], None],
         start_again: Callable[[], None],
     ) -> None:
-        self.identity = _identity(spec)
+        self.identity = identity_of(spec)
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
         # Groups run beside the default one.
@@ -169,10 +169,11 @@ def callee_key(spec: dict[str, Any]) -> bytes:
     from ftray.checkpoint.keys import key_of
 
     given = spec["checkpoint"].get("checkpoint_key")
-    return derive_callee_key(key_of(_identity(spec), given).text)
+    return derive_callee_key(key_of(identity_of(spec), given).text)
 
 
-def _identity(spec: dict[str, Any]) -> ActorIdentity:
+def identity_of(spec: dict[str, Any]) -> ActorIdentity:
+    """Return who an actor is, from its record."""
     return ActorIdentity(
         spec["checkpoint_namespace"], spec["checkpoint_name"] or "", spec["unique_id"], spec["class_name"]
     )
@@ -187,8 +188,9 @@ def open_session(
     start_again: Callable[[], None],
 ) -> ActorSession:
     """Restore the instance's state and begin its checkpoints."""
-    from ftray.checkpoint import engine
+    from ftray.checkpoint import engine, faults
 
+    faults.arm_from_environment()
     host = NativeHost(spec, incarnation, executor, end, start_again)
     codec = NativeCodec(spec["class_name"])
     prepare = _preparing(executor)
@@ -206,9 +208,10 @@ async def open_session_async(
     start_again: Callable[[], None],
 ) -> ActorSession:
     """The same inside the event loop of an actor whose recorded calls may have to be awaited."""
-    from ftray.checkpoint import engine, options
+    from ftray.checkpoint import engine, faults, options
     from ftray.exceptions import NotSupportedError
 
+    faults.arm_from_environment()
     host = NativeHost(spec, incarnation, executor, end, start_again)
     codec = NativeCodec(spec["class_name"])
     if options.validate(spec["checkpoint"]).verify:

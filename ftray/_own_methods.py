@@ -39,11 +39,19 @@ def _ray_checkpoint_status(self: Any) -> dict[str, Any]:
     raise NoSessionError(f"this {type(self).__name__} keeps no checkpoints: its class is not Checkpointable")
 
 
+def _ray_checkpoint_outcome(self: Any, head: bytes) -> Any:
+    """Stands for the method of an exactly-once actor's session that tells what became of a call."""
+    from ftray.checkpoint import NoSessionError
+
+    raise NoSessionError(f"this {type(self).__name__} is not exactly_once: it keeps no record of its calls")
+
+
 OWN_METHODS: dict[str, Any] = {
     "__ray_ready__": _ray_ready,
     "__ray_call__": _ray_call,
     "__ray_terminate__": _ray_terminate,
     "__ray_checkpoint_status__": _ray_checkpoint_status,
+    "__ray_checkpoint_outcome__": _ray_checkpoint_outcome,
 }
 
 

@@ -248,9 +248,9 @@ def named_call(meta: _Meta, method: str, call_key: str) -> bytes:
             f"call_key={call_key!r} was given for {meta.class_name}.{method}: only exactly-once actors know"
             " calls by their key (class ...(ftray.Checkpointable, exactly_once=True))"
         )
-    from _blake2 import blake2b  # hashlib would load OpenSSL
+    from ftray.checkpoint.outcomes import named
 
-    return blake2b(b"call\0" + call_key.encode(), digest_size=16).digest()
+    return named(call_key)
 
 
 def checkpoint_spec(cls: type) -> dict[str, object] | None:

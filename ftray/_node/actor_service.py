@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 
 _MAX_STORY = 16
+_PLACE_FIELDS = ("checkpoint", "checkpoint_namespace", "checkpoint_name", "unique_id", "class_name")
 # What a process of an actor with checkpoints imports; some 60 ms, of which each restart would need its own.
 _TOOLKIT = [
     "ftray._checkpoint_host",
@@ -89,6 +90,7 @@ class ActorService:
         self._kept: dict[bytes, _Kept] = {}
         self._stories: dict[bytes, list[tuple[str, int, float]]] = {}
         self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
+        self._places: dict[bytes, dict[str, Any]] = {}  # of exactly-once actors, also of those that are dead
         self.releases = CallerReleases(self._tell_actor)
         self._toolkit_shared = False
         self.discards = Discards(node)
@@ -126,6 +128,7 @@ class ActorService:
             self._share_toolkit()
             if fields["checkpoint"].get("exactly_once"):
                 self.releases.created(spec.actor_id)
+                self._keep_place(spec.actor_id, fields)
 
     def _share_toolkit(self) -> None:
         """Have the zygote import what actors with checkpoints need: their restarts do not wait for it."""
@@ -266,6 +269,17 @@ class ActorService:
             if kept.fields.get("callee_key") == callee_key and info is not None and info["state"] != "DEAD":
                 return actor_id
         return None
+
+    def checkpoint_of(self, actor_id: bytes) -> dict[str, Any] | None:
+        """Return what names the checkpoints of an exactly-once actor, also of one that died not long ago."""
+        return self._places.get(actor_id)
+
+    def _keep_place(self, actor_id: bytes, fields: dict[str, Any]) -> None:
+        self._places[actor_id] = {name: fields[name] for name in _PLACE_FIELDS}
+        if len(self._places) > 2 * machine.MAX_TOMBSTONES:
+            known = set(self.table.actor_ids())
+            for gone in [a for a in self._places if a not in known]:
+                del self._places[gone]
 
     def jobs(self) -> set[int]:
         """Return the jobs of all living actors."""

@@ -147,7 +147,10 @@ class RpcService:
         ]
 
     def actor_info(self, client: Client, actor_id: bytes) -> dict[str, Any] | None:
-        """Return state, incarnation, cause and address of an actor, and its spec while it lives."""
+        """Return state, incarnation, cause and address of an actor, and its spec while it lives.
+
+        Of an exactly-once actor also, for longer, under which key and in which store its checkpoints are.
+        """
         info = self._node.actors.table.info(actor_id)
         if info is None:
             return None
@@ -158,6 +161,7 @@ class RpcService:
         fields = self._node.actors.fields_of(actor_id)
         if fields is not None:
             info["spec"] = {key: value for key, value in fields.items() if key != "args_blob"}
+        info["checkpoint"] = self._node.actors.checkpoint_of(actor_id)
         return info
 
     def actors(self, client: Client) -> list[dict[str, Any]]:

@@ -1,0 +1,3 @@
+from ftray._core.objects import ObjectRef
+
+def call_of(ref: ObjectRef) -> tuple[bytes, bytes | None, int] | None: ...
