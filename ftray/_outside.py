@@ -18,6 +18,7 @@ from ftray import _core
 from ftray._core.objects import plain_get
 from ftray._core.serial import deserialize, serialize
 from ftray._core.waits import plain_wait
+from ftray._long_waits import LongWaits
 from ftray.checkpoint.values import READING
 from ftray.exceptions import NotSupportedError
 
@@ -40,6 +41,9 @@ class Outside:
 
     def __init__(self, once: ExactlyOnce) -> None:
         self._once = once
+        self._long = LongWaits(once)
+        # Where methods that only read run one at a time, they too keep out whom they wait for.
+        self._reads_alone = once.host.max_concurrency == 1 and not once.host.is_async
 
     def _execution(self) -> Execution | None:
         """The method that changes the state and that the present code belongs to."""
@@ -79,7 +83,24 @@ class Outside:
 
     def get(self, refs: Any, timeout: float | None) -> Any:
         """`ftray.get`."""
-        return self._value(GET, lambda: plain_get(refs, timeout))
+        return self._value(GET, lambda: self._patient_get(refs, timeout))
+
+    def _patient_get(self, refs: Any, timeout: float | None) -> Any:
+        several = refs if isinstance(refs, list) else [refs]
+        method = self._holding()
+        known = _is_timeout(timeout) and all(isinstance(ref, _core.ObjectRef) for ref in several)
+        if method is None or not known:
+            return plain_get(refs, timeout)
+        return self._long.patient(
+            lambda left_s: plain_get(refs, left_s), lambda _: True, several, timeout, method
+        )
+
+    def _holding(self) -> str | None:
+        """The method that runs here, if no other begins before it ends."""
+        found = self._once.locate()
+        if found is READING:
+            return "a method that reads" if self._reads_alone else None
+        return None if found is None else found.method  # type: ignore[attr-defined]
 
     def wait(
         self, refs: Any, num_returns: int, timeout: float | None, fetch_local: bool
@@ -91,13 +112,29 @@ class Outside:
         given = list(refs)
 
         def look() -> list[int]:
-            ready = plain_wait(refs, num_returns, timeout, fetch_local)[0]
+            ready = self._patient_wait(given, num_returns, timeout, fetch_local)
             places = {id(ref): place for place, ref in enumerate(given)}
             return [places[id(ref)] for ref in ready]
 
         ready: list[int] = self._value(WAIT, look)
         chosen = set(ready)
         return [given[i] for i in ready], [ref for i, ref in enumerate(given) if i not in chosen]
+
+    def _patient_wait(
+        self, refs: list[Any], num_returns: int, timeout: float | None, fetch_local: bool
+    ) -> list[Any]:
+        """`num_returns` below the number of refs may be had from others: only a wait for all is looked at."""
+        method = self._holding()
+        if method is None or num_returns != len(refs) or not _is_timeout(timeout):
+            return plain_wait(refs, num_returns, timeout, fetch_local)[0]
+        found: list[Any] = self._long.patient(
+            lambda left_s: plain_wait(refs, num_returns, left_s, fetch_local)[0],
+            lambda ready: len(ready) == num_returns,
+            refs,
+            timeout,
+            method,
+        )
+        return found
 
     def made(self, make: Callable[[], Any]) -> Any:
         """A handle that `make` gets by making, or finding, an actor."""
@@ -122,13 +159,20 @@ class Outside:
     async def _awaited(self, ref: _core.ObjectRef, execution: Execution) -> Any:
         order = execution.awaits
         if order is None:
-            order = execution.awaits = _AwaitOrder(execution)
+            order = execution.awaits = _AwaitOrder(execution, self._long)
         return await order.value(ref)
 
     def awaited(self, ref: _core.ObjectRef) -> Coroutine[Any, Any, Any] | _Plain:
         """``await ref``."""
         execution = self._execution()
         return _Plain(ref) if execution is None else self._awaited(ref, execution)
+
+
+def _is_timeout(timeout: Any) -> bool:
+    """Whether it is a timeout; what is none is said where it is used."""
+    if timeout is None:
+        return True
+    return isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0
 
 
 class _Plain:
@@ -146,8 +190,8 @@ class _AwaitOrder:
     in the same order.
     """
 
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
+    def __init__(self, execution: Execution, long: LongWaits) -> None:
+        self._execution, self._long = execution, long
         self._begun = 0
         self._waiting: dict[int, asyncio.Future[bytes | None]] = {}
 
@@ -182,10 +226,18 @@ class _AwaitOrder:
                 waiting[number].set_result(None)
 
     async def _live(self, number: int, ref: _core.ObjectRef) -> Any:
+        error: Exception | None
+        awaited = self._long.begin(ref, self._execution.method)
         try:
             value, error = await _Plain(ref), None
         except Exception as raised:
             value, error = None, raised
+        except BaseException:
+            if not awaited.interrupted():
+                raise
+            value, error = None, awaited.error
+        finally:
+            self._long.end(awaited)
 
         def produce() -> Any:
             if error is not None:
@@ -212,10 +264,13 @@ def _encode(produce: Callable[[], Any], refs: list[Any] | None = None) -> list[A
 
 
 def _encode_error(error: Exception) -> bytes:
-    from ftray._task_errors import dump_error, make_task_error
+    from ftray._task_errors import dump_error, load_error, make_task_error
     from ftray.exceptions import RayError
 
-    return dump_error(error) if isinstance(error, RayError) else make_task_error(error, "", 0)
+    data = dump_error(error)  # type: ignore[arg-type]
+    if isinstance(error, RayError) or type(load_error(data)) is type(error):
+        return data
+    return make_task_error(error, "", 0)
 
 
 def _decode(data: bytes, kept: list[Any]) -> Any:

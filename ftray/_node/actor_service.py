@@ -35,6 +35,7 @@ from ftray._node.frames import (
 )
 from ftray._node.group_service import NoPlace
 from ftray._node.protocol import ProtocolError
+from ftray._node.waits import WaitTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class ActorService:
         self._stories: dict[bytes, list[tuple[str, int, float]]] = {}
         self._clients: dict[tuple[bytes, int], int] = {}  # placements by the client that they count for
         self._places: dict[bytes, dict[str, Any]] = {}  # of exactly-once actors, also of those that are dead
+        self.waits = WaitTable()
         self.releases = CallerReleases(self._tell_actor)
         self._toolkit_shared = False
         self.discards = Discards(node)
@@ -167,6 +169,33 @@ class ActorService:
             kept.to_discard = False  # it has done so itself
         self.apply(self.table.exit_announced(frame.actor_id, worker.number, frame.kind))
 
+    def on_waits(
+        self, client: Client, number: int, inside: str, targets: list[bytes], quiet: bool
+    ) -> list[dict[str, str]] | None:
+        """A method of an exactly-once actor waits for long (RPC ``actor_waits``), or does so no more (0).
+
+        Returns
+        -------
+        list of dict or None
+            Actors and methods that wait for each other in a circle, the caller's first.
+        """
+        worker = client.worker
+        actor_id = self.table.actor_of(worker.number) if worker is not None else None
+        if worker is None or actor_id is None:
+            raise ValueError("actor_waits is for the processes of actors")
+        if not number:
+            self.waits.over(actor_id)
+            return None
+        circle = self.waits.polled(actor_id, worker.number, number, inside, targets, quiet)
+        if circle is None:
+            return None
+        return [{"actor_id": a.hex(), "title": self._title(a), "method": m} for a, m in circle]
+
+    def _title(self, actor_id: bytes) -> str:
+        info = self.table.info(actor_id)
+        assert info is not None
+        return f"{info['class_name']} {repr(info['name']) if info['name'] else actor_id.hex()}"
+
     # Events of the node ---------------------------------------------------------------------------
 
     def worker_found(self, key: object, worker: WorkerProcess) -> None:
@@ -194,6 +223,7 @@ class ActorService:
         """A worker (None: a driver) died: its actor, and the actors that it owns, follow."""
         cause = {name: getattr(death, name) for name in death._fields}
         if worker is not None:
+            self.waits.process_ended(worker.number)
             self.apply(self.table.worker_died(worker.number, cause, time.monotonic()))
         self.apply(self.table.owner_died(death.worker_id, death.text))
 

@@ -55,6 +55,7 @@ class RpcService:
             "actor_by_key": self.actor_by_key,
             "list_named_actors": self.list_named_actors,
             "actor_info": self.actor_info,
+            "actor_waits": node.actors.on_waits,
             "actors": self.actors,
             "cluster_resources": lambda client: wildcards(node.leases.scheduler.total()),
             "available_resources": lambda client: wildcards(node.leases.scheduler.available()),
