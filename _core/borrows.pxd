@@ -16,5 +16,6 @@ cdef void borrow_grant(Core *c, ObjEntry *inner, const Id28 *receiver) noexcept 
 cdef void borrow_register_all(Core *c, const Id28 *piggyback_owner) noexcept nogil
 cdef void borrow_announce(Core *c, ObjEntry *e) noexcept nogil
 cdef void borrow_process_died(Core *c, const Id28 *worker) noexcept nogil
+cdef void borrow_owner_unknown(Core *c, const Id28 *worker) noexcept nogil
 cdef void borrow_carry_out(Core *c) noexcept nogil
 cdef void borrow_send(Core *c, Channel *ch, string *frame) noexcept nogil

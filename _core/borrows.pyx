@@ -15,7 +15,7 @@ from ftray._core.channel cimport (F_BLOCK_FREE, F_BORROW_ACK, F_BORROW_ADD, F_BO
                                   FRAME_HEADER, FrameHeader, chan_begin, chan_commit, chan_connect, chan_find, chan_is_dead,
                                   chan_no_descriptors)
 from ftray._core.intake cimport intake_dropped
-from ftray._core.nodelink cimport node_actor_kill
+from ftray._core.nodelink cimport N_DEATH_ASK, node_actor_kill, node_put
 from ftray._core.recalls cimport recall_frame
 from ftray._core.refs cimport refs_borrower, refs_check, refs_drop_value, refs_find, refs_register, refs_unhold
 from ftray._core.segments cimport segment_block_free, segment_producer
@@ -84,10 +84,13 @@ cdef void ask_owner(Core *c, ObjEntry *e, const void *place, uint64_t size) noex
     e.flags |= OBJ_FETCHING
     ch = chan_connect(c, &e.ext.owner)
     if ch == NULL:
-        # A living process has a socket. One that died before this process was made is in no death report of ours.
-        if c.dead.count(e.ext.owner) or c.connect_errno == ECONNREFUSED or c.connect_errno == ENOENT:
+        if c.dead.count(e.ext.owner):
             e.lost = 1
             fail_ownerless(c, e)
+        elif c.connect_errno == ECONNREFUSED or c.connect_errno == ENOENT:
+            # A living process has a socket. Its death report is on the way, or came before this process was made: the report
+            # follows, or the word that there is none (`borrow_owner_unknown`).
+            node_put(c, N_DEATH_ASK, 0, e.ext.owner.b, 28)
         elif chan_no_descriptors(c):
             entry_set_error(c, e, ERR_NO_DESCRIPTORS, NULL, 0)
         return                              # otherwise its death report is on the way
@@ -331,6 +334,22 @@ cdef void borrow_process_died(Core *c, const Id28 *worker) noexcept nogil:
             waiting.push_back(item.second)
     for i in range(waiting.size()):
         waiting[i].holds += 1
+    for i in range(waiting.size()):
+        fail_ownerless(c, waiting[i])
+    for i in range(waiting.size()):
+        waiting[i].holds -= 1
+        refs_check(c, waiting[i])
+
+
+cdef void borrow_owner_unknown(Core *c, const Id28 *worker) noexcept nogil:
+    """ftrayd knows no report of this owner, which has no socket: whoever waits for its objects hears that it is gone."""
+    cdef vector[ObjEntry *] waiting
+    cdef size_t i
+    for item in c.objects:
+        if not item.second.flags & OBJ_OWNED and item.second.flags & OBJ_FETCHING and item.second.state < OBJ_INLINE and item.second.ext != NULL and item.second.ext.owner == worker[0]:
+            item.second.lost = 1
+            item.second.holds += 1
+            waiting.push_back(item.second)
     for i in range(waiting.size()):
         fail_ownerless(c, waiting[i])
     for i in range(waiting.size()):

@@ -15,7 +15,7 @@ from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from ftray._core.actors cimport actor_after_death, actor_on_state
-from ftray._core.borrows cimport borrow_answer, borrow_frame, borrow_process_died
+from ftray._core.borrows cimport borrow_answer, borrow_frame, borrow_owner_unknown, borrow_process_died
 from ftray._core.cancels cimport cancel_asked
 from ftray._core.channel cimport (F_CANCEL, F_CANCEL_OBJECT, F_REPLY, F_STREAM_ACK, F_STREAM_ITEM, F_WANT_ACK, FrameHeader, chan_break,
                                   chan_set_handlers)
@@ -24,7 +24,7 @@ from ftray._core.flows cimport flow_acknowledge
 from ftray._core.inspect cimport inspect_answer
 from ftray._core.intake cimport intake_item
 from ftray._core.leases cimport class_fail, lease_granted, lease_reclaim
-from ftray._core.nodelink cimport (N_ACTOR_STATE, N_INSPECT, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
+from ftray._core.nodelink cimport (N_ACTOR_STATE, N_DEATH_UNKNOWN, N_INSPECT, N_LEASE_GRANT, N_LEASE_INFEASIBLE, N_LEASE_RECLAIM, N_RPC_REPLY, N_SEG_FD,
                                    N_SEG_GONE, N_SEG_RESERVED, N_SEG_SHRINK, N_SPILL_ASK, N_SPILL_DONE, N_SPILL_RESTORED, N_WORKER_DIED, NodeHeader, node_lost,
                                    node_set_handlers)
 from ftray._core.holds cimport hold_channel_broke
@@ -253,6 +253,8 @@ cdef void on_node_frame(Core *c, NodeHeader *h, char *body) noexcept nogil:
         on_actor_state(c, body, h.size)
     elif h.kind == N_WORKER_DIED:
         on_worker_died(c, body, h.size)
+    elif h.kind == N_DEATH_UNKNOWN and h.size >= 28:
+        borrow_owner_unknown(c, <Id28 *>body)
     elif h.kind == N_RPC_REPLY or h.kind == N_SEG_RESERVED:
         keep_reply(c, h.req, body, h.size)
     elif h.kind == N_SEG_FD and h.size >= 17:

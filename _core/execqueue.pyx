@@ -12,7 +12,7 @@ from ftray._core.cancels cimport cancel_children, cancel_kill
 from ftray._core.channel cimport (F_ACK, F_ASSIGN, F_CANCEL, F_FN_DEF, F_REPLY, F_TAKE_BACK, F_TASK, FRAME_HEADER, FrameHeader, chan_begin,
                                   chan_commit)
 from ftray._core.events cimport event_begin
-from ftray._core.flows cimport frame_comes_back
+from ftray._core.flows cimport flow_running, frame_comes_back
 from ftray._core.holds cimport hold_began, hold_next
 from ftray._core.nodelink cimport N_ACTOR_START, N_ACTOR_TERMINATE, N_CALLERS_DONE, N_EXIT, N_EXIT_DECLINED, NodeHeader, node_put
 from ftray._core.productions cimport production_begin
@@ -183,6 +183,7 @@ cdef uint64_t exec_begin(Core *c, ExecTask *out) noexcept nogil:
         c.running_ch = out.ch
         c.running_key = call_key(out.ch, out.seq)
         memcpy(&c.running_unique, out.frame.data, 8)
+        flow_running(out.frame.data)
     return call_key(out.ch, out.seq)
 
 

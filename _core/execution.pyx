@@ -22,6 +22,7 @@ from ftray._core.context cimport Context, context_begin, context_durable, contex
 from ftray._core.durable cimport ENTER_ERROR, ENTER_REPLY, ENTER_RUN, ENTER_WAIT, DurableCalls, Entrance
 from ftray._core.events cimport event_end, event_text
 from ftray._core.execqueue cimport exec_give_back_all, exec_post
+from ftray._core.flows cimport flow_nested
 from ftray._core.held cimport held_caller, held_release
 from ftray._core.invocation cimport Call, Callables, call_head
 from ftray._core.objects cimport ObjectRef, usable
@@ -375,6 +376,8 @@ cdef class Execution:
                 core_leave(c)
         self.method = None
         self.running = None
+        if flow_nested(c):
+            thread_call().touched = True
         call.touched = context_end(&saved)
         if call.name is None:
             call.name = "?"

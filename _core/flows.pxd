@@ -25,6 +25,9 @@ cdef void flow_retried(TaskRec *t) noexcept nogil
 cdef void flow_learn(TaskRec *t, uint64_t epoch) noexcept nogil
 cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil
 cdef void flow_answered(Core *c, TaskRec *t) noexcept nogil
+# The call that the main thread takes, and whether tasks of it have called exactly-once actors.
+cdef void flow_running(const char *frame) noexcept nogil
+cdef bint flow_nested(Core *c) noexcept nogil
 # A head as it goes into a frame: what its caller knows now.
 cdef void flow_stamp(TaskRec *t, char *head) noexcept nogil
 # Nobody will execute this caller again: its callees are told soon.

@@ -16,6 +16,7 @@ Leaves to others: what the callee does with it (ledger.pyx), where the head stan
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 from ftray._core.channel cimport FRAME_HEADER, F_ACK, chan_begin, chan_commit
 from ftray._core.context cimport Context
@@ -52,6 +53,7 @@ cdef extern from *:
 cdef enum:
     REPORT_NS = 20000000
     REPORT_SIZE = 256
+    NESTED = 1              # CallNote.n of a task (with `touched`): it is over for good with the call `CallNote.named`
     ROOT_OF_JOB = 255       # in heads of calls to others than exactly-once actors: whoever needs it asks ftrayd
 
 
@@ -232,16 +234,47 @@ cdef void flow_learn(TaskRec *t, uint64_t epoch) noexcept nogil:
         t.note.callee.history = epoch >> 32
 
 
+cdef vector[Id16] *done_nested = new vector[Id16]()     # pairs to be told: a task that is over, and the call that has made it
+cdef Id16 running_call                  # of the call that the main thread is in; under the core lock
+cdef uint64_t child_touched = 0         # the call (`Core.running_unique`) of which a task has called exactly-once actors
+
+
+cdef void note_child(uint64_t parent) noexcept nogil:
+    global child_touched
+    child_touched = parent
+
+
 cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil:
-    """The call was answered, and had called exactly-once actors."""
-    if t.depth != 1 or not c.is_driver or c.root_kind == ROOT_JOB:
-        return                                  # deeper ones, and those of a job_key, may be made again by their own callers
+    """The call was answered, and it, or a task of it, had called exactly-once actors."""
+    cdef bint nested = t.depth != 1 or not c.is_driver
     if t.actor != NULL and t.actor.durable:
         return                                  # a method: the actor itself tells when its record is durable (held.pyx)
+    if nested:
+        if c.running_ch == NULL or t.parent != c.running_unique:
+            return                              # whose it was has ended: its calls are released with their root
+        note_child(t.parent)
+    elif c.root_kind == ROOT_JOB:
+        return                                  # it may be made again by the next run of its driver
     if t.note == NULL:
         t.note = note_new()
     t.note.touched = True
+    if nested:
+        t.note.n = NESTED
+        t.note.named = running_call             # without which it may be made again
     memcpy(t.note.call.b, t.call_id, 16)
+
+
+cdef void flow_running(const char *frame) noexcept nogil:
+    """The main thread takes this call."""
+    memcpy(running_call.b, (<const TaskHead *>frame).call_id, 16)
+
+
+cdef bint flow_nested(Core *c) noexcept nogil:
+    """Has the call that the main thread has run had tasks that called exactly-once actors?"""
+    global child_touched
+    cdef bint touched = child_touched != 0 and child_touched == c.running_unique
+    child_touched = 0
+    return touched
 
 
 cdef void flow_answered(Core *c, TaskRec *t) noexcept nogil:
@@ -269,7 +302,10 @@ cdef void take_spent(Core *c) noexcept nogil:
         if note.callee != NULL:
             callee_done(note.callee, note.n)
             callee_drop(note.callee)
-        if note.touched:
+        if note.touched and note.n == NESTED:
+            done_nested.push_back(note.call)
+            done_nested.push_back(note.named)
+        elif note.touched:
             c.done_callers.push_back(note.call)
         if note.head != NULL:
             blob_drop(note.head)
@@ -313,18 +349,22 @@ def callers_over(calls):
 
 cdef void flow_report(Core *c) noexcept nogil:
     """Tell ftrayd, and through it the exactly-once actors, which tasks can never run again."""
-    cdef uint32_t size
+    cdef uint32_t none = 0
     cdef string payload
     take_spent(c)
-    size = <uint32_t>(16 * c.done_callers.size())
-    if size == 0:
+    if c.done_callers.empty() and done_nested.empty():
         return
-    payload.append(<const char *>&size, 4)
-    payload.append(<const char *>c.done_callers.data(), size)
-    size = 0
-    payload.append(<const char *>&size, 4)
-    c.done_callers.clear()
+    put_ids(&payload, &c.done_callers)
+    payload.append(<const char *>&none, 4)
+    put_ids(&payload, done_nested)
     node_put(c, N_CALLERS_DONE, 0, payload.data(), payload.size())
+
+
+cdef void put_ids(string *payload, vector[Id16] *ids) noexcept nogil:
+    cdef uint32_t size = <uint32_t>(16 * ids.size())
+    payload.append(<const char *>&size, 4)
+    payload.append(<const char *>ids.data(), size)
+    ids.clear()
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ cdef enum NodeFrame:
     N_SPILL_RESTORED = 59
     N_LOG = 60
     N_WARN = 61
+    N_DEATH_ASK = 62
+    N_DEATH_UNKNOWN = 63
     N_EVENTS_RING = 70
     N_FUNCTION_NAME = 71
     N_INSPECT = 72

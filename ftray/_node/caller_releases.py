@@ -9,6 +9,7 @@ Leaves to others: who can never ask again (owners of tasks report it), what an a
 
 from __future__ import annotations
 
+from ftray._node.caller_tree import CallerTree
 from ftray._node.frames import CALL_ID_SIZE, CallersDone
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ class CallerReleases:
         self._send = send
         self._actors: dict[bytes, list[CallersDone]] = {}
         self._waiting: dict[bytes, int] = {}
+        self._trees: dict[int, CallerTree] = {}  # by job
 
     def created(self, actor_id: bytes) -> None:
         """An exactly-once actor exists from now on."""
@@ -56,6 +58,23 @@ class CallerReleases:
         for actor_id in list(self._actors):
             self._tell(actor_id, frame)
 
+    def reported(self, job_id: int, frame: CallersDone) -> None:
+        """A process of a job reports callers, and such as are over when others are."""
+        if not self._actors:
+            return
+        tree = self._trees.setdefault(job_id, CallerTree())
+        over = []
+        for child, above in _pairs(frame.nested):
+            over += tree.nested(child, above)
+        for caller in _ids(frame.callers):
+            over += tree.over(caller)
+        if over or frame.roots:
+            self.report(CallersDone(b"".join(over), frame.roots))
+
+    def job_over(self, job_id: int) -> None:
+        """Its root is reported: nothing more is to be known of its callers."""
+        self._trees.pop(job_id, None)
+
     def _tell(self, actor_id: bytes, frame: CallersDone) -> None:
         if self._send(actor_id, frame):
             return
@@ -63,3 +82,12 @@ class CallerReleases:
         if frame.roots or count <= _MAX_WAITING:
             self._actors[actor_id].append(frame)
             self._waiting[actor_id] = count
+
+
+def _ids(raw: bytes) -> list[bytes]:
+    return [raw[at : at + CALL_ID_SIZE] for at in range(0, len(raw) - len(raw) % CALL_ID_SIZE, CALL_ID_SIZE)]
+
+
+def _pairs(raw: bytes) -> list[tuple[bytes, bytes]]:
+    ids = _ids(raw)
+    return list(zip(ids[::2], ids[1::2], strict=False))

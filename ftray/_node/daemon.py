@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 LOG_FILE = "ftrayd.log"
 # Processes without state to save get this long between EXIT and SIGKILL.
 _PLAIN_GRACE_S = 0.5
+_REPORTS_KEPT = 4096  # of deaths, for processes that ask late
+# A process whose socket is gone is dead, which is seen soon.
+_DEATH_PATIENCE_S = 5.0
 # Importing what is to be preloaded competes with the first tasks for CPUs.
 _PRELOAD_PAUSE_S = 0.1
 _SWEEP_PAUSE_S = 5.0
@@ -122,6 +125,7 @@ class Node:
         self._lifeline = lifeline
         self._primary: Client | None = None
         self.stopping = False
+        self._reports: dict[bytes, frames.WorkerDied] = {}
         self._terminated = False
         self._warm = False
         self._trouble = ""
@@ -180,7 +184,7 @@ class Node:
             frames.ActorKill: lambda c, m: actors.on_kill(m.frame),
             frames.ActorReady: lambda c, m: actors.on_ready(_worker(c), m.frame),
             frames.ActorExit: lambda c, m: actors.on_exit(_worker(c), m.frame),
-            frames.CallersDone: lambda c, m: actors.releases.report(m.frame),
+            frames.CallersDone: lambda c, m: actors.releases.reported(self.job_of(c), m.frame),
             frames.SegReserve: lambda c, m: objects.on_reserve(c, m.frame, m.req, m.flags),
             frames.SegRegister: lambda c, m: objects.on_register(c, m.frame, m.fds[0]),
             frames.SegRelease: lambda c, m: objects.on_release(c, m.frame),
@@ -189,6 +193,7 @@ class Node:
             frames.SpillOffer: lambda c, m: objects.spills.on_offer(c, m.frame),
             frames.SpillSettled: lambda c, m: objects.spills.on_settled(c, m.frame),
             frames.SpillRestore: lambda c, m: objects.spills.on_restore(c, m.frame),
+            frames.DeathAsk: lambda c, m: self._on_death_ask(c, m.frame.worker_id),
             frames.DeathAck: lambda c, m: objects.on_death_ack(c, m.frame),
             frames.WorkerKill: lambda c, m: self._on_worker_kill(m.frame),
             frames.ExitDeclined: lambda c, m: self._on_exit_declined(_worker(c)),
@@ -210,6 +215,26 @@ class Node:
         else:
             for fd in message.fds:
                 os.close(fd)
+
+    def _on_death_ask(self, client: Client, worker_id: bytes) -> None:
+        """DEATH_ASK: the socket of a process is gone, of whose death the client has no report."""
+        report = self._reports.get(worker_id)
+        if report is not None:
+            self.clients.send(client, report)
+        elif self.clients.by_worker_id(worker_id) is None:
+            self.clients.send(client, frames.DeathUnknown(worker_id))
+        else:  # its end will be seen, and reported to everybody
+            number = client.number
+            self.loop.set_timer(
+                ("death asked", number, worker_id),
+                time.monotonic() + _DEATH_PATIENCE_S,
+                lambda: self._death_not_seen(number, worker_id),
+            )
+
+    def _death_not_seen(self, number: int, worker_id: bytes) -> None:
+        client = self.clients.get(number)
+        if client is not None and worker_id not in self._reports:
+            self.clients.send(client, frames.DeathUnknown(worker_id))
 
     def _on_worker_kill(self, frame: frames.WorkerKill) -> None:
         target = self.clients.by_worker_id(frame.worker_id)
@@ -358,6 +383,7 @@ class Node:
             # Not before: what of it still runs may ask again for what it was answered.
             if job.root and not job.resumes:
                 self.actors.releases.report(frames.CallersDone(b"", bytes.fromhex(job.root)))
+            self.actors.releases.job_over(job.job_id)
 
     def on_worker_ended(self, client: Client, worker: WorkerProcess, death: Death) -> None:
         """A registered worker was reaped."""
@@ -375,11 +401,13 @@ class Node:
                 self.actors.ended_with_session(worker, death)
             return
         self.objects.process_died(client)
-        self.clients.broadcast(
-            frames.WorkerDied(
-                death.worker_id, death.pid, death.kind, death.code, death.unix_time_s, frames.clip(death.text)
-            )
+        report = frames.WorkerDied(
+            death.worker_id, death.pid, death.kind, death.code, death.unix_time_s, frames.clip(death.text)
         )
+        self._reports[death.worker_id] = report
+        if len(self._reports) > _REPORTS_KEPT:
+            del self._reports[next(iter(self._reports))]
+        self.clients.broadcast(report)
         self.actors.client_gone(client)
         # What it wanted goes first: the CPU that its end frees must not be granted to it.
         self.leases.client_gone(client, "left" if worker is None else "died")

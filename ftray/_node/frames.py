@@ -234,9 +234,10 @@ class CallersDone(Frame):
     """Callers of exactly-once actors (CallIDs), and roots of CallIDs, that can never ask again."""
 
     TYPE = 38
-    LAYOUT = "blob blob"
+    LAYOUT = "blob blob blob"
     callers: bytes
     roots: bytes = b""
+    nested: bytes = b""
 
 
 class SegReserve(Frame):
@@ -442,6 +443,22 @@ class Warn(Frame):
     TYPE = 61
     LAYOUT = "str"
     text: str
+
+
+class DeathAsk(Frame):
+    """The socket of this process is gone, and no report of its death has come: tell."""
+
+    TYPE = 62
+    LAYOUT = "28s"
+    worker_id: bytes
+
+
+class DeathUnknown(Frame):
+    """The answer where there is no report, and none is to be expected; else WORKER_DIED comes."""
+
+    TYPE = 63
+    LAYOUT = "28s"
+    worker_id: bytes
 
 
 class EventsRing(Frame):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import tempfile
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from ftray._node import board, frames, protocol
 from tests.helpers.sync import eventually
 
+HEADER = struct.Struct("<IHHQ")
 KEPT = 1024  # DEAD_KEPT of _core/dispatch.pyx
 
 MEMBER = """
@@ -76,13 +78,25 @@ class Member:
         args = [str(slot), str(theirs.fileno()), str(board_fd), directory]
         self._driver = start_driver(MEMBER, args=args, pass_fds=[theirs.fileno(), board_fd])
         theirs.close()
-        self._reader = threading.Thread(target=self._read)  # DEATH_ACKs and the like are of no interest
+        self.remembers = {}  # deaths that the node tells again when it is asked
+        self._reader = threading.Thread(target=self._read)
         self._reader.start()
         assert self("slot") == slot  # it is attached, and can be found by its socket
 
     def _read(self):
-        while select.select([self._node], [], [])[0] and self._node.recv(1 << 16):
-            pass
+        """DEATH_ASK is answered; DEATH_ACKs and the like are of no interest."""
+        unread = b""
+        while select.select([self._node], [], [])[0]:
+            piece = self._node.recv(1 << 16)
+            if not piece:
+                return
+            unread += piece
+            while len(unread) >= HEADER.size and len(unread) >= HEADER.size + HEADER.unpack_from(unread)[0]:
+                size, kind, _, _ = HEADER.unpack_from(unread)
+                payload, unread = unread[HEADER.size : HEADER.size + size], unread[HEADER.size + size :]
+                if kind == frames.DeathAsk.TYPE:
+                    answer = self.remembers.get(payload, frames.DeathUnknown(payload))
+                    self._node.sendall(protocol.encode(answer, 0, 0))
 
     def __call__(self, expression):
         self._driver.say(expression)
@@ -145,6 +159,16 @@ def test_an_owner_whose_death_is_forgotten_is_dead(member):
     one.hear_of_deaths([bytes([101]) * 28, *strangers(3 * KEPT, 200)])
     one("borrow('late', f'{5:056x}', 101)")
     assert "OwnerDiedError" in one("get('late')")
+
+
+def test_the_report_of_a_death_that_is_forgotten_is_asked_for(member):
+    one = member(1)
+    one.hear_of_deaths([bytes([101]) * 28, *strangers(3 * KEPT, 200)])
+    late = bytes([101]) * 28
+    one.remembers[late] = frames.WorkerDied(late, 1, 2, 9, 1.0, "was killed by SIGKILL")
+    one("borrow('late', f'{5:056x}', 101)")
+    one("borrow('later', f'{6:056x}', 101)")
+    assert "SIGKILL" in one("get('late')") and "SIGKILL" in one("get('later')")
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["alive", "dead"])

@@ -67,15 +67,15 @@ def make_book(store, **options):
 
 def test_r33_what_a_method_has_called_is_released_when_its_record_is_durable(store):
     book = make_book(store)
-    there = book.options(name="there").remote()
-    here = book.options(name="here").remote("there")
+    there = book.options(name="there-1").remote()
+    here = book.options(name="here-1").remote("there-1")
     assert [ray.get(here.add_there.remote()) for _ in range(5)] == [1, 2, 3, 4, 5]
     eventually(lambda: ray.get(there.ledger.remote())["callers"] == 0)
     assert ray.get(there.ledger.remote())["released"] == 0, "nobody was executed twice: no name need stay"
 
 
 def test_r32_a_method_acknowledges_nothing_that_it_may_ask_for_again(store, tmp_path):
-    there = make_book(store, reply_bound_calls=4).options(name="there").remote()
+    there = make_book(store, reply_bound_calls=4).options(name="there-2").remote()
     inside, go = tmp_path / "inside", tmp_path / "go"
 
     class Asks(ray.Checkpointable, exactly_once=True, store=store):
@@ -104,8 +104,8 @@ def test_r32_a_method_acknowledges_nothing_that_it_may_ask_for_again(store, tmp_
 
 def test_handles_that_a_method_looks_up_are_recorded(store):
     book = make_book(store)
-    there = book.options(name="there").remote()
-    here = book.options(name="here").remote("there")
+    there = book.options(name="there-3").remote()
+    here = book.options(name="here-3").remote("there-3")
     assert ray.get(here.add_there.remote()) == 1
     pid = ray.get(here.pid.remote())
     os.kill(pid, signal.SIGKILL)
@@ -116,10 +116,10 @@ def test_handles_that_a_method_looks_up_are_recorded(store):
 
 def test_r41_a_call_that_comes_back_fails_and_does_not_wait_for_ever(store):
     book = make_book(store)
-    there = book.options(name="there").remote()
-    here = book.options(name="here").remote("there")
+    there = book.options(name="there-4").remote()
+    here = book.options(name="here-4").remote("there-4")
     with pytest.raises(checkpoint.CallCycleError):
-        ray.get(here.go_round.remote("here"), timeout=60)
+        ray.get(here.go_round.remote("here-4"), timeout=60)
     assert ray.get(here.add.remote(), timeout=60) == 2
     assert ray.get(there.value.remote()) == 1
 
@@ -148,7 +148,7 @@ def test_tasks_that_called_are_released_and_their_callee_stays_right(store):
 
 def test_a_method_that_died_in_the_middle_is_run_again_and_its_call_is_not(store, tmp_path):
     book = make_book(store)
-    there = book.options(name="there").remote()
+    there = book.options(name="there-8").remote()
     mark = tmp_path / "died"
 
     class Dying(ray.Checkpointable, exactly_once=True, store=store):
@@ -162,7 +162,7 @@ def test_a_method_that_died_in_the_middle_is_run_again_and_its_call_is_not(store
                 os.kill(os.getpid(), signal.SIGKILL)
             return got
 
-    actor = ray.remote(Dying).remote("there", str(mark))
+    actor = ray.remote(Dying).remote("there-8", str(mark))
     assert ray.get(actor.once.remote(), timeout=60) == 1
     assert ray.get(there.value.remote()) == 1
 
