@@ -215,7 +215,7 @@ active: _Armed | _Tracer | None = _from_environment()
 
 
 def arm_from_environment() -> None:
-    """Read the environment again, in a process that was forked after the import and has variables of its own."""
+    """Read the environment again: a process that was forked after the import has variables of its own."""
     global active
     active = active or _from_environment()
 
