@@ -32,7 +32,11 @@ class RayActorMethod(ActorMethod):
         name: str,
         explicit: dict[str, Any],
         arity: _signature.Arity | None,
+        knows_groups: bool,
     ) -> None:
+        if knows_groups:
+            meta.check_group(name, explicit.get("concurrency_group") or "")
+        self._knows_groups = knows_groups
         self._handle = handle
         self._meta = meta
         self._name = name
@@ -59,7 +63,7 @@ class RayActorMethod(ActorMethod):
     def options(self, **options: Any) -> RayActorMethod:
         """Return the same method with other options."""
         merged = _options.merge(self._explicit, _options.check("method", options))
-        return RayActorMethod(self._handle, self._meta, self._name, merged, self._arity)
+        return RayActorMethod(self._handle, self._meta, self._name, merged, self._arity, self._knows_groups)
 
 
 def _keyed(send: Any, handle: Any, meta: _Meta, method: str, call_key: str) -> Any:
@@ -79,17 +83,19 @@ def _keyed(send: Any, handle: Any, meta: _Meta, method: str, call_key: str) -> A
 class RayActorHandle(ActorHandle[Any]):
     """A handle of an actor on a Ray cluster."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, groups: tuple[str, ...] | None = None) -> None:
         self._handle = handle
+        self._groups = groups  # the actor's concurrency groups; None: found by its name, Ray does not tell
 
     def __getattr__(self, name: str) -> Any:
         if name == "_meta":
-            found: Any = _meta_of(self.__dict__["_handle"])
+            found: Any = _meta_of(self.__dict__["_handle"], self.__dict__["_groups"] or ())
         else:
             meta = self._meta
             known = meta.methods.get(name)
             explicit, arity = _own_methods.find(meta, name) if known is None else known
-            found = RayActorMethod(self.__dict__["_handle"], meta, name, explicit, arity)
+            knows_groups = self.__dict__["_groups"] is not None
+            found = RayActorMethod(self.__dict__["_handle"], meta, name, explicit, arity, knows_groups)
         self.__dict__[name] = found
         return found
 
@@ -98,7 +104,7 @@ class RayActorHandle(ActorHandle[Any]):
         return ActorID(self._handle._actor_id.binary())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RayActorHandle, (self._handle,)
+        return RayActorHandle, (self._handle, self._groups)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RayActorHandle) and bool(self._handle._actor_id == other._handle._actor_id)
@@ -110,7 +116,7 @@ class RayActorHandle(ActorHandle[Any]):
         return f"Actor({self._meta.class_name}, {self._actor_id.hex()})"
 
 
-def _meta_of(handle: Any) -> _Meta:
+def _meta_of(handle: Any, groups: tuple[str, ...]) -> _Meta:
     """Read from Ray's handle what ours have to know; options of methods stay with Ray's."""
     methods: dict[str, tuple[dict[str, Any], _signature.Arity | None]] = {}
     for name, parameters in handle._ray_method_signatures.items():
@@ -119,7 +125,7 @@ def _meta_of(handle: Any) -> _Meta:
         arity = _arity(name, parameters, bool(handle._ray_method_is_generator.get(name)))
         methods[name] = (_declared(handle, name), arity)
     class_name = handle._ray_actor_creation_function_descriptor.class_name.rpartition(".")[2]
-    return _Meta(class_name, methods, 0, -1)
+    return _Meta(class_name, methods, 0, -1, groups)
 
 
 def _declared(handle: Any, name: str) -> dict[str, Any]:
@@ -155,16 +161,12 @@ def create(
     given = [unwrapped(a) for a in args]
     named = {key: unwrapped(a) for key, a in kwargs.items()}
     with ours():
-        return RayActorHandle(made.remote(*given, **named))
+        return RayActorHandle(made.remote(*given, **named), meta.groups)
 
 
 def _ray_class(actor_class: ActorClass[Any], meta: _Meta) -> Any:
     cls, explicit = actor_class._cls, options.of_actor(actor_class._explicit)
-    if hasattr(cls, "__checkpoint_options__"):
-        from ftray._ray import checkpointable
-
-        cls = checkpointable.class_for_ray(cls)
-    else:
+    if not hasattr(cls, "__checkpoint_options__"):  # of the others, ray.remote makes checkpointed actors
         cls = shell.shell_of(cls, meta.methods)
     return ray.remote(**explicit)(cls) if explicit else ray.remote(cls)
 

@@ -30,8 +30,7 @@ _RAYS_OWN_NAMES = {
     "_tracing_startup_hook",
 }
 _NOT_ON_RAY = {
-    "job_key": "calls of a driver that is run again are other calls there. Name calls one by one with"
-    " .options(call_key=...)",
+    "job_key": "there, ftray.ray.set_job_key(...) names the calls of a driver's main thread",
     "local_mode": "call the function itself: RemoteFunction._function(...)",
 }
 _OF_A_NEW_CLUSTER = (

@@ -11,6 +11,7 @@ from tests import ROOT
 
 # Modules that run on both engines.
 MODULES = (
+    "test_actor_pool",
     "test_actors",
     "test_task_errors",
     "test_tasks",

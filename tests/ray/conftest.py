@@ -14,7 +14,7 @@ from tests.ray import both
 SMALL = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     both.workers_find_tests(tmp_path_factory.mktemp("path"))
     context = ftray.init(engine="ray", namespace="tests", **SMALL)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -362,6 +363,8 @@ def test_concurrency_groups(gate: Gate) -> None:
             return 1
 
     server = Server.remote()
+    with pytest.raises(ValueError, match="concurrency_group='disk' of Server.held does not exist"):
+        server.held.options(concurrency_group="disk")
     held = server.held.remote(gate)
 
     assert ftray.get(server.answer.remote(), timeout=LONG_S) == 1
@@ -380,6 +383,25 @@ def test_exit_actor(mailbox: Mailbox) -> None:
         ftray.get(leaver.leave.remote(), timeout=LONG_S)
     with pytest.raises(TypeError, match="methods of an actor"):
         ftray.exit_actor()
+
+
+def test_checkpointed_actors(tmp_path: Path) -> None:
+    class Account(ftray.Checkpointable, store=str(tmp_path), every=1):
+        def __init__(self) -> None:
+            self.n = 0
+
+        def deposit(self, amount: int) -> tuple[int, int]:
+            self.n += amount
+            return self.n, os.getpid()
+
+    account = ftray.remote(Account).options(name="account", max_restarts=1, max_task_retries=3).remote()
+    n, pid = ftray.get(account.deposit.remote(5), timeout=LONG_S)
+    ftray.get(account.checkpoint.remote(), timeout=LONG_S)
+    os.kill(pid, signal.SIGKILL)
+
+    assert n == 5
+    assert ftray.get(account.deposit.remote(1), timeout=LONG_S)[0] == 6
+    ftray.kill(account)
 
 
 # --- around them ----------------------------------------------------------------------------------
