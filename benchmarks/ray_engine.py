@@ -2,7 +2,8 @@
 
     python -m benchmarks.ray_engine [--calls 500] [--pipelined 2000] [--rounds 3]
 
-Runs in an interpreter that has Ray and ftray. Each figure is the best of the rounds, which take turns, so that
+Runs in an interpreter that has Ray and ftray. Each figure is the best of the rounds, which take turns, so
+that
 a machine that is busy for a while slows all of them down.
 """
 
