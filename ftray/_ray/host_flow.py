@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 from ftray._core.identity import call_id
@@ -225,9 +226,7 @@ def _begin_session(worker: Any) -> None:
 
 
 def _forget_some() -> None:
-    if len(_flows) <= MOST_FLOWS:
-        return
-    for task_id, old in list(_flows.items())[:8]:
+    for task_id, old in list(islice(_flows.items(), max(0, min(len(_flows) - MOST_FLOWS, 8)))):
         if time.monotonic() - old.used_s < IDLE_S:
             return
         if old.settled():

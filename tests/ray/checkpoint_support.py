@@ -28,11 +28,14 @@ WAIT_S = 60.0
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A Ray of this module's own, whose workers need not find the tests."""
+    """A Ray, this module's own unless one runs already; its workers need not find the tests."""
     by_value(request.module)
-    ray.init(**SMALL)
+    own = not ray.is_initialized()
+    if own:
+        ray.init(**SMALL)
     yield
-    ray.shutdown()
+    if own:
+        ray.shutdown()
 
 
 def by_value(module: Any) -> None:

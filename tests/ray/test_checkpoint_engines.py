@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import ftray
 from ftray import checkpoint
 from ftray.checkpoint import Checkpointable, readonly
-from tests.ray.checkpoint_support import cluster, eventually, get, kill, ray, store
+from tests import ROOT
+from tests.ray.checkpoint_support import cluster, eventually, ray, store
 
 __all__ = ["cluster", "store"]
 
@@ -40,6 +42,12 @@ class Mover(Checkpointable, exactly_once=True, checkpoint_key=KEY):
         raise KeyError("as asked")
 
     @readonly
+    def save(self, target: str, store: str) -> tuple[bool, int | None]:
+        """Export what the newest snapshot has; `checkpoint` was asked before."""
+        info = checkpoint.export(store, KEY, target)
+        return info.exactly_once, info.journal_behind
+
+    @readonly
     def all(self) -> list[Any]:
         return self.seen
 
@@ -52,65 +60,75 @@ class Snapshots(Mover, exactly_once=False, every=1000):
     pass
 
 
-@contextmanager
-def on_ftray(cls: type, end: str) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
-    """An actor on ftray's own engine, which ends by a crash or as planned."""
-    ftray.init(num_cpus=1)
-    try:
-        actor = ftray.remote(max_restarts=0)(cls).remote()
-        yield actor, lambda ref: ftray.get(ref, timeout=60)
-        with pytest.raises(ftray.exceptions.RayActorError):
-            if end == "crash":
-                os.kill(ftray.get(actor.pid.remote(), timeout=60), signal.SIGKILL)
-                ftray.get(actor.all.remote(), timeout=60)
-            ftray.get(actor.__ray_terminate__.remote(), timeout=60)
-    finally:
-        ftray.shutdown()
-
-
-@contextmanager
-def on_ray(cls: type, end: str) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
-    """The same on Ray."""
-    actor = ray.remote(max_restarts=0, max_task_retries=0)(cls).remote()
-    yield actor, get
-    pid = get(actor.pid.remote())
+def run(engine: Any, remote: Callable[[type], Any], cls: type, calls: list[Any], end: str) -> list[Any]:
+    """Make calls to a new actor, one after the other, end it, and return its replies."""
+    actor = remote(cls).remote()
+    replies = []
+    for name, *args in calls:
+        try:
+            replies.append(engine.get(getattr(actor, name).remote(*args), timeout=60))
+        except KeyError:
+            replies.append("KeyError")
+    pid = engine.get(actor.pid.remote(), timeout=60)
     if end == "crash":
-        kill(pid)
+        os.kill(pid, signal.SIGKILL)
     else:
         actor.__ray_terminate__.remote()
     eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+    return replies
 
 
-ENGINES = [pytest.param(on_ftray, on_ray, id="to-ray"), pytest.param(on_ray, on_ftray, id="from-ray")]
+def on_ray(cls: type, calls: list[Any], end: str) -> list[Any]:
+    """Run an actor on Ray."""
+    return run(ray, ray.remote(max_restarts=0, max_task_retries=0), cls, calls, end)
 
 
-@pytest.mark.parametrize(("first", "second"), ENGINES)
+def on_ftray(cls: type, calls: list[Any], end: str) -> list[Any]:
+    """Run an actor on ftray's own engine, in a process of its own."""
+    path = [entry for entry in sys.path if entry and os.path.abspath(entry) != ROOT]
+    program = f"""
+import pickle, sys
+sys.path.append({ROOT!r})
+import ftray
+from tests.ray import test_checkpoint_engines as here
+ftray.init(num_cpus=1)
+made = here.run(ftray, ftray.remote(max_restarts=0), here.{cls.__name__}, {calls!r}, {end!r})
+ftray.shutdown()
+sys.stdout.buffer.write(pickle.dumps(made))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found: list[Any] = pickle.loads(done.stdout)
+    return found
+
+
+TO, BACK = pytest.param(on_ftray, on_ray, id="to-ray"), pytest.param(on_ray, on_ftray, id="from-ray")
+SHORT_TO = pytest.param(on_ftray, on_ray, id="to-ray", marks=pytest.mark.short)
+
+
+@pytest.mark.limit(240)
+@pytest.mark.parametrize(("first", "second"), [SHORT_TO, BACK])
 def test_a_journal_goes_on_under_the_other_engine(first: Any, second: Any, store: str) -> None:
-    with first(Mover, "crash") as (actor, got):
-        assert got([actor.add.remote(i) for i in range(3)]) == [1, 2, 3]
-        drawn = got(actor.add_random.remote())
-        with pytest.raises(KeyError):
-            got(actor.fail.remote())
-    seen = [0, 1, 2, drawn, "failed"]
-    with second(Mover, "crash") as (actor, got):
-        assert got(actor.all.remote()) == seen
-        assert got(actor.add.remote("there")) == 6
-    with first(Mover, "planned") as (actor, got):
-        assert got(actor.all.remote()) == [*seen, "there"]
+    made = first(Mover, [("add", 0), ("add", 1), ("add_random",), ("fail",)], "crash")
+    assert made[:2] == [1, 2] and made[3] == "KeyError"
+    seen = [0, 1, made[2], "failed"]
+    assert second(Mover, [("all",), ("add", "there")], "crash") == [seen, 5]
+    assert first(Mover, [("all",)], "planned") == [[*seen, "there"]]
 
 
-@pytest.mark.parametrize(("first", "second"), ENGINES)
+@pytest.mark.limit(240)
+@pytest.mark.parametrize(("first", "second"), [TO, BACK])
 @pytest.mark.parametrize("cls", [Mover, Snapshots])
 def test_a_savepoint_moves_an_actor(cls: type, first: Any, second: Any, store: str, tmp_path: Path) -> None:
     target = str(tmp_path / "moved.savepoint")
-    with first(cls, "planned") as (actor, got):
-        got([actor.add.remote(i) for i in range(5)])
-        got(actor.checkpoint.remote())
-        info = checkpoint.export(store, KEY, target)
-        assert (info.exactly_once, info.journal_behind) == (cls is Mover, 0)
-        got(actor.add.remote("left behind"))
+    made = first(cls, [*(("add", i) for i in range(5)), ("checkpoint",), ("save", target, store), ("add", "later")], "crash")
+    assert made[:5] == [1, 2, 3, 4, 5] and made[6:] == [(cls is Mover, 0), 6]
     checkpoint.delete(KEY, store=store)
     checkpoint.restore(store, KEY, savepoint=target)
-    with second(cls, "planned") as (actor, got):
-        assert got(actor.all.remote()) == [0, 1, 2, 3, 4]
-        assert got(actor.add.remote(5)) == 6
+    assert second(cls, [("all",), ("add", 5)], "planned") == [[0, 1, 2, 3, 4], 6]

@@ -19,6 +19,7 @@ from tests.ray.checkpoint_support import Once, cluster, eventually, get, is_gone
 __all__ = ["cluster", "store"]
 
 
+@pytest.mark.short
 def test_kills_lose_nothing_double_nothing_and_keep_the_order(store: str) -> None:
     actor = ray.remote(Once).options(name="kills").remote()
     draw = random.Random(1)
@@ -45,6 +46,7 @@ def test_a_reply_and_an_exception_are_recorded(store: str, tmp_path: Path) -> No
     assert get(actor.value.remote()) == 2
 
 
+@pytest.mark.short
 def test_a_task_that_is_run_again_repeats_nothing(store: str, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
 
@@ -105,6 +107,7 @@ def test_calls_by_key(store: str) -> None:
         pass
 
 
+@pytest.mark.short
 def test_a_method_that_calls_another_actor_goes_on_where_it_was(store: str, tmp_path: Path) -> None:
     one, other = ray.remote(Once).remote(), ray.remote(Once).remote()
     assert get(one.add_to.remote(other, str(tmp_path / "mark"))) == 10 + 11

@@ -21,6 +21,7 @@ class Often(Counter, every=5):
     pass
 
 
+@pytest.mark.short
 def test_an_actor_that_is_killed_has_the_state_of_its_last_snapshot(store: str) -> None:
     actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Often).options(name="often").remote(start=10)
     assert get([actor.incr.remote() for _ in range(7)])[-1] == 17

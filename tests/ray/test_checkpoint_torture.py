@@ -47,7 +47,9 @@ def nodes(cluster: None) -> Iterator[Any]:
 
 @pytest.mark.limit(300)
 @pytest.mark.skipif(not LONG, reason="takes a minute: FTRAY_RAY_LONG=1")
-def test_a_node_that_is_killed_loses_nothing(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_is_killed_loses_nothing(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FTRAY_CHECKPOINT_STORE", str(tmp_path / "store"))
     first = nodes.add_node(num_cpus=1, resources={"spare": 1}, object_store_memory=100_000_000)
     actor = ray.remote(Once).options(name="moves", resources={"spare": 0.5}).remote()

@@ -1,6 +1,6 @@
 """What checkpoints cost on Ray: calls to Ray's plain actor beside the same class with checkpoints.
 
-    python -m benchmarks.ray_engine [--calls 500] [--pipelined 2000] [--rounds 3]
+    python -m benchmarks.ray_checkpoints [--calls 500] [--pipelined 2000] [--rounds 3]
 
 Runs in an interpreter that has Ray and ftray. Each figure is the best of the rounds, which take turns, so
 that
@@ -84,7 +84,8 @@ def measure(ray: Any, calls: int, many: int, rounds: int) -> dict[str, tuple[flo
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--calls", type=int, default=500, help="synchronous calls for each figure")
     parser.add_argument("--pipelined", type=int, default=2000, help="calls with 1,000 in flight")
     parser.add_argument("--rounds", type=int, default=3)
