@@ -94,7 +94,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as store:
         os.environ["FTRAY_CHECKPOINT_STORE"] = store
         os.chdir(store)  # Ray's workers would take modules from here before those that are installed
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+        small = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
+        ray.init(address="local", log_to_driver=False, **small)
         try:
             found = measure(ray, options.calls, options.pipelined, options.rounds)
         finally:

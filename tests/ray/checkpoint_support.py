@@ -17,6 +17,7 @@ ray = pytest.importorskip("ray")
 from ftray.ray import Checkpointable, nondeterministic, readonly  # noqa: E402
 
 SMALL: dict[str, Any] = {
+    "address": "local",  # and not the one that somebody else runs on this machine
     "num_cpus": 2,
     "include_dashboard": False,
     "object_store_memory": 100_000_000,
@@ -26,16 +27,21 @@ SMALL: dict[str, Any] = {
 WAIT_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A Ray, this module's own unless one runs already; its workers need not find the tests."""
-    by_value(request.module)
+@pytest.fixture(scope="session")
+def ray_runs() -> Iterator[None]:
+    """A Ray of these tests, unless one runs already."""
     own = not ray.is_initialized()
     if own:
         ray.init(**SMALL)
     yield
     if own:
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_runs: None, request: pytest.FixtureRequest) -> None:
+    """A Ray whose workers need not find this module."""
+    by_value(request.module)
 
 
 def by_value(module: Any) -> None:

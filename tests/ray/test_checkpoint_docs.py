@@ -22,7 +22,7 @@ def test_the_program_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(program.lines)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "RAY_ADDRESS": "local"},
         timeout=55,
         capture_output=True,
         text=True,

@@ -16,9 +16,9 @@ import pytest
 from ftray import checkpoint
 from ftray.checkpoint import Checkpointable, readonly
 from tests import ROOT
-from tests.ray.checkpoint_support import cluster, eventually, ray, store
+from tests.ray.checkpoint_support import cluster, eventually, ray, ray_runs, store
 
-__all__ = ["cluster", "store"]
+__all__ = ["cluster", "ray_runs", "store"]
 
 
 KEY = "mover"

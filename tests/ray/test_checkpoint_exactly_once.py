@@ -14,9 +14,9 @@ import pytest
 from ftray import checkpoint
 from ftray.checkpoint import CheckpointOptionError
 from ftray.ray import Checkpointable, call_key, readonly, status
-from tests.ray.checkpoint_support import Once, cluster, eventually, get, is_gone, kill, ray, store
+from tests.ray.checkpoint_support import Once, cluster, eventually, get, is_gone, kill, ray, ray_runs, store
 
-__all__ = ["cluster", "store"]
+__all__ = ["cluster", "ray_runs", "store"]
 
 
 @pytest.mark.short

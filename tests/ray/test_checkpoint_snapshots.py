@@ -12,9 +12,19 @@ import pytest
 from ftray import checkpoint
 from ftray.checkpoint import CheckpointOptionError
 from ftray.ray import Checkpointable, readonly, status
-from tests.ray.checkpoint_support import Counter, cluster, eventually, get, is_gone, kill, ray, store
+from tests.ray.checkpoint_support import (
+    Counter,
+    cluster,
+    eventually,
+    get,
+    is_gone,
+    kill,
+    ray,
+    ray_runs,
+    store,
+)
 
-__all__ = ["cluster", "store"]
+__all__ = ["cluster", "ray_runs", "store"]
 
 
 class Often(Counter, every=5):

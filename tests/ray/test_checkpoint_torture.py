@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.ray.checkpoint_support import Once, by_value, cluster, get, ray, store
+from tests.ray.checkpoint_support import SMALL, Once, by_value, cluster, get, ray, ray_runs, store
 
-__all__ = ["cluster", "store"]
+__all__ = ["cluster", "ray_runs", "store"]
 
 LONG = bool(os.environ.get("FTRAY_RAY_LONG"))
 """Also what takes minutes."""
@@ -43,6 +43,7 @@ def nodes(cluster: None) -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
+    ray.init(**SMALL)
 
 
 @pytest.mark.limit(300)

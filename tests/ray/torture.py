@@ -147,7 +147,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         os.chdir(base)  # Ray's workers would take modules from here before those that are installed
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+        small = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
+        ray.init(address="local", log_to_driver=False, **small)
         try:
             found = torture(options.kills, options.seed, Path(base))
         finally:
