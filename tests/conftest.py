@@ -16,7 +16,7 @@ from tests import ROOT
 from tests.helpers.guard import time_limit
 
 # The directories of tests/, each with the marker of that name, in the order in which they run.
-KINDS = ("unit", "sim", "functional", "cluster", "chaos", "packaging", "ray")
+KINDS = ("unit", "sim", "functional", "cluster", "ray", "chaos", "packaging")
 LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "60"))
 
 # Properties have the same examples in every run, and no deadline: a loaded machine is no error.

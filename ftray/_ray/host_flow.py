@@ -146,7 +146,7 @@ class Flow:
 
 def keyed_head(key: bytes, text: str, history: int, flow: Flow) -> bytes:
     """Return the head of a call that the user has named by `text`."""
-    named = hashed(b"call key", text.encode())
+    named = blake2b(b"call\0" + text.encode(), digest_size=16).digest()  # as on every engine
     return encode_head(
         root_kind=ROOT_JOB,
         root=NOBODY,
@@ -305,3 +305,13 @@ def carried(data: bytes, attempt: int) -> Flow:
     """Return the flow of a task or method that came with `data`, in its attempt number `attempt` (from 0)."""
     h = decode_head(data)
     return Flow(h.call_id, h.root_kind, h.root, (*h.attempts, attempt), h.chain)
+
+
+@contextmanager
+def resumed(worker: Any, data: bytes | None) -> Iterator[None]:
+    """Have what runs inside be the task or method that came with `data`; None: what Ray says that it is."""
+    if data is None:
+        yield
+        return
+    with entered(carried(data, int(worker.core_worker.get_current_task_attempt_number()))):
+        yield

@@ -127,7 +127,8 @@ def test_a_journal_goes_on_under_the_other_engine(first: Any, second: Any, store
 @pytest.mark.parametrize("cls", [Mover, Snapshots])
 def test_a_savepoint_moves_an_actor(cls: type, first: Any, second: Any, store: str, tmp_path: Path) -> None:
     target = str(tmp_path / "moved.savepoint")
-    made = first(cls, [*(("add", i) for i in range(5)), ("checkpoint",), ("save", target, store), ("add", "later")], "crash")
+    calls = [("checkpoint",), ("save", target, store), ("add", "later")]
+    made = first(cls, [*(("add", i) for i in range(5)), *calls], "crash")
     assert made[:5] == [1, 2, 3, 4, 5] and made[6:] == [(cls is Mover, 0), 6]
     checkpoint.delete(KEY, store=store)
     checkpoint.restore(store, KEY, savepoint=target)
