@@ -15,15 +15,18 @@ import os
 import re
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import ray
 
-from ftray.checkpoint.errors import CheckpointError
+from ftray.checkpoint.engine import OUT_OF_SCOPE
 from ftray.checkpoint.host import ActorIdentity, Incident
+from ftray.checkpoint.keys import EPHEMERAL_PREFIX
 
+_SETTLES_S = 2.0
 CRASHED = 70  # exit status of an actor whose method was interrupted half-way
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
@@ -47,7 +50,7 @@ def actor_info() -> dict[str, Any]:
     """Return what Ray's control service says of this actor."""
     from ray._private.state import actors
 
-    found: dict[str, Any] = actors(actor_id=worker().actor_id.hex()) or {}
+    found: dict[str, Any] = actors(actor_id=ray._private.worker.global_worker.actor_id.hex()) or {}
     return found
 
 
@@ -237,11 +240,20 @@ class _NoTurn:
         pass
 
 
-def closing_reason() -> str:
-    """Return why Ray ends this actor, as the toolkit calls it."""
-    from ftray.checkpoint.engine import OUT_OF_SCOPE
+def closing_reason(key: str) -> str:
+    """Return why Ray ends this actor, as the toolkit calls it.
 
+    Whether nobody can reach it matters for keys that go with their actor. Ray may tell the process before it
+    has written that down, so we look for a while.
+    """
+    ends = "Ray ends the actor"
+    if not key.startswith(EPHEMERAL_PREFIX):
+        return ends
+    deadline_s = time.monotonic() + _SETTLES_S
     try:
-        return OUT_OF_SCOPE if gone_for_good(actor_info()) else "Ray ends the actor"
-    except (ray.exceptions.RayError, OSError, RuntimeError, CheckpointError):
-        return "Ray ends the actor"
+        while (info := actor_info()).get("State") != "DEAD" and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        return OUT_OF_SCOPE if gone_for_good(info) else ends
+    except Exception as error:  # Ray is half gone
+        print(f"checkpoint key {key!r} stays: Ray does not answer: {error}", file=sys.stderr, flush=True)
+        return ends

@@ -178,6 +178,8 @@ class DurableActor:
             )
             self.calls = ExactlyOnceCalls(self.session)
             return
+        # Methods block their own thread, not the loop: Ray's advice to await would be wrong.
+        ray._private.worker.blocking_get_inside_async_warned = True
         self._body = Body(self.host.report_incident)
         self.host.post = self._body.post
         await self._body.call(self._open_here, args, kwargs)

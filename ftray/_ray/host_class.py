@@ -226,7 +226,7 @@ def _shutdown(self: Any) -> None:
             if own is not None:
                 own()
         finally:
-            runner.close(host.closing_reason())
+            runner.close(host.closing_reason(runner.session.log.key))
 
 
 async def _note(self: Any, what: str, data: Any) -> int:
