@@ -50,7 +50,8 @@ def actor_info() -> dict[str, Any]:
     """Return what Ray's control service says of this actor."""
     from ray._private.state import actors
 
-    found: dict[str, Any] = actors(actor_id=ray._private.worker.global_worker.actor_id.hex()) or {}
+    own = ray._private.worker.global_worker.actor_id
+    found: dict[str, Any] = actors(actor_id=own.hex()) or {}
     return found
 
 
@@ -86,6 +87,7 @@ class RayHost:
         self.incarnation = int(info.get("NumRestarts", 0)) + 1
         self.is_reconstructed = self.incarnation > 1
         self.max_concurrency, self.is_async = max_concurrency, is_async
+        self.hash_seed = os.environ.get("PYTHONHASHSEED", "")
         self.turn: Any = threading.Lock()
         self.actions: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ftray import checkpoint
 from ftray.checkpoint import CheckpointOptionError
 from ftray.ray import Checkpointable, readonly, status
 from tests.ray.checkpoint_support import (
@@ -64,18 +63,6 @@ def test_a_planned_end_saves_once_more(store: str) -> None:
     del actor  # or Ray keeps the name
     eventually(lambda: is_gone("bye"))
     assert get(actor_class.options(name="bye").remote().value.remote()) == 1005
-
-
-def test_an_unnamed_actor_s_snapshots_go_with_it(store: str) -> None:
-    """Ray 2.60 does not always run what actors do at their end, so one of several has to do."""
-    actor_class = ray.remote(Counter)
-    actors = [actor_class.options(num_cpus=0).remote() for _ in range(4)]
-    get([actor.incr.remote() for actor in actors])
-    get([actor.checkpoint.remote() for actor in actors])
-    keys = [str(key) for key in checkpoint.open(store).keys()]
-    assert len(keys) == 4 and all("_unnamed/Counter-" in key for key in keys)
-    del actors
-    eventually(lambda: len(checkpoint.open(store).keys()) < 4, 30)
 
 
 def test_wrong_arguments_are_refused_where_they_are_given(store: str) -> None:
