@@ -9,7 +9,7 @@ import ray
 from ray import exceptions as theirs
 
 from ftray import _core
-from ftray._ray import errors, inside, options
+from ftray._ray import errors, host_flow, inside, options
 from ftray._ray.refs import RayObjectRef, unwrapped, wrapped
 from ftray.exceptions import SerializationError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ftray._functions import RemoteFunction
 
+_CALLER = "_ftray_caller"  # the hidden argument of a task: who it is for exactly-once actors that it calls
 _KEPT = "_on_ray"  # where a RemoteFunction keeps its caller; not pickled with it
 
 
@@ -79,6 +80,8 @@ def _caller(function: RemoteFunction[..., Any]) -> Callable[..., Any]:
     run = _run(function._function, name, is_stream)
     num_returns = function._options.num_returns
     task = ray.remote(**options.of_task(function._explicit, function._options))(run)
+    key = host_flow.hashed(b"function", function._name().encode())
+    worker = ray._private.worker.global_worker
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if repeats(num_returns):
@@ -86,6 +89,8 @@ def _caller(function: RemoteFunction[..., Any]) -> Callable[..., Any]:
         given = [unwrapped(a) for a in args]
         named = {key: unwrapped(a) for key, a in kwargs.items()}
         with ours():
+            if worker.connected:
+                named[_CALLER] = host_flow.carry(worker, key)
             return wrapped(task.remote(*given, **named))
 
     return call
@@ -95,13 +100,15 @@ def _run(function: Callable[..., Any], name: str, is_stream: bool) -> Callable[.
     """Return what Ray runs. It is pickled by value, the user's function as Ray would pickle it."""
     if is_stream:
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            yield from inside.stream(function, name, args, kwargs)
+        def run(*args: Any, _ftray_caller: bytes | None = None, **kwargs: Any) -> Any:
+            with host_flow.resumed(ray._private.worker.global_worker, _ftray_caller):
+                yield from inside.stream(function, name, args, kwargs)
 
     else:
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return inside.call(function, name, args, kwargs)
+        def run(*args: Any, _ftray_caller: bytes | None = None, **kwargs: Any) -> Any:
+            with host_flow.resumed(ray._private.worker.global_worker, _ftray_caller):
+                return inside.call(function, name, args, kwargs)
 
     named_like(run, function, getattr(function, "__name__", "function"))
     return run
