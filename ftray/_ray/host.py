@@ -87,7 +87,6 @@ class RayHost:
         self.incarnation = int(info.get("NumRestarts", 0)) + 1
         self.is_reconstructed = self.incarnation > 1
         self.max_concurrency, self.is_async = max_concurrency, is_async
-        self.hash_seed = os.environ.get("PYTHONHASHSEED", "")
         self.turn: Any = threading.Lock()
         self.actions: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()

@@ -127,6 +127,7 @@ METHODS = {
 }
 INIT = {
     "address": Wrong([5, b"auto"], None, [({"address": "auto", "num_cpus": 2}, "num_cpus cannot be given")]),
+    "engine": Wrong([5, b"native"], ["dask", ""]),
     "num_cpus": AMOUNT,
     "num_gpus": Wrong(["1", True], [-1, 0.5]),
     "resources": Wrong(["disk", [1], {1: 1}, {"disk": "x"}], [{"disk": -1}]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,6 +324,8 @@ def test_r27_r28_each_thing_that_leaves_waits_for_the_start_and_for_all_values_u
     execution = Execution(b"", "m", b"", PARENT, Journal())
 
     class Once:
+        host = SimpleNamespace(max_concurrency=1, is_async=False)
+
         def locate(self) -> Execution:
             return execution
 
