@@ -22,7 +22,7 @@ from ftray._core.calls import (
 from ftray._core.generators import DynamicObjectRefGenerator, ObjectRefGenerator
 from ftray._core.guards import guard_of_process as the_guard
 from ftray._core.nodeask import ask_node, tell_node
-from ftray._core.objects import ObjectRef, actor_at, actor_place, get
+from ftray._core.objects import ObjectRef, actor_at, actor_place, get, saved_actor_place
 from ftray._core.puts import put
 from ftray._core.segments import segment_stats
 from ftray._core.session import (
@@ -68,6 +68,7 @@ __all__ = [
     "new_actor_ref",
     "next_actor_id",
     "put",
+    "saved_actor_place",
     "segment_stats",
     "set_memory_retries",
     "set_root",

@@ -158,7 +158,8 @@ register_ref_type(ObjectRef)
 def raise_out_of_band(ref):
     raise TypeError(
         f"{ref!r} was pickled outside of ftray (pickle.dumps or another library): the bytes would not keep the object alive. "
-        "Pass refs as arguments or inside values given to ftray, or pickle the value: ftray.get(ref)."
+        "Pass refs as arguments or inside values given to ftray, or pickle the value: ftray.get(ref). The state of an actor with "
+        "checkpoints is loaded when the value may be gone, with its owner or the session: keep the value, or what makes it."
     )
 
 
@@ -184,6 +185,18 @@ def actor_place(ObjectRef ref not None):
     (identity.hpp): a mark, the node, and what the pickle of a ref has."""
     parts = ref.__reduce__()[1]
     return (<const char *>FTRAY_HANDLE_MARK)[:16] + core().node_id.b[:28] + parts[0] + parts[1]
+
+
+def saved_actor_place(ObjectRef ref not None):
+    """The same for what is kept: nothing holds the actor until it is loaded."""
+    cdef Core *c = core()
+    cdef ObjEntry *e = usable(ref)
+    with nogil:
+        core_enter(c)
+        refs_expose(c, e)
+        core_leave(c)
+    owner = c.worker_id.b[:28] if e.flags & OBJ_OWNED else e.ext.owner.b[:28]
+    return (<const char *>FTRAY_HANDLE_MARK)[:16] + c.node_id.b[:28] + e.id.b[:28] + owner
 
 
 def actor_at(bytes place not None):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import mmap
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -61,6 +62,18 @@ class _Stream:
 
 def _by_value() -> ModuleType:
     return importlib.import_module("cloudpickle")
+
+
+class _Now(threading.local):
+    capturing = False
+
+
+_now = _Now()
+
+
+def capturing() -> bool:
+    """Whether this thread pickles a state: for objects of an engine that are saved otherwise than sent."""
+    return _now.capturing
 
 
 class _Arena:
@@ -134,7 +147,11 @@ class StateCapturer:
             buffers.append(raw)
             return False
 
-        stream = self._dump(state, take, buffers)
+        _now.capturing = True
+        try:
+            stream = self._dump(state, take, buffers)
+        finally:
+            _now.capturing = False
         self._last = self._arena.copy(buffers)
         for raw in buffers:
             raw.release()
@@ -168,10 +185,13 @@ class StateCapturer:
 
         def error_of(value: object) -> BaseException | None:
             tried[0] += 1
+            _now.capturing = True
             try:
                 _by_value().dumps(value, 5, buffer_callback=lambda _: False)
             except Exception as error:
                 return error
+            finally:
+                _now.capturing = False
             return None
 
         error = error_of(state)

@@ -1,8 +1,8 @@
-"""Handles from the journal of a session that is over: the actor in the old one's place answers them.
+"""Handles from a session that is over, in journals and states: the actor in the old one's place answers.
 
 A method that had begun when its whole session ended begins again in another one, with the arguments that
-it was given then. A handle among them names an actor that is gone; the driver that is run again makes
-another one under the same key, perhaps a moment later.
+it was given then; a state that was saved in one session is loaded in another. A handle in them names an
+actor that is gone; the driver that is run again makes another one under the same key, perhaps a moment later.
 
 Owns: when such a handle looks for that actor (at its first use by code that is no repetition), and how long
 it waits. Leaves to others: what a handle is (`ftray.actor`), and who has which key (the node).
@@ -16,7 +16,8 @@ import time
 from typing import Any
 
 from ftray import _core
-from ftray.actor import ActorHandle, ActorMethod, _Meta
+from ftray.actor import ActorHandle, ActorMethod, _Meta, _rebuild_handle
+from ftray.checkpoint.capture import capturing
 
 WAIT_S = 60.0
 _WARN_S = 5.0
@@ -24,20 +25,23 @@ _PAUSES_S = (0.01, 0.25)  # the first between two looks, and the longest
 
 
 class RestoredHandle(ActorHandle[Any]):
-    """A handle of an earlier session, until it is used."""
+    """A handle of an earlier session, until it is used. Equal to those of the same actor of that session."""
 
-    _old: _core.ActorTarget
+    _place: bytes
 
     @classmethod
-    def of(cls, ref: _core.ObjectRef, meta: _Meta) -> RestoredHandle:
-        """Return the handle of an actor that this session does not know by its id."""
+    def at(cls, place: bytes, meta: _Meta) -> RestoredHandle:
+        """Return the handle of an actor that was at `place` (see ``_core.actor_place``)."""
         handle = cls.__new__(cls)
-        handle._meta = meta
-        handle._old = _core.ActorTarget(ref, meta.out_of_order, meta.key, meta.exactly_once)
+        handle._meta, handle._place = meta, place
         return handle
 
     def __getattr__(self, name: str) -> Any:
         """Asked for what a handle has not: so its target is looked for when it is first needed."""
+        if name == "_old":
+            meta, ref = self._meta, _core.actor_at(self._place)[0]
+            self._old = _core.ActorTarget(ref, meta.out_of_order, meta.key, meta.exactly_once)
+            return self._old
         guard = _core.the_guard()
         if guard is not None and guard.repeats():
             # A call that is repeated sends nothing, so it needs nobody who would get it.
@@ -47,6 +51,20 @@ class RestoredHandle(ActorHandle[Any]):
             self._target = find(self._meta) or self._gone()
             return self._target
         return super().__getattr__(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if capturing() and "_target" not in self.__dict__:
+            return _rebuild_handle, (self._place, self._meta)
+        return super().__reduce__()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RestoredHandle) and self._place == other._place
+
+    def __hash__(self) -> int:
+        return hash(self._place)
+
+    def __repr__(self) -> str:
+        return f"Actor({self._meta.class_name}, of another session)"
 
     def _gone(self) -> _core.ActorTarget:
         """Calls fail as those of any actor that is gone."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from types import GenericAlias
 
 from ftray import _core, _engine, _options, _signature
 from ftray._typed import Instance, T
-from ftray.exceptions import NotSupportedError, RaySystemError
+from ftray.exceptions import NotInitializedError, NotSupportedError, RaySystemError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -309,7 +310,9 @@ class ActorHandle(Instance[T]):
         return ActorID(self._target.actor_id())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_handle, (_core.actor_place(self._target.ref), self._meta)
+        capture = sys.modules.get("ftray.checkpoint.capture")  # not loaded where no state is saved
+        place = _core.saved_actor_place if capture and capture.capturing() else _core.actor_place
+        return _rebuild_handle, (place(self._target.ref), self._meta)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorHandle) and self._target.ref == other._target.ref
@@ -330,12 +333,15 @@ class ActorClassInheritanceException(TypeError):
 
 
 def _rebuild_handle(place: bytes, meta: _Meta) -> ActorHandle[Any]:
-    ref, here = _core.actor_at(place)
+    try:
+        ref, here = _core.actor_at(place)
+    except NotInitializedError:  # a tool that reads a state
+        here = False
     if here:
         return ActorHandle._make(ref, meta)
     from ftray._restored_handles import RestoredHandle
 
-    return RestoredHandle.of(ref, meta)
+    return RestoredHandle.at(place, meta)
 
 
 class ActorClass(Instance[T]):
