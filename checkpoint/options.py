@@ -7,6 +7,7 @@ actor is created, travels with the actor's record, and is the same for all its i
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -264,3 +265,24 @@ def _only_exactly_once(given: Mapping[str, object]) -> None:
                 f"{name} "
                 "out"
             )
+
+
+def seconds_from_environment(variable: str, default_s: float) -> float:
+    """Return what an environment variable says, in seconds; the default if it is not set or empty.
+
+    Raises
+    ------
+    CheckpointOptionError
+        It is no number, or not more than 0.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        given_s = float(text) if text else default_s
+    except ValueError:
+        given_s = math.nan
+    if not (math.isfinite(given_s) and given_s > 0):
+        raise CheckpointOptionError(
+            f"the environment variable {variable}={text!r} is not valid: it must be a number of seconds, "
+            f"more than 0 ({default_s:g} if it is not set)"
+        )
+    return given_s

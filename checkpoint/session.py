@@ -35,7 +35,7 @@ from .figures import STATUS_METHOD, Figures, figures
 from .host import Host, Incident
 from .keys import ActorKey
 from .lineage import SnapshotName
-from .options import Options
+from .options import Options, seconds_from_environment
 from .outcomes import OUTCOME_METHOD
 from .scheduler import CAPTURE, STARVED, SaveScheduler
 from .snapshots import Past, SnapshotLog
@@ -57,7 +57,7 @@ _OUTCOMES_KEPT = 64
 
 def final_timeout_s() -> float:
     """Return how long a planned exit waits for its last save: 30 s unless the environment says otherwise."""
-    return float(os.environ.get(FINAL_TIMEOUT_VARIABLE, "") or 30.0)
+    return seconds_from_environment(FINAL_TIMEOUT_VARIABLE, 30.0)
 
 
 def _lighten(error: BaseException | None) -> None:

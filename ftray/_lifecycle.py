@@ -183,7 +183,8 @@ def init(
     if env:
         _set_job_env(_session, env)
     _start_printer(_session, log_to_driver)
-    atexit.register(shutdown)
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)  # the last to be registered is the first to run
     return RayContext(_session)
 
 
@@ -456,9 +457,23 @@ def _start_printer(session: Session, log_to_driver: bool) -> None:
     session.printer.start()
 
 
+_ending = False
+
+
+def _at_exit() -> None:
+    """The interpreter ends: from here on nothing starts ftray again, not even a thread that goes on."""
+    global _ending
+    _ending = os.getpid() == _owner_pid
+    shutdown()
+
+
 def ensure() -> None:
     """Start ftray when nothing did yet (the first ``.remote()`` or ``put`` of a program)."""
     if not _core.attached():
+        if _ending:
+            from ftray.exceptions import NotInitializedError
+
+            raise NotInitializedError()
         if _session is not None and _forked(_session):
             from ftray.exceptions import ForkedProcessError
 
@@ -535,7 +550,6 @@ def shutdown() -> None:
     if session is None or os.getpid() != _owner_pid:
         return
     _session = None
-    atexit.unregister(shutdown)
     if session.printer is not None:
         _collect_output()
         _core.inbox_close()

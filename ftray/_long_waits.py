@@ -10,7 +10,6 @@ Leaves to others: what is a circle (``ftray/_node/waits.py``).
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from ftray import _worker
 from ftray._core.waits import plain_wait
 from ftray.checkpoint.errors import CallCycleError
+from ftray.checkpoint.options import seconds_from_environment
 from ftray.exceptions import GetTimeoutError, RayError
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ class LongWaits:
 
     def __init__(self, once: ExactlyOnce) -> None:
         self._once = once
-        self._long_s = float(os.environ.get(LONG_VARIABLE, "") or LONG_S)
+        self._long_s = seconds_from_environment(LONG_VARIABLE, LONG_S)
         self._waits = 0
         self._open: dict[int, _Awaited] = {}
         self._timer: asyncio.TimerHandle | None = None

@@ -36,9 +36,10 @@ _BATCH = 64  # so many fit into the socket at once
 
 def is_own(fields: dict[str, Any]) -> bool:
     """Whether an actor keeps checkpoints that serve only itself."""
-    checkpoint = fields["checkpoint"]
-    named = fields["checkpoint_name"]
-    return checkpoint is not None and not named and checkpoint.get("checkpoint_key") is None
+    checkpoint = fields.get("checkpoint")
+    if checkpoint is None:
+        return False
+    return not fields["checkpoint_name"] and checkpoint.get("checkpoint_key") is None
 
 
 class Discards:

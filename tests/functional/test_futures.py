@@ -345,12 +345,12 @@ def test_the_interpreter_ends_while_somebody_waits(start_driver, what):
         elif what == "future":
             kept = never.remote().future()
         else:
-            async def wait(ref):
+            async def wait():
                 try:
-                    await ref
+                    await never.remote()
                 except ray.exceptions.RayError as error:
                     assert "ftray" in str(error)
-            threading.Thread(target=lambda: asyncio.run(wait(never.remote())), daemon=True).start()
+            threading.Thread(target=lambda: asyncio.run(wait()), daemon=True).start()
         """
     )
     driver.finish()

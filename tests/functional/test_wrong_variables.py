@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import ftray as ray
+from ftray import _long_waits
+from ftray.checkpoint import options, session
 from tests import ROOT
 from tests.helpers import documents
 
@@ -80,14 +82,24 @@ ANY_TEXT = {
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
 }
-# Workers read it when an actor leaves; nobody is there to be told.
-IN_WORKERS = {"FTRAY_CHECKPOINT_FINAL_TIMEOUT_S", "FTRAY_CHECKPOINT_VERIFY"}
+# Read by workers: when an actor is made or leaves.
+IN_WORKERS = {"FTRAY_CHECKPOINT_FINAL_TIMEOUT_S", "FTRAY_CHECKPOINT_VERIFY", "FTRAY_LONG_WAIT_S"}
 
 
 def test_every_variable_has_wrong_values() -> None:
     rows = documents.table(Path(ROOT, "docs/api.md").read_text(encoding="utf-8"), "variable")
     named = {name for cells in rows for name in documents.named(cells[0])} - {"RAY_"}
     assert named == set(WRONG) | ANY_TEXT | IN_WORKERS
+
+
+@pytest.mark.parametrize("variable", [session.FINAL_TIMEOUT_VARIABLE, _long_waits.LONG_VARIABLE])
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+def test_seconds_that_workers_read(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValueError, match=f"{variable}='{text}' is not valid: .* seconds, more than 0"):
+        options.seconds_from_environment(variable, 2.0)
+    monkeypatch.setenv(variable, "")
+    assert options.seconds_from_environment(variable, 2.0) == 2.0
 
 
 @pytest.mark.usefixtures("no_runtime")

@@ -14,10 +14,11 @@ pytestmark = pytest.mark.limit(300)
 IMPORT_EVERYTHING = """
 import importlib, pkgutil
 import ftray
+NEED_MORE = ("ftray.ray", "ftray.util.joblib.ray_backend")
 for module in pkgutil.walk_packages(ftray.__path__, "ftray."):
-    # The modules of the command line need the extra "cli" (importing `ftray._cli` itself does not), and the
-    # backend of joblib needs joblib, which is the one that asks for it.
-    needs_more = module.name.startswith("ftray._cli.") or module.name == "ftray.util.joblib.ray_backend"
+    # The modules of the command line need the extra "cli" (importing `ftray._cli` itself does not), those of
+    # the engine "ray" the extra "ray", and the backend of joblib needs joblib, which is the one that asks.
+    needs_more = module.name.startswith(("ftray._cli.", "ftray._ray.")) or module.name in NEED_MORE
     if not module.name.endswith("__main__") and not needs_more:
         importlib.import_module(module.name)
         print(module.name)
