@@ -23,6 +23,7 @@ from ftray.checkpoint import (
 from ftray.checkpoint.lineage import parse_id
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import Caller, crash
+from tests.helpers.sync import eventually
 from tests.unit.checkpoint.once_support import KEY, Lives, Tally, memory
 from tests.unit.checkpoint.support import call, ruin, start
 
@@ -251,7 +252,7 @@ class TestHolders:
         checkpoint.restore(store, KEY, first, takeover=True)
         with pytest.raises(FencedError):
             lives.call("incr")
-        assert lives.host.fenced_by
+        eventually(lambda: lives.host.fenced_by, "the journal's own thread has told the host as well")
         assert anew(lives).call("value") == 1
 
     def test_one_of_another_machine_may_live(self, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
