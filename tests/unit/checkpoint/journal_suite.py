@@ -176,6 +176,7 @@ class JournalSuite:
     def test_a_reader_beside_the_writer_sees_a_prefix(self, store: Any, opened: Any) -> None:
         _, journal = opened()
         fill(journal, 1, 10)
+        journal.wait(10, WAIT_S)
         done = threading.Event()
         seen: list[int] = []
         failed: list[BaseException] = []
