@@ -75,7 +75,7 @@ cdef void give_back_loan(Core *c, AwaitBox *box) noexcept nogil:
 
 cdef bint may_lend(Core *c) noexcept nogil:
     """Is this a plain task, on which others may wait in vain while it waits for them?"""
-    return c.running_ch != NULL and not c.is_driver and not c.is_actor
+    return c.running_key != 0 and not c.is_driver and not c.is_actor
 
 
 cdef void lend(Core *c, AwaitBox *box) noexcept nogil:

@@ -368,10 +368,12 @@ cdef class Execution:
                 call.cancelled = True           # a method is only told
             elif error is not None:
                 error = KeyboardInterrupt()     # whatever the interruption looked like from inside
-        c.running_key = 0
-        if c.lent:
-            with nogil:
+        if c.boxes.empty():
+            c.running_key = 0
+        else:
+            with nogil:                         # in one step: what it lends from here on, nobody would take back
                 core_enter(c)
+                c.running_key = 0
                 loops_take_back_cpus(c)
                 core_leave(c)
         self.method = None
