@@ -302,8 +302,16 @@ def test_named_actors() -> None:
     with pytest.raises(ValueError, match="no living actor named 'alpha' in namespace 'other'"):
         ftray.get_actor("alpha", "other")
     ftray.kill(found)
-    with pytest.raises(exceptions.ActorDiedError):
-        ftray.get(made.incr.remote(), timeout=LONG_S)
+    eventually(lambda: is_dead(made), "Ray does not wait for what it kills", timeout_s=LONG_S)
+
+
+def is_dead(actor: Any) -> bool:
+    """Whether a call of the actor says that it died."""
+    try:
+        ftray.get(actor.incr.remote(), timeout=LONG_S)
+    except exceptions.ActorDiedError:
+        return True
+    return False
 
 
 def test_why_a_constructor_failed() -> None:
