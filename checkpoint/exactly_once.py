@@ -71,6 +71,17 @@ def _no_context(_execution: object) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def ended_by(error: BaseException) -> CheckpointError:
+    """Return what callers are told of a process that `error` has ended: a `FencedError` if it was one.
+
+    When the fence is noticed is left to chance (by a call, or by what the journal writes on its own): what
+    is said of it is not.
+    """
+    cause = f"{type(error).__name__}: {error}"
+    why = f"the actor's process has ended: {cause}. Ask its successor, with the same call"
+    return FencedError(why) if isinstance(error, FencedError) else NoSessionError(why)
+
+
 class ExactlyOnce:
     """The exactly-once part of one session. Made by `engine.open`."""
 
@@ -232,7 +243,7 @@ class ExactlyOnce:
         if self.dead is not None:
             return
         self.dead = error
-        self.releases.fail(NoSessionError(f"the actor's process ended: {type(error).__name__}: {error}"))
+        self.releases.fail(ended_by(error))
         self.abandon()
         if isinstance(error, FencedError):
             self.host.fenced(error)

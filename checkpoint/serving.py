@@ -32,7 +32,7 @@ from .errors import (
     ReplyExpiredError,
     StaleCallerError,
 )
-from .exactly_once import DURABLE_TIMEOUT_S, describe
+from .exactly_once import DURABLE_TIMEOUT_S, describe, ended_by
 from .replay import poisoned
 from .running import run_method
 from .session import ActorSession
@@ -267,7 +267,7 @@ class ExactlyOnceCalls:
 
     def _check_alive(self) -> None:
         if self._once.dead is not None:
-            raise NoSessionError(f"the actor's process has ended: {self._once.dead!r}")
+            raise ended_by(self._once.dead)
 
     async def _admit(self, waits: _Waits, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
         deadline_s = time.monotonic() + self._held_back_s
@@ -314,7 +314,7 @@ class ExactlyOnceCalls:
                 self._check_alive()
                 if self._once.gate.stale(head):
                     raise refusal(Outcome.STALE_ATTEMPT, head, method)
-            except (NoSessionError, CallError):
+            except (NoSessionError, FencedError, CallError):
                 self._leave(running.ticket)
                 raise
         except BaseException as error:
@@ -336,7 +336,7 @@ class ExactlyOnceCalls:
             done: _Done = await self._run_on(self._run_alone(head, method, args, function, arguments))
         except BaseException as error:
             self._die(error)
-            self._ended(head, running, _end_of(error))
+            self._ended(head, running, ended_by(error))
             raise
         finally:
             self._leave(running.ticket)
@@ -376,7 +376,7 @@ class ExactlyOnceCalls:
             waiting, self._waiting = list(self._waiting.values()), {}
             room, self._room = self._room, []
         for fire in [*waiting, *room]:
-            fire(_end_of(error))
+            fire(ended_by(error))
 
     # -- what changes nothing
 
@@ -401,7 +401,7 @@ class ExactlyOnceCalls:
             self._check_alive()
             position = max(once.seen(), verdict.position)
             status, reply = await self._run_on(self._look(method, function, arguments))
-        except NoSessionError:
+        except (NoSessionError, FencedError):
             raise
         except BaseException as raised:
             self._die(raised)
@@ -485,10 +485,6 @@ async def _fired(waits: _Waits, timeout_s: float, what: str) -> Any:
         raise CheckpointTimeoutError(
             f"{what} within {timeout_s} s. Ask again with the same call, or allow more time"
         ) from None
-
-
-def _end_of(error: BaseException) -> NoSessionError:
-    return NoSessionError(f"the actor's process has ended: {error!r}. Ask its successor, with the same call")
 
 
 def refusal(outcome: Outcome, head: bytes, method: str) -> CallError:

@@ -212,6 +212,7 @@ class DurableActor:
             answer = await self._answer(head, name, body, (args, kwargs))
         except FencedError as error:
             self.once.crash(error)
+            await self._end_with_the_process()
             raise
         except NoSessionError:
             await self._end_with_the_process()
