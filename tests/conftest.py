@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import ROOT
 from tests.helpers.guard import time_limit
+from tests.helpers.sync import Gate, Mailbox, Tally
 
 # The directories of tests/, each with the marker of that name, in the order in which they run.
 KINDS = ("unit", "sim", "functional", "cluster", "ray", "chaos", "packaging")
@@ -98,3 +99,22 @@ def limited(request: pytest.FixtureRequest) -> Iterator[None]:
     marker = request.node.get_closest_marker("limit")
     with time_limit(marker.args[0] if marker else LIMIT_S):
         yield
+
+
+@pytest.fixture
+def mailbox(tmp_path: Path) -> Iterator[Mailbox]:
+    box = Mailbox(tmp_path / "mailbox")
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    door = Gate(tmp_path / "gate")
+    yield door
+    door.open()
+
+
+@pytest.fixture
+def tally(tmp_path: Path) -> Tally:
+    return Tally(tmp_path / "tally")

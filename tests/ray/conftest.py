@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import ftray
-from tests.helpers.sync import Gate, Mailbox, Tally
 from tests.ray import both
 
 SMALL = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
@@ -27,22 +25,3 @@ def cluster(started: dict[str, str]) -> dict[str, str]:
     """The running cluster; a test that ended it is to blame."""
     assert ftray.is_initialized()
     return started
-
-
-@pytest.fixture
-def mailbox(tmp_path: Path) -> Iterator[Mailbox]:
-    box = Mailbox(tmp_path / "mailbox")
-    yield box
-    box.close()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    door = Gate(tmp_path / "gate")
-    yield door
-    door.open()
-
-
-@pytest.fixture
-def tally(tmp_path: Path) -> Tally:
-    return Tally(tmp_path / "tally")

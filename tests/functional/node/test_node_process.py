@@ -431,7 +431,7 @@ def test_a_killed_actor_is_back_soon(node: Running, driver: FakeDriver) -> None:
         kill(alive.pid)
         alive = state(driver, actor_id, ALIVE, incarnation + 1)
         took.append(time.perf_counter() - begun)
-    assert min(took) < 0.1, took
+    assert min(took) < 0.5, took
 
 
 def test_ask_reaches_the_right_process(driver: FakeDriver) -> None:

@@ -334,7 +334,7 @@ class TestEnd:
         host.call(session, "incr")
         began = time.monotonic()
         assert session.close(True, "SIGTERM", timeout_s=0.1) is None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert host.incidents[0].kind == "final_save_failed" and "1 calls" in host.incidents[0].message
         store.allowed.release(10)
 
