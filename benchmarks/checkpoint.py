@@ -258,6 +258,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     before = os.getloadavg()[0]
     pythons = {name: getattr(options, f"{name.lower()}_python") for name in PEERS}
+    pythons = {name: python and os.path.abspath(python) for name, python in pythons.items()}
+    for name, python in pythons.items():  # now, not when our own figures have taken their minutes
+        if python and not os.access(python, os.X_OK):
+            parser.error(f"--{name.lower()}-python: {python} is no program that can be run")
     lines = measure(options.smoke, pythons)
     for line in lines:
         print(line)
