@@ -323,38 +323,37 @@ cdef bint borrow_frame(Core *c, Channel *ch, FrameHeader *h, char *body, uint64_
     return True
 
 
+cdef void hear_of_no_owner(Core *c, vector[ObjEntry *] *waiting) noexcept nogil:
+    """Nobody will answer for these. What one of them sets off may be the last that held another."""
+    cdef size_t i
+    for i in range(waiting.size()):
+        waiting[0][i].holds += 1
+    for i in range(waiting.size()):
+        fail_ownerless(c, waiting[0][i])
+    for i in range(waiting.size()):
+        waiting[0][i].holds -= 1
+        refs_check(c, waiting[0][i])
+
+
 cdef void borrow_process_died(Core *c, const Id28 *worker) noexcept nogil:
     """Nobody will answer for a dead owner; whoever waits for its objects hears that."""
     cdef vector[ObjEntry *] waiting
-    cdef size_t i
     if c.adds_open.count(worker[0]):
         added(c, <Id28 *>worker, c.adds_open[worker[0]])
     for item in c.objects:
         if item.second.lost and item.second.state < OBJ_INLINE and (item.second.flags & OBJ_FETCHING or item.second.waiters != NULL):
             waiting.push_back(item.second)
-    for i in range(waiting.size()):
-        waiting[i].holds += 1
-    for i in range(waiting.size()):
-        fail_ownerless(c, waiting[i])
-    for i in range(waiting.size()):
-        waiting[i].holds -= 1
-        refs_check(c, waiting[i])
+    hear_of_no_owner(c, &waiting)
 
 
 cdef void borrow_owner_unknown(Core *c, const Id28 *worker) noexcept nogil:
     """ftrayd knows no report of this owner, which has no socket: whoever waits for its objects hears that it is gone."""
     cdef vector[ObjEntry *] waiting
-    cdef size_t i
     for item in c.objects:
         if not item.second.flags & OBJ_OWNED and item.second.flags & OBJ_FETCHING and item.second.state < OBJ_INLINE and item.second.ext != NULL and item.second.ext.owner == worker[0]:
             item.second.lost = 1
-            item.second.holds += 1
             waiting.push_back(item.second)
-    for i in range(waiting.size()):
-        fail_ownerless(c, waiting[i])
-    for i in range(waiting.size()):
-        waiting[i].holds -= 1
-        refs_check(c, waiting[i])
+    hear_of_no_owner(c, &waiting)
 
 
 cdef void send_remove(Core *c, Command *cmd) noexcept nogil:

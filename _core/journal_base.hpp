@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <vector>
+#include "crc32.hpp"
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -47,35 +48,8 @@ static std::atomic<uint32_t> generation{0};
 static inline void forked() { generation.fetch_add(1, std::memory_order_relaxed); }
 static inline void watch_forks() noexcept { pthread_atfork(nullptr, nullptr, forked); }
 
-/* CRC-32 as in zlib, which every language has; eight bytes at a time. */
-struct Table {
-    uint32_t t[8][256];
-    Table() noexcept {
-        for (uint32_t i = 0; i < 256; i++) {
-            uint32_t c = i;
-            for (int k = 0; k < 8; k++) c = (c >> 1) ^ (0xEDB88320u & (0u - (c & 1)));
-            t[0][i] = c;
-        }
-        for (int k = 1; k < 8; k++)
-            for (uint32_t i = 0; i < 256; i++) t[k][i] = (t[k - 1][i] >> 8) ^ t[0][t[k - 1][i] & 255];
-    }
-};
-static const Table table;
-
 static inline uint32_t crc32(uint32_t crc, const void* data, size_t size) noexcept {
-    const unsigned char* p = static_cast<const unsigned char*>(data);
-    const auto& t = table.t;
-    crc = ~crc;
-    while (size >= 8) {
-        uint64_t v;
-        memcpy(&v, p, 8);
-        v ^= crc;
-        crc = t[7][v & 255] ^ t[6][v >> 8 & 255] ^ t[5][v >> 16 & 255] ^ t[4][v >> 24 & 255] ^
-              t[3][v >> 32 & 255] ^ t[2][v >> 40 & 255] ^ t[1][v >> 48 & 255] ^ t[0][v >> 56];
-        p += 8; size -= 8;
-    }
-    while (size--) crc = (crc >> 8) ^ t[0][(crc ^ *p++) & 255];
-    return ~crc;
+    return crc32_of(static_cast<const char*>(data), size, crc);
 }
 
 static inline size_t padded(size_t n) noexcept { return (n + 7) & ~size_t(7); }

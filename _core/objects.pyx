@@ -139,11 +139,7 @@ cdef class ObjectRef:
         cdef Core *c = core()
         if not note_ref(self):
             raise_out_of_band(self)
-        with nogil:
-            core_enter(c)
-            refs_expose(c, e)
-            core_leave(c)
-        return rebuild_ref, (e.id.b[:28], c.worker_id.b[:28] if e.flags & OBJ_OWNED else e.ext.owner.b[:28])
+        return rebuild_ref, exposed(c, e)
 
     def __copy__(self):
         return self
@@ -180,23 +176,28 @@ def rebuild_ref(bytes id, bytes owner):
     return r
 
 
-def actor_place(ObjectRef ref not None):
-    """Where the actor of a handle is, for the pickle of that handle: 100 bytes behind each other, which digests know
-    (identity.hpp): a mark, the node, and what the pickle of a ref has."""
-    parts = ref.__reduce__()[1]
-    return (<const char *>FTRAY_HANDLE_MARK)[:16] + core().node_id.b[:28] + parts[0] + parts[1]
-
-
-def saved_actor_place(ObjectRef ref not None):
-    """The same for what is kept: nothing holds the actor until it is loaded."""
-    cdef Core *c = core()
-    cdef ObjEntry *e = usable(ref)
+cdef tuple exposed(Core *c, ObjEntry *e):
+    """What names an object to others, who may ask for it from now on: its id and its owner's."""
     with nogil:
         core_enter(c)
         refs_expose(c, e)
         core_leave(c)
-    owner = c.worker_id.b[:28] if e.flags & OBJ_OWNED else e.ext.owner.b[:28]
-    return (<const char *>FTRAY_HANDLE_MARK)[:16] + c.node_id.b[:28] + e.id.b[:28] + owner
+    return e.id.b[:28], c.worker_id.b[:28] if e.flags & OBJ_OWNED else e.ext.owner.b[:28]
+
+
+cdef bytes place_of(tuple exposed):
+    return (<const char *>FTRAY_HANDLE_MARK)[:16] + core().node_id.b[:28] + exposed[0] + exposed[1]
+
+
+def actor_place(ObjectRef ref not None):
+    """Where the actor of a handle is, for the pickle of that handle: 100 bytes behind each other, which digests know
+    (identity.hpp): a mark, the node, and what the pickle of a ref has."""
+    return place_of(ref.__reduce__()[1])
+
+
+def saved_actor_place(ObjectRef ref not None):
+    """The same for what is kept: nothing holds the actor until it is loaded."""
+    return place_of(exposed(core(), usable(ref)))
 
 
 def actor_at(bytes place not None):

@@ -15,8 +15,13 @@ What the toolkit promises
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
+
+CRASHED = 70
+"""Exit status of an actor whose method was interrupted half-way."""
 
 
 class ActorIdentity(NamedTuple):
@@ -107,3 +112,22 @@ class Host(Protocol):
 
     def fenced(self, error: BaseException) -> None:
         """A newer incarnation holds the key: end this process because of `error`, do not restart it."""
+
+
+class ProcessHost:
+    """What hosts have in common whose actors are processes, with a stderr that is shown to people."""
+
+    identity: ActorIdentity
+
+    def report_incident(self, incident: Incident) -> None:
+        """See `Host.report_incident`: one line."""
+        print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
+
+    def crashed(self, error: BaseException) -> None:
+        """See `Host.crashed`."""
+        import traceback
+
+        print(f"{self.identity.class_name} ends because of {type(error).__name__}:", file=sys.stderr)
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(CRASHED)

@@ -93,16 +93,23 @@ def outcome(call: Any, *, timeout_s: float = 30.0) -> Outcome:
     return of_call(call, float(timeout_s))
 
 
-def keyed_head(named: bytes, callee_key: bytes) -> bytes:
-    """Return the head of the call that users have named: `named` is the hash of their key."""
+def keyed_head(
+    call_key: str, callee_key: bytes, *, history: int = 0, chain: tuple[bytes, ...] = ()
+) -> bytes:
+    """Return the head of the call that users have named `call_key`.
+
+    `history`, `chain`: of whoever sends it; what becomes of the call does not depend on them.
+    """
     nobody = bytes(16)
     return encode_head(
         root_kind=_JOB,
         root=nobody,
         parent=nobody,
-        call_id=call_id(named, callee_key, 0, 0),
+        call_id=call_id(named(call_key), callee_key, 0, 0),
         n=0,
+        history=history,
         keyed=True,
+        chain=chain,
     )
 
 

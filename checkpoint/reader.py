@@ -188,7 +188,7 @@ class CheckpointReader:
             from ftray._call_outcomes import Codec
 
             codec = Codec()
-        head = outcomes.keyed_head(outcomes.named(call_key), derive_callee_key(key))
+        head = outcomes.keyed_head(call_key, derive_callee_key(key))
         return outcomes.of_store(self._store, key, head, codec)
 
     def load(self, key: str, snapshot_id: str | None = None) -> Any:

@@ -68,7 +68,7 @@ def _of_named(method: ActorMethod, deadline_s: float) -> Outcome:
             f"outcome() of {method!r}: say which call is meant, with its key (.options(call_key=...)),"
             " or give the ref of the call"
         )
-    head = outcomes.keyed_head(outcomes.named(call_key), method._meta.key)
+    head = outcomes.keyed_head(call_key, method._meta.key)
     return _Question(method._target.actor_id(), head, True, deadline_s).ask(None)
 
 

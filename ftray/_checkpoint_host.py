@@ -5,13 +5,12 @@ its calls are written.
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import contextmanager, nullcontext
 
 from ftray._core import holds
 from ftray._lifecycle import ask
 from ftray._node import hash_seeds
-from ftray.checkpoint.host import ActorIdentity
+from ftray.checkpoint.host import ActorIdentity, ProcessHost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,14 +21,12 @@ if TYPE_CHECKING:
     from ftray._core.worker import Executor
     from ftray.checkpoint.codec import Arguments
     from ftray.checkpoint.exactly_once import ExactlyOnce
-    from ftray.checkpoint.host import Incident
     from ftray.checkpoint.session import ActorSession
 
-_CRASHED = 70  # exit status of an actor whose method was interrupted half-way
 _OK, _ERROR, _CANCELLED, _RETRY = 0, 1, 2, 4  # statuses of replies, see _core/rules.pxd
 
 
-class NativeHost:
+class NativeHost(ProcessHost):
     """See `ftray.checkpoint.host.Host`."""
 
     def __init__(
@@ -63,10 +60,6 @@ class NativeHost:
         """See `ftray.checkpoint.members.GroupPort`."""
         return NativeGroupPort(self._port)
 
-    def report_incident(self, incident: Incident) -> None:
-        """One line on stderr, which the driver prints with the actor's name and pid."""
-        print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
-
     def restart_with_hash_seed(self, seed: str) -> None:
         """See `Host.restart_with_hash_seed`: the node starts another interpreter for it."""
         if hash_seeds.is_ours() and self._restarts:
@@ -76,15 +69,6 @@ class NativeHost:
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""
         self._end(error)
-
-    def crashed(self, error: BaseException) -> None:
-        """See `Host.crashed`."""
-        import traceback
-
-        print(f"{self.identity.class_name} ends because of {type(error).__name__}:", file=sys.stderr)
-        traceback.print_exception(error, file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(_CRASHED)
 
 
 class NativeGroupPort:

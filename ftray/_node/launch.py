@@ -104,7 +104,7 @@ class NodeOptions(Record):
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in self._fields}
         if values["hang_timeout_s"] is None:
-            values["hang_timeout_s"] = _env_seconds("FTRAY_HANG_TIMEOUT_S", 10.0)
+            values["hang_timeout_s"] = settings.seconds("HANG_TIMEOUT_S", 10.0)
         if values["idle_timeout_s"] is None:
             values["idle_timeout_s"] = (
                 settings.integer("idle_worker_killing_time_threshold_ms", 5000, 1) / 1000
@@ -200,19 +200,6 @@ def _check_amount(name: str, value: Any) -> None:
         isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
     ):
         raise ValueError(f"{name}={value!r}; allowed is a number of at least 0")
-
-
-def _env_seconds(name: str, default: float) -> float:
-    text = os.environ.get(name)
-    if text is None:
-        return default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise ValueError(f"{name}={text!r} in the environment; allowed is a number of seconds of at least 0")
-    return seconds
 
 
 class NodeHandle:

@@ -115,13 +115,28 @@ def share(name: str, default: float, environ: Mapping[str, str] | None = None) -
     variable, text = _find(name, environ)
     if text is None:
         return default
-    try:
-        value = float(text)
-    except ValueError:
-        raise _wrong(variable, text, "a number above 0 and at most 1") from None
+    value = _number(text)
     if not 0 < value <= 1:
         raise _wrong(variable, text, "a number above 0 and at most 1")
     return value
+
+
+def seconds(name: str, default: float) -> float:
+    """Return a setting that is a number of seconds, of at least 0; ValueError when it is none."""
+    variable, text = _find(name)
+    if text is None:
+        return default
+    value = _number(text)
+    if not value >= 0:
+        raise _wrong(variable, text, "a number of seconds of at least 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def _switch(name: str) -> bool:

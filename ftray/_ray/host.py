@@ -23,11 +23,10 @@ from typing import Any
 import ray
 
 from ftray.checkpoint.engine import OUT_OF_SCOPE
-from ftray.checkpoint.host import ActorIdentity, Incident
+from ftray.checkpoint.host import ActorIdentity, Incident, ProcessHost
 from ftray.checkpoint.keys import EPHEMERAL_PREFIX
 
 _SETTLES_S = 2.0
-CRASHED = 70  # exit status of an actor whose method was interrupted half-way
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
@@ -78,7 +77,7 @@ def identity_of(spec: dict[str, Any], cls: type) -> ActorIdentity:
     return ActorIdentity(namespace, name, f"{cluster}-{context.get_actor_id()}", cls.__name__)
 
 
-class RayHost:
+class RayHost(ProcessHost):
     """See `ftray.checkpoint.host.Host`."""
 
     def __init__(self, identity: ActorIdentity, *, max_concurrency: int, is_async: bool) -> None:
@@ -123,10 +122,6 @@ class RayHost:
             except Exception as error:
                 self.report_incident(Incident("save_failed", f"between two methods: {error!r}", error))
 
-    def report_incident(self, incident: Incident) -> None:
-        """One line on stderr, which Ray brings to the driver."""
-        print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
-
     @property
     def hash_seed(self) -> str:
         """See `Host.hash_seed`: known where the user has set it."""
@@ -143,15 +138,6 @@ class RayHost:
                 worker().core_worker.kill_actor(worker().actor_id, True)
         finally:
             os._exit(1)
-
-    def crashed(self, error: BaseException) -> None:
-        """See `Host.crashed`."""
-        import traceback
-
-        print(f"{self.identity.class_name} ends because of {type(error).__name__}:", file=sys.stderr)
-        traceback.print_exception(error, file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(CRASHED)
 
 
 class SnapshotActor:

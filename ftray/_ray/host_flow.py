@@ -144,21 +144,6 @@ class Flow:
         return not any(callee.pending or callee.handle is not None for callee in self.callees.values())
 
 
-def keyed_head(key: bytes, text: str, history: int, flow: Flow) -> bytes:
-    """Return the head of a call that the user has named by `text`."""
-    named = blake2b(b"call\0" + text.encode(), digest_size=16).digest()  # as on every engine
-    return encode_head(
-        root_kind=ROOT_JOB,
-        root=NOBODY,
-        parent=NOBODY,
-        call_id=call_id(named, key, 0, 0),
-        n=0,
-        history=history,
-        keyed=True,
-        chain=flow.chain,
-    )
-
-
 def task_head(key: bytes, task_id: bytes) -> bytes:
     """Return the head of a call by plain Ray, known by the TaskID that it keeps over the actor's crashes."""
     return encode_head(

@@ -20,6 +20,7 @@ import ray
 
 from ftray._ray import host_acks, host_flow
 from ftray.checkpoint.errors import CheckpointError, CheckpointOptionError
+from ftray.checkpoint.outcomes import keyed_head
 
 HEAD = "_ftray_call"
 """The hidden argument of a call: its head."""
@@ -135,7 +136,7 @@ def _send(
     callee = flow.callee(key)
     named = None if reads else _call_key.get()
     if named is not None:
-        head = host_flow.keyed_head(key, named, callee.history, flow)
+        head = keyed_head(named, key, history=callee.history, chain=flow.chain)
         return invocation(args, {**(kwargs or {}), HEAD: head})
     with callee.lock:
         acked = callee.look(worker.core_worker)

@@ -97,7 +97,7 @@ def test_a_tombstone_is_no_call_that_never_ran(lives):
 
 
 def test_nothing_under_the_key():
-    head = outcomes.keyed_head(outcomes.named("x"), derive_callee_key(KEY))
+    head = outcomes.keyed_head("x", derive_callee_key(KEY))
     found = outcomes.of_store(memory(), KEY, head, CODEC)
     assert found.state == "unknown" and "nothing under" in found.reason
 
