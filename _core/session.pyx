@@ -10,7 +10,7 @@ startstop.pyx).
 """
 
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.utility cimport pair
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -25,7 +25,7 @@ from ftray._core.runtime cimport core, core_enter, core_leave, core_poll, in_for
 from ftray._core.records cimport ROOT_JOB, ROOT_SESSION, ROOT_PROCESS
 from ftray._core.segments cimport segments_close, segments_open
 from ftray._core.startstop cimport runtime_close, runtime_open, runtime_start, runtime_stop
-from ftray._core.types cimport BlobP, Core, Slot, blob_drop, futex_wait, lock_drop, lock_take, renew_core
+from ftray._core.types cimport BlobP, Core, Slot, blob_drop, futex_wait, lock_drop, lock_take, mono_ns, renew_core
 
 
 cdef int check_usable() except -1:
@@ -204,12 +204,17 @@ def attached():
 cdef uint64_t inbox_closed_in = <uint64_t>-1     # the session whose inbox takes nothing more
 
 
-def inbox_next():
-    """Wait for messages to Python (logs, warnings): a list of (frame type, payload); None once the runtime stops."""
+def inbox_next(double timeout_s=-1):
+    """Wait for messages to Python (logs, warnings): a list of (frame type, payload); None once the runtime stops.
+
+    The list is empty if nothing came within ``timeout_s``; less than 0 waits without bound.
+    """
     cdef Core *c = core()
     cdef uint32_t seen
     cdef pair[uint32_t, BlobP] item
     cdef uint64_t session = c.session
+    cdef int64_t nap_ns = 1000000000
+    cdef double until_s = mono_ns() / 1e9 + timeout_s
     out = []
     while True:
         with nogil:
@@ -217,7 +222,9 @@ def inbox_next():
             seen = c.py_gen
             if c.py_inbox.empty() and inbox_open(c, session):
                 lock_drop(&c.lock)
-                futex_wait(&c.py_gen, seen, 1000000000)
+                if timeout_s >= 0:
+                    nap_ns = <int64_t> (min(max(until_s - mono_ns() / 1e9, 0.0), 1.0) * 1e9)
+                futex_wait(&c.py_gen, seen, nap_ns)
                 lock_take(&c.lock)
             lock_drop(&c.lock)
         while True:
@@ -236,6 +243,8 @@ def inbox_next():
             return out
         if not inbox_open(c, session):
             return None
+        if timeout_s >= 0 and mono_ns() / 1e9 >= until_s:
+            return out
 
 
 cdef bint inbox_open(Core *c, uint64_t session) noexcept nogil:

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from types import CodeType, FunctionType, MethodType, ModuleType
 
+from ftray import _serializers
 from ftray.exceptions import DeserializationError, RayError, SerializationError
 
 TYPE_CHECKING = False
@@ -243,7 +244,9 @@ def _failure_of(obj: Any) -> Exception | None:
 
 def _children(obj: Any) -> Iterator[tuple[str, Any]]:
     """Yield (step for the path, part) for what pickling ``obj`` has to pickle."""
-    if isinstance(obj, dict):
+    if type(obj) in _serializers.registered:
+        yield from _serialized_parts(obj)
+    elif isinstance(obj, dict):
         yield from ((f"[{_short(key)}]", part) for key, part in list(obj.items()))
         yield from ((f" -> key {_short(key)}", key) for key in list(obj))
     elif isinstance(obj, list | tuple):
@@ -298,6 +301,16 @@ def _global_names(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             names |= _global_names(constant)
     return names
+
+
+def _serialized_parts(obj: Any) -> Iterator[tuple[str, Any]]:
+    """What the user's serializer makes of ``obj`` travels in its place, with the deserializer."""
+    serializer, deserializer = _serializers.registered[type(obj)]
+    try:
+        yield " -> what its serializer returned", serializer(obj)
+    except Exception:
+        return  # the serializer itself fails, which `probe` has told
+    yield " -> its deserializer", deserializer
 
 
 def _reduced_parts(obj: Any) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """Prints what workers print, and what ftrayd warns of, in the driver.
 
 A thread of its own waits in the core (without the GIL) for messages. Equal lines of many workers are printed
-once, with a count (`LineCollapser`).
+once, with a count (`LineCollapser`), which follows after some seconds also when nothing else is printed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def run(log_to_driver: bool) -> None:
     """Print until the runtime stops."""
     lines = {1: LineCollapser(), 2: LineCollapser()}
     while True:
-        messages = _core.inbox_next()
+        messages = _core.inbox_next(_until_counts(lines))
         if messages is None:
             break
         for kind, payload in messages:
@@ -30,8 +30,16 @@ def run(log_to_driver: bool) -> None:
                 _write(2, [f"ftray: {_text(payload, 0)}"])
             elif kind == _LEASE_INFEASIBLE:
                 _write(2, [f"ftray: {_text(payload, 9)}"])
+        for stream, collapser in lines.items():
+            _write(stream, collapser.flush_due(time.monotonic()))
     for stream, collapser in lines.items():
         _write(stream, collapser.flush())
+
+
+def _until_counts(lines: dict[int, LineCollapser]) -> float:
+    """Return after how many seconds a count has to be printed, -1 without one."""
+    due = [moment for collapser in lines.values() if (moment := collapser.next_flush_s()) is not None]
+    return max(0.0, min(due) - time.monotonic()) if due else -1.0
 
 
 def _text(payload: bytes, at: int) -> str:

@@ -34,6 +34,7 @@ from ftray._node.object_service import ObjectService
 from ftray._node.pool import PoolSettings
 from ftray._node.protocol import VERSION, ProtocolError
 from ftray._node.resources import (
+    NODE_NAMES,
     OBJECT_STORE_SHARE,
     count_cpus,
     count_gpus,
@@ -143,7 +144,7 @@ class Node:
         gpus = config["num_gpus"] if config["num_gpus"] is not None else count_gpus()
         memory_bytes = config["memory"] if config["memory"] is not None else max(0, limit_bytes - store_bytes)
         resources = {CPU: float(cpus), GPU: float(gpus), MEMORY: float(memory_bytes)}
-        resources |= {"object_store_memory": float(store_bytes), "node:127.0.0.1": 1.0}
+        resources |= {"object_store_memory": float(store_bytes), **dict.fromkeys(NODE_NAMES, 1.0)}
         resources |= {name: float(amount) for name, amount in config["resources"].items()}
         return {
             "pid": os.getpid(),

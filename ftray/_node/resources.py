@@ -10,6 +10,9 @@ import os
 
 # Ray keeps 30 % of memory for objects and offers the rest to tasks that ask for "memory".
 OBJECT_STORE_SHARE = 0.3
+NODE_IP = "127.0.0.1"  # everything is on one machine
+# Resources that a node has once, so that tasks and actors can ask to be where it is: as in Ray.
+NODE_NAMES = (f"node:{NODE_IP}", "node:__internal_head__")
 _CGROUP_ROOT = "/sys/fs/cgroup"
 # A limit near 2**63 is cgroup v1's way to say "none".
 _NO_LIMIT = 1 << 60

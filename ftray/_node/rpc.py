@@ -7,10 +7,12 @@ Leaves to others: the tables that the methods read.
 
 from __future__ import annotations
 
+import os
 import pickle
 
 from ftray._node.frames import Rpc, RpcReply
 from ftray._node.placement import wildcards
+from ftray._node.resources import NODE_IP
 from ftray._node.storage import MAX_KEY_BYTES, MAX_VALUE_BYTES
 
 TYPE_CHECKING = False
@@ -178,6 +180,8 @@ class RpcService:
             {
                 "NodeID": self._node.node_id.hex(),
                 "Alive": True,
+                "NodeManagerAddress": NODE_IP,
+                "NodeManagerHostname": os.uname().nodename,
                 "Resources": wildcards(self._node.leases.scheduler.total()),
                 "Labels": dict(self._node.labels),
                 "session_dir": self._node.session.path,

@@ -171,6 +171,12 @@ def test_the_report_of_a_death_that_is_forgotten_is_asked_for(member):
     assert "SIGKILL" in one("get('late')") and "SIGKILL" in one("get('later')")
 
 
+def test_messages_are_waited_for_as_long_as_asked_for(member):
+    one = member(1)
+    assert one("_core.inbox_next(0.01)") == [] == one("_core.inbox_next(0)")
+    one.hear_of_deaths([])
+
+
 @pytest.mark.parametrize("dead", [False, True], ids=["alive", "dead"])
 def test_nobody_borrows_in_the_name_of_a_process_whose_death_is_forgotten(member, dead):
     """A relay that has not heard of it yet hands a ref on; alive or dead is told by the process's socket."""

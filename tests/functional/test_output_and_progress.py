@@ -54,6 +54,37 @@ def test_output_is_complete_and_in_order(start_driver):
     assert rows == list(range(5000))
 
 
+def test_equal_lines_of_several_processes_are_printed_once_and_counted(start_driver):
+    driver = start_driver(
+        """
+        import os, time
+        import ftray as ray
+        ray.init(num_cpus=1)
+        @ray.remote(num_cpus=0)
+        class Talker:
+            def warm(self):
+                return os.getpid()
+            def say(self):
+                print("all of us")
+                print("one of us:", os.getpid())
+        talkers = [Talker.remote() for _ in range(3)]
+        tell("pids", ray.get([talker.warm.remote() for talker in talkers]))
+        begin = time.monotonic()
+        ray.get([talker.say.remote() for talker in talkers])
+        ray.shutdown()  # when all has been printed
+        tell("took", time.monotonic() - begin)
+        """
+    )
+    pids = driver.expect("pids")
+    took_s = driver.expect("took", timeout_s=60)
+    out = driver.finish()
+    assert sorted(int(pid) for pid in re.findall(r"one of us: (\d+)", out)) == sorted(pids)
+    lines = re.findall(r"all of us(?: \[repeated (\d+)x across processes\])?$", out, re.M)
+    assert sum(int(count or 1) for count in lines) == 3
+    if took_s < 4:  # lines are counted together that come within five seconds
+        assert lines == ["", "2"]
+
+
 def test_output_of_a_crashing_worker_is_not_lost(start_driver):
     driver = start_driver(
         """

@@ -8,6 +8,8 @@ import signal
 import pytest
 
 import ftray as ray
+from ftray import util
+from ftray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.helpers.introspection import all_resources_back
 from tests.helpers.sync import Gate, eventually
 
@@ -39,6 +41,7 @@ def test_cluster_resources_are_what_init_was_given():
         ({"num_cpus": 0, "resources": {"widget": 3}}, "widget", 3),
         ({"num_cpus": 0, "resources": {"widget": 0.25}}, "widget", 0.25),
         ({"num_cpus": 0}, "CPU", 0),
+        ({"num_cpus": 0, "resources": {"node:127.0.0.1": 0.5}}, "node:127.0.0.1", 0.5),
     ],
 )
 def test_a_running_task_holds_what_it_asked_for(options, name, held, mailbox, gate):
@@ -162,3 +165,52 @@ def test_nodes_report_the_one_node():
     assert node["Alive"] is True
     assert node["Resources"]["CPU"] == 2
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
+
+
+def test_the_node_is_a_resource_by_its_address_and_as_the_head():
+    """What programs written for clusters ask for; a placement group can, too."""
+    (node,) = ray.nodes()
+    address = util.get_node_ip_address()
+    assert address == node["NodeManagerAddress"]
+    names = [f"node:{address}", "node:__internal_head__"]
+    assert [ray.cluster_resources()[name] for name in names] == [1, 1]
+
+    @ray.remote(num_cpus=0, resources=dict.fromkeys(names, 0.001))
+    class Here:
+        def node_id(self):
+            return ray.get_runtime_context().get_node_id()
+
+    group = util.placement_group([{names[0]: 0.5}, {names[1]: 0.5, "CPU": 1}])
+    assert group.wait(30)
+    where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    inside = Here.options(resources={names[0]: 0.25}, scheduling_strategy=where).remote()
+    assert ray.get([Here.remote().node_id.remote(), inside.node_id.remote()]) == [node["NodeID"]] * 2
+    assert available(names[0]) < 0.51
+    del inside
+    util.remove_placement_group(group)
+    eventually(all_resources_back, "resources back")
+
+
+def test_more_of_a_node_than_there_is_or_another_node_is_waited_for(capfd):
+    """With a warning that names it, for tasks and for groups."""
+
+    @ray.remote(num_cpus=0)
+    def one():
+        return 1
+
+    refs = [one.options(resources={name: 2}).remote() for name in ("node:127.0.0.9", "node:127.0.0.1")]
+    group = util.placement_group([{"node:127.0.0.8": 1}])
+    said = ""
+
+    def told():
+        nonlocal said
+        said += capfd.readouterr().err
+        return all(f"node:127.0.0.{number}" in said for number in (9, 8, 1))
+
+    eventually(told, "each is named")
+    assert ray.wait(refs, timeout=0)[0] == []
+    assert not group.wait(0.01)
+    for ref in refs:
+        ray.cancel(ref)
+    util.remove_placement_group(group)
+    ray.wait(refs, num_returns=2)

@@ -81,6 +81,14 @@ def test_the_import_is_quick() -> None:
     assert min(imported("ftray")[1] for _ in range(5)) < OWN_LIMIT_MS
 
 
+def test_on_another_system_the_import_says_so() -> None:
+    program = "import sys; sys.platform = 'darwin'; import ftray"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert "ImportError: ftray runs on Linux only (this is darwin)" in done.stderr
+
+
 def test_toolkits_are_imported_at_first_use() -> None:
     program = (
         "import ftray, sys; assert 'ftray.checkpoint' not in sys.modules; ftray.Checkpointable;"
