@@ -264,8 +264,8 @@ cdef void acceptor_handshake(Core *c, Channel *ch) noexcept nogil:
         c.peers[ch.worker] = ch
     ch.state = CH_OPEN
     make_hello(c, ch, &hello)
-    if send_with_fd(ch.fd, &hello, sizeof(Hello), -1) != sizeof(Hello):
-        chan_break(c, ch)
+    if c.dead.count(ch.worker) or send_with_fd(ch.fd, &hello, sizeof(Hello), -1) != sizeof(Hello):
+        chan_break(c, ch)       # also of one whose death was heard of before its connection: what it wanted is settled as it is
         return
     chan_drain(c, ch)
 

@@ -127,6 +127,7 @@ POINTS: tuple[str, ...] = (
     "group.claimed",
     "group.ended",
     "group.sealed",
+    "group.settled",
     "group.loaded",
     "group.parted",
     "group.left",

@@ -3,7 +3,8 @@
 Owns: the note in a member's own key that says which group it is in, the copy of its state while a cut is
 being written, and the end of a hold whose coordinator has forgotten it.
 Invariants: a member of a snapshot-mode group serves nothing before all processes of the generation before
-are dead, and then begins from the cut that all others begin from; a step of a cut that was meant for an
+are dead, and then begins from the cut that all others begin from; nothing that those had sent to it runs
+then, since calls queue at a process while it opens; a step of a cut that was meant for an
 earlier incarnation, or an earlier generation, is refused.
 """
 
@@ -21,6 +22,7 @@ from .cuts import Step, step_of_member
 from .errors import (
     CheckpointError,
     CheckpointOptionError,
+    CheckpointTimeoutError,
     FencedError,
     NoSessionError,
 )
@@ -53,6 +55,13 @@ class GroupPort(Protocol):
 
     def end(self, claim: Mapping[str, Any]) -> None:
         """End the process that a claim of this machine names, and wait until it has ended."""
+
+    def settle_deaths(self, timeout_s: float) -> None:
+        """Drop the calls that processes which have ended had sent to this one and that have not begun.
+
+        Waits until none of those can come any more, nor any of what ends with them: tasks and actors that
+        they had started. Raises `TimeoutError`.
+        """
 
 
 def port_of(session: ActorSession) -> GroupPort:
@@ -154,7 +163,21 @@ class Member:
             return False
         self.generation = here.generation
         self._cut = here.cut if step is Step.LOAD else None
+        if step is Step.LOAD:
+            self._settle_deaths()
         return True
+
+    def _settle_deaths(self) -> None:
+        """What the processes of the generation before have sent belongs to the past that is given up."""
+        try:
+            port_of(self.session).settle_deaths(generations.WAIT_TIMEOUT_S)
+        except TimeoutError as error:
+            raise CheckpointTimeoutError(
+                f"group {self.name!r} goes back, and the node has not settled within "
+                f"{generations.WAIT_TIMEOUT_S:g} s what processes of its past had started"
+            ) from error
+        if faults.active:
+            faults.hit("group.settled")
 
     def _begin(self, seen: int, sealed: bool) -> None:
         log, end = self.session.log, port_of(self.session).end

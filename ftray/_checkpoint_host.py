@@ -97,6 +97,10 @@ class NativeGroupPort:
         """See `GroupPort.unanswered`."""
         return holds.unanswered(actors)
 
+    def settle_deaths(self, timeout_s: float) -> None:
+        """See `GroupPort.settle_deaths`."""
+        ask("settle_deaths", {}, timeout_s)
+
     def end(self, claim: Mapping[str, Any]) -> None:
         """See `GroupPort.end`."""
         from ftray.checkpoint.generations import end_process

@@ -79,7 +79,10 @@ class RpcService:
             "dump_stacks": node.workers.dump_stacks,
         }
         # These reply themselves, later.
-        self._deferred: dict[str, Callable[..., None]] = {"inspect": node.state.inspect}
+        self._deferred: dict[str, Callable[..., None]] = {
+            "inspect": node.state.inspect,
+            "settle_deaths": node.workers.settle,
+        }
 
     def on_rpc(self, client: Client, frame: Rpc, req: int) -> None:
         """RPC: call the method and reply."""

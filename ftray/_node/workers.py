@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import pickle
 import signal
 import time
 
@@ -26,6 +27,7 @@ from ftray._node.frames import (
     DEATH_SIGNAL,
     FLAG_MAY_DECLINE,
     Exit,
+    RpcReply,
 )
 from ftray._node.record import Record
 from ftray._node.resources import oom_kill_count
@@ -66,6 +68,7 @@ class WorkerProcess:
         self.had_devices = False  # it has to be told of every change from then on
         self.assigned = b""  # what it is to be told with its actor
         self.asked_to_exit = False
+        self.killed = False
         self.verdict: tuple[int, str] | None = (
             None  # kind and reason of a death that we caused or were told of
         )
@@ -89,6 +92,7 @@ class Workers:
         self._early: dict[int, os.waitid_result] = {}
         self._hang_timeout_s = hang_timeout_s
         self._oom_kills = oom_kill_count()
+        self._settling: list[tuple[Client, int]] = []
         self._checked_s = 0.0
         self._trusted_s = 0.0
         if hang_timeout_s > 0:
@@ -204,6 +208,7 @@ class Workers:
         """End the worker at once."""
         if worker.verdict is None:
             worker.verdict = (kind, why)
+        worker.killed = worker.pidfd >= 0
         worker.signal(signal.SIGKILL)
 
     def connection_lost(self, worker: WorkerProcess) -> None:
@@ -254,6 +259,30 @@ class Workers:
             self._node.pool_event(lambda pool, now_s: pool.start_failed(worker.number, text, now_s))
         else:
             self._node.on_worker_ended(client, worker, death)
+        if self._settling:
+            self._settle_soon()
+
+    # Settling -------------------------------------------------------------------------------------
+
+    def settle(self, client: Client, req: int) -> None:
+        """Answer when every process that has ended by now is reported to everybody (RPC ``settle_deaths``).
+
+        So are those that end because of it: tasks and actors whose owner is dead, and theirs.
+        """
+        self._settling.append((client, req))
+        self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        # In a round of its own: in the midst of reaping, some that have ended are not reported yet.
+        self._node.loop.set_timer("settle", time.monotonic(), self._settle_now)
+
+    def _settle_now(self) -> None:
+        self.reap()
+        if any(worker.killed for worker in self._by_number.values()):
+            return  # its end is looked at again
+        settling, self._settling = self._settling, []
+        for client, req in settling:
+            self._node.clients.send(client, RpcReply(1, pickle.dumps(None)), req)
 
     def _story(self, worker: WorkerProcess, si_code: int, si_status: int) -> Death:
         """Decide what killed the worker: we, the kernel for memory, a signal, or its own exit."""

@@ -34,6 +34,8 @@ from tests.helpers import introspection, processes
 from tests.helpers.sync import eventually
 
 ANY, ACTOR = "any worker", "actor"
+PATIENCE_S = 300.0
+"""For an answer of an actor that recovers, behind the calls under way: on S3, on a machine with other work, minutes."""
 
 
 class Killer:
@@ -93,7 +95,7 @@ class Killer:
         pid = self._pids[name]
         begin_s = time.monotonic()
         if not self._kill(pid, name.rstrip("-0123456789")):
-            self._pids[name] = ray.get(self._cast.all[name].pid.remote(), timeout=60)
+            self._pids[name] = ray.get(self._cast.all[name].pid.remote(), timeout=PATIENCE_S)
             return False
         thread = threading.Thread(target=self._recover, args=(name, pid, begin_s), daemon=True)
         self._recovering[name] = thread
@@ -120,7 +122,7 @@ class Killer:
         """From the kill to the first answer of the next incarnation, behind the calls under way."""
         try:
             while True:
-                pid = ray.get(self._cast.all[name].pid.remote(), timeout=60)
+                pid = ray.get(self._cast.all[name].pid.remote(), timeout=PATIENCE_S)
                 if pid != old:
                     break
             self.recoveries_s.append(time.monotonic() - begin_s)

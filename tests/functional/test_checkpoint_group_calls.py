@@ -17,8 +17,9 @@ from ftray.checkpoint import CheckpointKeyInUseError, CheckpointMismatchError, C
 from ftray.checkpoint.taking import Taking
 from ftray.exceptions import RayActorError
 from ftray.experimental import internal_kv
+from tests.helpers.introspection import counters, node_pid
 from tests.helpers.processes import wait_ended
-from tests.helpers.sync import Gate, Mailbox, eventually
+from tests.helpers.sync import Gate, Mailbox, Tally, eventually
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
@@ -179,6 +180,74 @@ def test_tasks_that_a_member_has_started_end_with_its_process(
     wait_ended([pid])
     gate.open()
     assert labels(a, b) == [[], []]
+
+
+@ray.remote
+def call_and_stay(actor: Any, label: str, mailbox: Any) -> None:
+    call_without_waiting(actor, label)
+    mailbox.post("sent")
+    signal.pause()
+
+
+def call_without_waiting(actor: Any, label: str) -> None:
+    ref = actor.mark.remote(label)
+    eventually(lambda: counters()["inflight"], "it has left")
+    del ref
+
+
+@pytest.mark.parametrize("sender", ["member", "task"])
+def test_what_was_sent_to_a_member_that_opens_and_takes_its_sender_back(
+    store: Path, mailbox: Mailbox, gate: Gate, tally: Tally, sender: str
+) -> None:
+    """The node is silent meanwhile: that the sender is dead it tells only when the member could serve."""
+
+    class Member(ray.Checkpointable, store=store):
+        def __init__(self, tally: Any, mailbox: Any, gate: Any) -> None:
+            self.labels: list[str] = []
+            if tally is not None and tally.bump():
+                mailbox.post("opens")
+                gate.wait()
+
+        def save_checkpoint(self) -> Any:
+            return self.labels
+
+        def load_checkpoint(self, state: Any) -> None:
+            self.labels = state
+
+        def mark(self, label: str) -> None:
+            self.labels.append(label)
+
+        def send(self, other: Any, by: str, mailbox: Any) -> None:
+            if by == "task":
+                call_and_stay.options(num_cpus=0).remote(other, "sent in the past that is given up", mailbox)
+                return
+            call_without_waiting(other, "sent in the past that is given up")
+            mailbox.post("sent")
+
+        @checkpoint.readonly
+        def look(self) -> tuple[list[str], int]:
+            return self.labels, os.getpid()
+
+    remote = ray.remote(max_restarts=-1, max_task_retries=-1)(Member)
+    a = remote.options(name=f"opens-{sender}-a").remote(None, None, None)
+    b = remote.options(name=f"opens-{sender}-b").remote(tally, mailbox, gate)
+    group = checkpoint.group([a, b], name=f"opens-{sender}")
+    pid = ray.get(a.look.remote())[1]
+    kill(b)
+    assert mailbox.take() == "opens"
+    ray.get(a.send.remote(b, sender, mailbox))
+    assert mailbox.take() == "sent"
+    seen = b.look.remote()
+    node = node_pid()
+    os.kill(node, signal.SIGSTOP)
+    try:
+        gate.open()
+        wait_ended([pid])
+        assert not ray.wait([seen], timeout=0.5)[0], "what a dead process wants may still be in its queue"
+    finally:
+        os.kill(node, signal.SIGCONT)
+    assert ray.get(seen)[0] == []
+    assert labels(a, b) == [[], []] and group.generation == 2
 
 
 def test_members_that_leave(store: Path) -> None:

@@ -70,6 +70,19 @@ class GroupSuite:
             assert [process.life for process in world.processes] == [life + 1 for life in lives]
             assert group.generation == 2
 
+    def test_what_was_sent_in_a_past_that_is_given_up_is_not_received(self, store: Store) -> None:
+        with self.world(store, "abc") as world:
+            group = world.group()
+            world.traffic()
+            world.settle()
+            cut = group.save()
+            saved = world.books()
+            world.process("b").die()
+            world.process("a").run("pay", "b")  # it waits until b has opened, which ends a
+            assert [call[0].worker for call in world.process("b").queue] == [world.process("a").worker]
+            world.settle()
+            assert world.books() == saved == world.states(cut)
+
     def test_back_to_an_older_cut(self, store: Store) -> None:
         with self.world(store) as world:
             group = world.group()

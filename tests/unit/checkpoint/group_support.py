@@ -48,6 +48,13 @@ class Account(Checkpointable):
         return dict(self.sent), dict(self.received)
 
 
+class Incarnation:
+    """One process of an actor, as those see it whom it has called."""
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.worker, self.dead = process, process.worker, False
+
+
 class Port:
     """See `ftray.checkpoint.members.GroupPort`."""
 
@@ -75,6 +82,10 @@ class Port:
     def end(self, claim: Mapping[str, Any]) -> None:
         self._process.world.end(claim)
 
+    def settle_deaths(self, timeout_s: float) -> None:
+        process = self._process
+        process.queue = deque(call for call in process.queue if call[0] is None or not call[0].dead)
+
 
 class GroupHost(LocalHost):
     """A host of an actor that can be a member."""
@@ -95,7 +106,8 @@ class Process:
         self.life = 0
         self.session: ActorSession | None = None
         self.host: Any = None
-        self.queue: deque[tuple[Process | None, str, tuple[Any, ...]]] = deque()
+        self.queue: deque[tuple[Incarnation | None, str, tuple[Any, ...]]] = deque()
+        self.sender = Incarnation(self)
         self.held: frozenset[bytes] | None = None
         self.begun = self.unanswered = 0
         self.for_good = False
@@ -105,13 +117,15 @@ class Process:
         return f"{self.name}-{self.life}".encode().ljust(28)
 
     def die(self) -> None:
-        """The process is gone, and so are its calls; those of others to it are made again."""
+        """The process is gone; calls of others to it are made again.
+
+        Its own calls stay in the queues of others, which hear of its death when they ask, and not before.
+        """
         session, self.session, self.held, self.unanswered = self.session, None, None, 0
+        self.sender.dead = True
         if session is not None:
             _stop_clock(session.member)
             crash(session)
-        for other in self.world.processes:
-            other.queue = deque(call for call in other.queue if call[0] is not self)
 
     def live(self) -> ActorSession:
         """Start it again if it is dead, as the engine does; more than once if it dies on its way."""
@@ -119,6 +133,7 @@ class Process:
             raise Dead(self.name)
         while self.session is None:
             self.life += 1
+            self.sender = Incarnation(self)
             instance = Account()
             self.host = GroupHost(self)
             try:
@@ -139,7 +154,7 @@ class Process:
 
     def send(self, to: str) -> None:
         self.unanswered += 1
-        self.world.process(to).queue.append((self, "receive", (self.name,)))
+        self.world.process(to).queue.append((self.sender, "receive", (self.name,)))
 
     def run(self, method: str, *args: Any) -> Any:
         """One call; it is made again if the process dies in it."""
@@ -202,8 +217,8 @@ class World:
                 process.queue.remove(call)
                 process.begun += process.held is not None
                 process.run(method, *args)
-                if sender is not None:
-                    sender.unanswered -= 1
+                if sender is not None and not sender.dead:
+                    sender.process.unanswered -= 1
                 return True
         return False
 
