@@ -35,7 +35,7 @@ from tests.helpers.sync import eventually
 
 ANY, ACTOR = "any worker", "actor"
 PATIENCE_S = 300.0
-"""For an answer of an actor that recovers, behind the calls under way: on S3, on a machine with other work, minutes."""
+"""For an answer of an actor that recovers, behind the calls under way: minutes on S3 beside other work."""
 
 
 class Killer:
