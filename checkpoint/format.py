@@ -1,13 +1,14 @@
-"""The snapshot file, format version 1: encoding, reading, verification. Knows no store.
+"""The snapshot file, format version 2: encoding, reading, verification. Knows no store.
 
 Layout (little-endian; see docs/storage-format.md):
 
     prefix   32 bytes   magic 8s, format version u16, zero u16, header length u32, payload length u64,
                         CRC-32 of the header u32, CRC-32 of the 28 bytes before u32
-    header   JSON       who wrote what, segment lengths, SHA-256 of the payload; padded with blanks to 64
-    bytes payload             the pickle stream, then the out-of-band buffers, each padded with zeros to 64
-    bytes footer   24 bytes   length of the whole file u64, first 8 bytes of the payload's SHA-256, end
-    magic 8s
+    header   JSON       who wrote what, segment lengths, CRC-64 of the payload; padded with blanks to 64 bytes
+    payload             the pickle stream, then the out-of-band buffers, each padded with zeros to 64 bytes
+    footer   24 bytes   length of the whole file u64, the payload's CRC-64 u64, end magic 8s
+
+Version 1 differs in the digest alone: SHA-256, and its first 8 bytes in the footer. It is read, not written.
 
 Invariants: a file verifies only if every byte of it is as written; what a reader allocates is bounded by
 the file's own length; a format once released is read for ever.
@@ -19,12 +20,14 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from ftray._core.snapfile import crc64
 
 from .errors import CheckpointFormatError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAGIC = b"\x89FTCKP\r\n"
 END_MAGIC = b"FTCKPEND"
 _PREFIX = struct.Struct("<8sHHIQII")
@@ -34,6 +37,35 @@ _CHUNK = 1 << 20
 _MAX_HEADER = 16 << 20
 
 Buffer = bytes | bytearray | memoryview
+
+
+class _Digest(Protocol):
+    def update(self, data: Buffer, /) -> None: ...
+    def digest(self) -> bytes: ...
+    def hexdigest(self) -> str: ...
+
+
+class _Crc64:
+    """CRC-64/XZ in the shape of hashlib's digests; in the footer it is a little-endian number."""
+
+    def __init__(self) -> None:
+        self._crc = 0
+
+    def update(self, data: Buffer) -> None:
+        self._crc = crc64([data], self._crc)
+
+    def digest(self) -> bytes:
+        return self._crc.to_bytes(8, "little")
+
+    def hexdigest(self) -> str:
+        return f"{self._crc:016x}"
+
+
+_DIGESTS: dict[int, tuple[str, str, Callable[[], _Digest]]] = {
+    1: ("sha256", "SHA-256", hashlib.sha256),
+    2: ("crc64", "CRC-64", _Crc64),
+}
+"""By format version: its name in the header, its name for people, what computes it."""
 
 
 class Header(NamedTuple):
@@ -47,6 +79,7 @@ class Header(NamedTuple):
     payload_offset: int
     payload_length: int
     file_length: int
+    version: int = FORMAT_VERSION
 
     @property
     def segments(self) -> list[int]:
@@ -75,17 +108,14 @@ def encode(fields: Mapping[str, Any], segments: Sequence[Sequence[Buffer]]) -> l
     segments : sequence of sequence of bytes-like
         The pickle stream and its out-of-band buffers, each in pieces.
     """
-    digest = hashlib.sha256()
     payload: list[Buffer] = []
     lengths = [sum(len(piece) for piece in segment) for segment in segments]
     for segment, length in zip(segments, lengths, strict=True):
-        pieces = [*segment, bytes(_padding(length))]
-        for piece in pieces:
-            digest.update(piece)
-        payload += pieces
+        payload += [*segment, bytes(_padding(length))]
+    crc = crc64(payload)
     payload_length = sum(length + _padding(length) for length in lengths)
     text = json.dumps(
-        {**fields, "digest": f"sha256:{digest.hexdigest()}", "segments": lengths},
+        {**fields, "digest": f"crc64:{crc:016x}", "segments": lengths},
         ensure_ascii=True,
         sort_keys=True,
     ).encode()
@@ -93,7 +123,7 @@ def encode(fields: Mapping[str, Any], segments: Sequence[Sequence[Buffer]]) -> l
     start = _PREFIX.pack(MAGIC, FORMAT_VERSION, 0, len(text), payload_length, zlib.crc32(text), 0)[:-4]
     head = start + struct.pack("<I", zlib.crc32(start)) + text
     length = len(head) + payload_length + _FOOTER.size
-    return [head, *payload, _FOOTER.pack(length, digest.digest()[:8], END_MAGIC)]
+    return [head, *payload, _FOOTER.pack(length, crc.to_bytes(8, "little"), END_MAGIC)]
 
 
 def _read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
@@ -119,8 +149,10 @@ def read_header(file: BinaryIO) -> Header:
         raise CheckpointFormatError(f"not a snapshot: begins with {magic!r}")
     if zlib.crc32(start[:-4]) != prefix_crc:
         raise CheckpointFormatError("the prefix does not match its checksum")
-    if version != FORMAT_VERSION:
-        raise CheckpointFormatError(f"format version {version}; this release reads version {FORMAT_VERSION}")
+    if version not in _DIGESTS:
+        raise CheckpointFormatError(
+            f"format version {version}; this release reads versions 1 to {FORMAT_VERSION}"
+        )
     expected = _PREFIX.size + header_length + payload_length + _FOOTER.size
     if expected != file_length:
         raise CheckpointFormatError(f"{file_length} bytes long where {expected} were written")
@@ -129,24 +161,23 @@ def read_header(file: BinaryIO) -> Header:
     text = _read_exactly(file, header_length, "header")
     if zlib.crc32(text) != header_crc:
         raise CheckpointFormatError("the header does not match its checksum")
-    header = Header(json.loads(text), _PREFIX.size + header_length, payload_length, file_length)
+    header = Header(json.loads(text), _PREFIX.size + header_length, payload_length, file_length, version)
     if sum(n + _padding(n) for n in header.segments) != payload_length:
         raise CheckpointFormatError("the segment lengths do not add up to the payload")
     return header
 
 
-def _check_footer(file: BinaryIO, header: Header, digest: bytes) -> None:
+def _check(file: BinaryIO, header: Header, digest: _Digest) -> None:
+    """Hold header and footer, which is what `file` has left, against the digest of the payload."""
+    name, known_as, _ = _DIGESTS[header.version]
+    said, _, hexadecimal = str(header.fields["digest"]).partition(":")
+    if said != name:
+        raise CheckpointFormatError(f"digest {said!r}; format version {header.version} has {name}")
+    if digest.hexdigest() != hexadecimal:
+        raise CheckpointFormatError(f"the payload does not match its {known_as}")
     length, start, end = _FOOTER.unpack(_read_exactly(file, _FOOTER.size, "footer"))
-    if (length, start, end) != (header.file_length, digest[:8], END_MAGIC):
+    if (length, start, end) != (header.file_length, digest.digest()[:8], END_MAGIC):
         raise CheckpointFormatError("the footer does not match the file")
-
-
-def _check_digest(header: Header, digest: bytes) -> None:
-    name, _, hexadecimal = str(header.fields["digest"]).partition(":")
-    if name != "sha256":
-        raise CheckpointFormatError(f"unknown digest {name!r}; known: sha256")
-    if digest.hex() != hexadecimal:
-        raise CheckpointFormatError("the payload does not match its SHA-256")
 
 
 def read(file: BinaryIO) -> tuple[Header, list[bytearray]]:
@@ -160,7 +191,7 @@ def read(file: BinaryIO) -> tuple[Header, list[bytearray]]:
         itself alive.
     """
     header = read_header(file)
-    digest = hashlib.sha256()
+    digest = _DIGESTS[header.version][2]()
     segments = []
     for size in header.segments:
         segment = bytearray(size)
@@ -173,22 +204,20 @@ def read(file: BinaryIO) -> tuple[Header, list[bytearray]]:
         digest.update(segment)
         digest.update(_read_exactly(file, _padding(size), "padding"))
         segments.append(segment)
-    _check_digest(header, digest.digest())
-    _check_footer(file, header, digest.digest())
+    _check(file, header, digest)
     return header, segments
 
 
 def verify(file: BinaryIO) -> Header:
     """Verify every byte of a snapshot in constant memory."""
     header = read_header(file)
-    digest = hashlib.sha256()
+    digest = _DIGESTS[header.version][2]()
     left = header.payload_length
     while left:
         chunk = _read_exactly(file, min(left, _CHUNK), "payload")
         digest.update(chunk)
         left -= len(chunk)
-    _check_digest(header, digest.digest())
-    _check_footer(file, header, digest.digest())
+    _check(file, header, digest)
     return header
 
 

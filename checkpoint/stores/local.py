@@ -19,6 +19,8 @@ import stat
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from ftray._core.snapfile import STEPS, Publication, unlink_all
+
 from .. import faults
 from ..errors import CheckpointSaveError, CheckpointStoreError, FencedError, UntrustedStoreError
 from ..journal import Buffer
@@ -34,13 +36,13 @@ from .local_files import (
     parse_name,
     remove_file,
     write_all,
-    write_file,
 )
 from .local_journal import LocalJournals, journal_epoch
 from .protocol import Listing
 
 _VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
 _TRASH = ".trash-"
+_RENAMED, _DIR_SYNCED, _LAST = STEPS.index("renamed") + 1, STEPS.index("dir_synced") + 1, len(STEPS)
 
 
 def snapshot_file(name: SnapshotName) -> str:
@@ -50,6 +52,13 @@ def snapshot_file(name: SnapshotName) -> str:
 
 def _epoch_file(epoch: int, kind: str) -> str:
     return f"epoch-{epoch:010}.{kind}"
+
+
+def _hit(steps: str, step: int) -> None:
+    """Reach the fault point of a step of publishing, if files of this kind have it."""
+    point = f"{steps}.{STEPS[step - 1]}"
+    if faults.active and point in faults.POINTS:
+        faults.hit(point)
 
 
 class LocalStore(LocalJournals):
@@ -271,38 +280,53 @@ class LocalStore(LocalJournals):
         durable: bool,
     ) -> None:
         """Temporary file, fsync, look at the fence, rename, fsync of the directory, check the fence."""
-
-        def hit(step: str) -> None:
-            if faults.active and f"{steps}.{step}" in faults.POINTS:
-                faults.hit(f"{steps}.{step}")
-
         directory = self._directory(key)
         temp = os.path.join(directory, f".tmp-{tag}-{os.getpid()}-{os.urandom(6).hex()}")
         final = os.path.join(directory, final_name)
-        renamed = False
+        file = Publication(directory, temp, final, *self._claims(key, epoch), epoch, parts, durable)
         try:
-            write_file(temp, parts, durable, hit)
-            self._look_at_fence(key, epoch)
-            hit("fence_checked")
-            if os.path.lexists(final):
-                raise CheckpointSaveError(f"{final} exists already; nothing is overwritten here")
-            os.rename(temp, final)
-            renamed = True
-            hit("renamed")
-            if durable:
-                fsync_directory(directory)
+            sure = self._advance(file, key, epoch, steps)
         except FencedError:
             remove_file(temp)
             raise
         except (OSError, CheckpointSaveError, CheckpointStoreError) as error:
             # Not after the rename by a stale epoch: its successor may have taken the file as its own past.
-            self._give_up(key, epoch, final if renamed else temp)
+            self._give_up(key, epoch, final if file.step >= _RENAMED else temp)
             self._check_fence(key, epoch)
+            if isinstance(error, FileExistsError) and file.step == _RENAMED - 1:
+                raise CheckpointSaveError(f"{final} exists already; nothing is overwritten here") from None
             if isinstance(error, OSError):
                 raise self._failed("save", key, error) from error
             raise
-        hit("dir_synced")
-        self._check_fence(key, epoch)
+        if file.step < _LAST:
+            _hit(steps, _DIR_SYNCED)
+            sure = file.run(_LAST)
+        if not sure:
+            self._check_fence(key, epoch)
+
+    def _advance(self, file: Publication, key: str, epoch: int, steps: str) -> bool:
+        """Go on to the last step, or to the fsync of the directory if each step has a fault point.
+
+        Returns whether the epoch was surely held at the end.
+        """
+        stepwise = faults.active is not None
+        end = _DIR_SYNCED if stepwise else _LAST
+        sure = True
+        while file.step < end:
+            sure = file.run(file.step + 1 if stepwise else end)
+            if not sure and file.step < _LAST:
+                self._look_at_fence(key, epoch)
+            if stepwise and file.step < _DIR_SYNCED:
+                _hit(steps, file.step)
+        return sure
+
+    def _claims(self, key: str, epoch: int) -> tuple[str, str]:
+        """Paths of the claim of `epoch`, and of the one that would supersede it first."""
+        directory = self._directory(key)
+        return (
+            os.path.join(directory, _epoch_file(epoch, "claim")),
+            os.path.join(directory, _epoch_file(epoch + 1, "claim")),
+        )
 
     def _give_up(self, key: str, epoch: int, path: str) -> None:
         if os.path.basename(path).startswith(".tmp-") or self.scan(key).claims[-1:] == [epoch]:
@@ -326,12 +350,15 @@ class LocalStore(LocalJournals):
         """Delete snapshots, oldest first. One that a loss of power brings back is only older."""
         if not names:
             return
+        paths = [self._path(key, snapshot_file(name)) for name in sorted(names)]
+        claims = self._claims(key, epoch)
         if faults.active:
             faults.hit("file.delete.begin")
-        self._look_at_fence(key, epoch)
         try:
-            for name in sorted(names):
-                remove_file(self._path(key, snapshot_file(name)))
+            for some in [[path] for path in paths] if faults.active else [paths]:
+                if not unlink_all(some, *claims):
+                    self._look_at_fence(key, epoch)
+                    raise self._fenced(key, epoch, self.scan(key).claims)
                 if faults.active:
                     faults.hit("file.delete.unlinked")
         except OSError as error:

@@ -4,7 +4,7 @@ path."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .. import faults
 from ..journal import Buffer
@@ -55,23 +55,6 @@ def write_all(fd: int, parts: Sequence[Buffer]) -> None:
         del left[:done]
         if written:
             left[0] = left[0][written:]
-
-
-def write_file(path: str, parts: Sequence[Buffer], durable: bool, hit: Callable[[str], None]) -> None:
-    """Create a file; `hit` is told the steps."""
-    fd = os.open(path, CREATE, 0o600)
-    try:
-        hit("temp_created")
-        write_all(fd, parts[:1])
-        hit("half_written")
-        write_all(fd, parts[1:])
-        hit("written")
-        if durable:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    if durable:
-        hit("synced")
 
 
 def remove_file(path: str) -> None:

@@ -1,6 +1,6 @@
 """Writes the golden snapshot of the present format version; run once per released version, then never again.
 
-python tests/unit/checkpoint/make_golden.py tests/unit/checkpoint/golden/v1.ckpt
+python tests/unit/checkpoint/make_golden.py tests/unit/checkpoint/golden/v2.ckpt
 """
 
 from __future__ import annotations

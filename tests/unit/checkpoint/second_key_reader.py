@@ -56,21 +56,42 @@ def unpacked(data: bytes, kind: str) -> tuple[dict[str, Any], bytes]:
     return head, rest
 
 
+def crc64(data: bytes) -> int:
+    """CRC-64/XZ, a byte at a time."""
+    register = (1 << 64) - 1
+    for byte in data:
+        register = register >> 8 ^ CRC64[(register ^ byte) & 0xFF]
+    return register ^ (1 << 64) - 1
+
+
+def _crc64_of_byte(register: int) -> int:
+    for _ in range(8):
+        register = register >> 1 ^ (0xC96C5795D7870F42 if register & 1 else 0)
+    return register
+
+
+CRC64 = [_crc64_of_byte(byte) for byte in range(256)]
+
+
 def snapshot(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Read a snapshot file: its header, and its segments."""
     assert data[:8] == bytes.fromhex("89 46 54 43 4B 50 0D 0A")
     version, zero, header_length, payload_length, header_crc, prefix_crc = struct.unpack_from(
         "<HHIQII", data, 8
     )
-    assert (version, zero, prefix_crc) == (1, 0, zlib.crc32(data[:28]))
+    assert version in (1, 2) and (zero, prefix_crc) == (0, zlib.crc32(data[:28]))
     raw = data[32 : 32 + header_length]
     assert zlib.crc32(raw) == header_crc and (32 + header_length) % 64 == 0
     payload = data[32 + header_length : 32 + header_length + payload_length]
-    digest = hashlib.sha256(payload)
+    if version == 1:
+        digest = hashlib.sha256(payload)
+        said, start = f"sha256:{digest.hexdigest()}", digest.digest()[:8]
+    else:
+        said, start = f"crc64:{crc64(payload):016x}", struct.pack("<Q", crc64(payload))
     footer = data[32 + header_length + payload_length :]
-    assert footer == struct.pack("<Q", len(data)) + digest.digest()[:8] + b"FTCKPEND"
+    assert footer == struct.pack("<Q", len(data)) + start + b"FTCKPEND"
     header = json.loads(raw)
-    assert header["digest"] == f"sha256:{digest.hexdigest()}"
+    assert header["digest"] == said
     segments, at = [], 0
     for length in header["segments"]:
         segments.append(payload[at : at + length])

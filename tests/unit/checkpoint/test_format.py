@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ftray.checkpoint import CheckpointCaptureError, CheckpointFormatError, capt
 
 from .make_golden import FIELDS, STATE
 
-GOLDEN = Path(__file__).parent / "golden" / "v1.ckpt"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def encoded(*segments: bytes) -> bytes:
@@ -33,16 +34,34 @@ def joined(captured: capture.Captured) -> list[bytearray]:
 
 
 class TestFormat:
-    def test_golden_version_1(self) -> None:
-        with GOLDEN.open("rb") as file:
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_golden(self, version: int) -> None:
+        path = GOLDEN / f"v{version}.ckpt"
+        with path.open("rb") as file:
             header, segments = format.read(file)
-        assert {k: header.fields[k] for k in FIELDS} == FIELDS
+        assert {k: header.fields[k] for k in FIELDS} == FIELDS and header.version == version
         assert header.segments == [len(s) for s in segments] and len(segments) == 2
         assert capture.load(segments) == STATE
-        with GOLDEN.open("rb") as file:
+        with path.open("rb") as file:
             assert format.verify(file) == header
-        raw = GOLDEN.read_bytes()
-        assert raw[:8] == b"\x89FTCKP\r\n" and raw[8:10] == b"\x01\x00" and raw[-8:] == b"FTCKPEND"
+        raw = path.read_bytes()
+        assert raw[:8] == b"\x89FTCKP\r\n" and raw[8:10] == bytes([version, 0]) and raw[-8:] == b"FTCKPEND"
+
+    def test_every_changed_bit_of_an_old_file_is_seen(self) -> None:
+        raw = (GOLDEN / "v1.ckpt").read_bytes()
+        for position in range(0, len(raw), 7):
+            changed = bytearray(raw)
+            changed[position] ^= 1 << (position % 8)
+            for check in (format.read, format.verify):
+                with pytest.raises(CheckpointFormatError):
+                    check(io.BytesIO(bytes(changed)))
+
+    def test_a_digest_of_another_version_is_refused(self) -> None:
+        raw = (GOLDEN / "v1.ckpt").read_bytes()
+        start = raw[:8] + b"\x02" + raw[9:28]
+        claims = start + zlib.crc32(start).to_bytes(4, "little") + raw[32:]
+        with pytest.raises(CheckpointFormatError, match="digest 'sha256'; format version 2 has crc64"):
+            format.verify(io.BytesIO(claims))
 
     @given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))
     @settings(max_examples=50)
@@ -71,15 +90,13 @@ class TestFormat:
     def test_a_hole_of_zeros_is_seen(self) -> None:
         """What a file looks like whose blocks were allocated and never written."""
         raw = encoded(random.Random(1).randbytes(20_000))
-        with pytest.raises(CheckpointFormatError, match="SHA-256"):
+        with pytest.raises(CheckpointFormatError, match="CRC-64"):
             format.read(io.BytesIO(raw[:8192] + bytes(4096) + raw[12288:]))
 
     def test_a_later_format_is_named(self) -> None:
         raw = encoded(b"x")
-        start = raw[:8] + b"\x02" + raw[9:28]
-        import zlib
-
-        with pytest.raises(CheckpointFormatError, match="format version 2"):
+        start = raw[:8] + b"\x03" + raw[9:28]
+        with pytest.raises(CheckpointFormatError, match=r"version 3; this release reads versions 1 to 2"):
             format.read(io.BytesIO(start + zlib.crc32(start).to_bytes(4, "little") + raw[32:]))
 
     def test_records(self) -> None:

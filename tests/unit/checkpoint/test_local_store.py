@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ftray._core.snapfile import fail_next_sync
 from ftray.checkpoint import (
     CheckpointSaveError,
     CheckpointStoreError,
@@ -124,23 +125,13 @@ class TestFiles:
 
 class TestMedium:
     @pytest.mark.parametrize("which", ["file", "directory"])
-    def test_a_failing_fsync_is_fatal_for_that_file(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
-    ) -> None:
+    def test_a_failing_fsync_is_fatal_for_that_file(self, tmp_path: Path, which: str) -> None:
         host, session = start(store=tmp_path)
         call(host, session, "incr")
-        real, failed = os.fsync, []
-
-        def fsync(fd: int) -> None:
-            if stat.S_ISDIR(os.fstat(fd).st_mode) == (which == "directory") and not failed:
-                failed.append(fd)
-                raise OSError(errno.EIO, "Input/output error")
-            real(fd)
-
-        monkeypatch.setattr(os, "fsync", fsync)
+        fail_next_sync(which)
+        # If it were tried again, it would work.
         with pytest.raises(CheckpointSaveError, match="Input/output error"):
             host.call(session, "checkpoint")
-        assert len(failed) == 1, "an fsync that failed was tried again"
         assert [f for f in files(tmp_path) if not f.startswith("epoch")] == [snapshot_file(N(1, 1))]
         assert host.call(session, "checkpoint") == "1-3"
 

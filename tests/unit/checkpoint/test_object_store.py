@@ -169,7 +169,7 @@ class TestDamage:
             store.objects.delete([blob])
         else:
             store.objects.write(manifest, store.objects.read(manifest)[:-9])
-        expected = {"truncated": "truncated", "flipped": "SHA-256", "missing": "what it names is not"}
+        expected = {"truncated": "truncated", "flipped": "CRC-64", "missing": "what it names is not"}
         _, n, skipped = open_log(store)
         assert n == 2 and len(skipped) == 1 and skipped[0].startswith("1-3: ")
         assert expected.get(what, "bytes where") in skipped[0] or "truncated" in skipped[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.stores.object_store import ObjectStore
 
 from . import second_key_reader
+from .make_golden import FIELDS, STATE
 from .once_support import Lives
 from .second_key_reader import Key
 from .test_leases import Loose
@@ -91,3 +93,18 @@ def test_it_finds_what_we_find(kind: Any, durability: str, tmp_path: Path) -> No
     kept = calls[1]
     assert len(kept.args) > LARGE and b"x" * LARGE in kept.args and b"x" * LARGE in kept.reply
     assert found.calls[-1].position == reader.journal("test/tally").last_position
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_it_reads_snapshots_of_every_version(version: int) -> None:
+    raw = (Path(__file__).parent / "golden" / f"v{version}.ckpt").read_bytes()
+    header, segments = second_key_reader.snapshot(raw)
+    assert raw[8] == version and {name: header[name] for name in FIELDS} == FIELDS
+    assert pickle.loads(segments[0], buffers=[bytearray(s) for s in segments[1:]]) == STATE
+    at = len(raw) - 24 - 100
+    with pytest.raises(AssertionError):
+        second_key_reader.snapshot(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+
+
+def test_its_checksum_is_the_one_that_the_page_names() -> None:
+    assert second_key_reader.crc64(b"123456789") == 0x995DC9BBDF1939FA
