@@ -84,6 +84,7 @@ EXPORTS = (
     "callargs.deserialize_args",
     "context.HeadContext",
     "callargs.serialize_args",
+    "callcount.CallCounter",
     "callnames.call_of",
     "eventfold.EventTable",
     "events.clock_pair",

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 from ftray._core.buf cimport Buf
+from ftray._core.callcount cimport CallCounter
 from ftray._core.durable cimport DurableCalls
 from ftray._core.invocation cimport Call, Callables
 
@@ -13,6 +14,7 @@ cdef class Execution:
     cdef readonly str method            # of an actor whose calls run one at a time, while it runs
     cdef str label                      # what the call is named that runs or ran last
     cdef object before_call, after_call # the checkpoint session's hooks, or None
+    cdef CallCounter counter            # does after_call's work where that only counts, else None
     cdef DurableCalls durable           # of an exactly-once actor, else None
     cdef Call running                   # such an actor's call that the main thread runs
     cdef public object on_exit          # callback: end this actor on purpose; does not return
@@ -46,5 +48,6 @@ cdef class Execution:
     cdef int tell_error(self, Call call, object error) except -1
     cdef int enter_group(self, Call call) except -1
     cdef object after(self, Call call, object error)
+    cdef int tell_after(self, str method) except -1
 
 cdef void flush_all() noexcept

@@ -120,7 +120,7 @@ cdef class Execution:
         if call.entered:
             self.durable.finish(call, status, b)
             if self.after_call is not None:
-                self.after_call(call.method)    # it counts now that it is recorded: a snapshot has both or neither
+                self.tell_after(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         elif call.reads:
             self.durable.look(call)
         return 0
@@ -442,10 +442,16 @@ cdef class Execution:
         if self.after_call is None or self.left:
             return error                        # the end of the session counts the call that ends the actor
         try:
-            self.after_call(call.method or "?")
+            self.tell_after(call.method or "?")
         except Exception as e:
             return e
         return error
+
+    cdef int tell_after(self, str method) except -1:
+        if self.counter is not None:
+            return self.counter.count(method)
+        self.after_call(method)
+        return 0
 
     def leave(self, error):
         """The user's code ends the process (sys.exit): as if it had died, but with its own code."""

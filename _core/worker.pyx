@@ -151,6 +151,7 @@ cdef class Executor(Execution):
         self.instance = self.callables.instance = instance
         if checkpoints is not None:
             self.after_call = checkpoints.after_call
+            self.counter = checkpoints.counter
             self.callables.entry_points = checkpoints.entry_points
             if max_concurrency > 1 or groups:
                 self.before_call = checkpoints.before_call

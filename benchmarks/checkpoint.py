@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ftray
 from benchmarks import checkpoint_s3
 from benchmarks.budget import Budget, repeat_for
 from benchmarks.checkpoint_rows import Bench
@@ -59,7 +60,7 @@ class Line:
             if bound is not None
         ]
         ratio = "" if self.ratio is None else f"{self.ratio:8.3f} of {self.beside}"
-        return f"{self.title:44} {figure(self.value, self.unit):>14}  {ratio:32} {', '.join(marks)}"
+        return f"{self.title:66} {figure(self.value, self.unit):>14}  {ratio:32} {', '.join(marks)}"
 
 
 def figure(value: float, unit: str) -> str:
@@ -144,12 +145,31 @@ def pipelined(bench: Bench, budget: Budget) -> list[Line]:
 
 
 def snapshots(bench: Bench, budget: Budget) -> list[Line]:
+    """What snapshots take of the rate, how many are made, how many calls a crash would have cost at worst."""
     lines = []
-    for title, steps in bench.snapshots().items():
-        rates = in_turns(steps, budget, budget.size(16, 2))
-        share = 1 - ratio(rates, "saved", "plain")
-        lines.append(Line(title, share * 100, "%", None, "", 3.0, 1.0, True))
+    for title, (steps, actors) in bench.snapshots().items():
+        before = {name: ftray.checkpoint.status(actors[name]) for name in ("saved", "unbounded")}
+        # Long turns: what saving may take at once is only a small part of one.
+        turn = Budget(budget.measure_s * 2, budget.warmup_s, budget.smoke)
+        rates = in_turns(steps, turn, budget.size(12, 2))
+        for name, bounds in (("saved", (3.0, 1.0)), ("unbounded", (None, None))):
+            what = f"snapshot each 1,000 calls, 1 MB, {title}"
+            what += "" if name == "saved" else ", save_share=1"
+            share = 1 - ratio(rates, name, "plain")
+            lines.append(Line(f"{what}: cost", share * 100, "%", None, "", *bounds, True))
+            after = ftray.checkpoint.status(actors[name])
+            lines += _of_saves(what, before[name], after)
+        bench.end(actors)
     return lines
+
+
+def _of_saves(what: str, before: dict[str, Any], after: dict[str, Any]) -> list[Line]:
+    saves, calls, cpu_s = (after[name] - before[name] for name in ("saves", "calls", "save_cpu_s_total"))
+    return [
+        Line(f"{what}: a save for", calls / max(1, saves), "calls"),
+        Line(f"{what}: CPU time of a save", cpu_s / max(1, saves) * 1e3, "ms"),
+        Line(f"{what}: unsaved at worst", float(after["max_calls_unsaved"]), "calls"),
+    ]
 
 
 def recoveries(bench: Bench, budget: Budget) -> list[Line]:

@@ -46,11 +46,11 @@ class Plain:
         return self.count
 
 
-def saved_class(store: str, every: int) -> Any:
+def saved_class(store: str, every: int, **options: Any) -> Any:
     """An actor with a state that is saved now and then."""
 
     @ftray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    class Saved(ftray.Checkpointable, store=store, every=every):  # type: ignore[misc, name-defined]
+    class Saved(ftray.Checkpointable, store=store, every=every, **options):  # type: ignore[misc, name-defined]
         def __init__(self, size: int) -> None:
             self.count = 0
             self.state = b"x" * size
@@ -173,19 +173,28 @@ class Bench:
 
         return step, 1
 
-    def snapshots(self) -> dict[str, dict[str, Step]]:
-        """Calls with a snapshot of 1 MB after each 1,000, beside calls without."""
+    def snapshots(self) -> dict[str, tuple[dict[str, Step], dict[str, Any]]]:
+        """Calls with a snapshot of 1 MB after each 1,000, beside calls of an actor that is only restarted.
+
+        "saved": as they come, "unbounded": without a bound on what saving may take. By kind of caller: the
+        steps, and the actors.
+        """
         found = {}
-        for title, batch in (
-            ("cost of a snapshot each 1,000 calls, 1 MB, sync.", 1),
-            ("the same, 100 in flight", 100),
-        ):
+        for title, batch in (("sync.", 1), ("100 in flight", 100)):
             actors = {
-                "plain": Plain.remote(1_000_000),
+                "plain": Plain.options(max_restarts=-1, max_task_retries=-1).remote(1_000_000),
                 "saved": saved_class(self.store, 1000).remote(1_000_000),
+                "unbounded": saved_class(self.store, 1000, save_share=1).remote(1_000_000),
             }
-            found[title] = {name: (batch_of(actor, batch), batch) for name, actor in actors.items()}
+            steps = {name: (batch_of(actor, batch), batch) for name, actor in actors.items()}
+            found[title] = steps, actors
         return found
+
+    @staticmethod
+    def end(actors: dict[str, Any]) -> None:
+        """End actors whose rows are done, so that they leave the machine to the next."""
+        for actor in actors.values():
+            ftray.kill(actor)
 
     def pause(self, size: int) -> tuple[int, float, float]:
         """Size of the array, and seconds for which calls stood still: at first, and with a warm buffer."""

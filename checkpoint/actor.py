@@ -81,9 +81,12 @@ class Checkpointable:
     every : int or None
         Save after this many calls of methods that are not `readonly`. Default 100, or None when only
         `interval_s` is given. A crash loses the effects of at most this many calls, and of those that ran
-        while the last save was still being written.
+        while a save waited for `save_share` or was still being written.
     interval_s : float or None
         Save when this many seconds have passed and calls have changed the state since.
+    save_share : float
+        Where calls come faster than saving is cheap: the share of a CPU that saves by `every` may take, more
+        than 0, at most 1. A save that would take more waits, for 0.1 s at most. 1: none does. Default 0.01.
     keep : int
         Newest snapshots to keep, at least 2: the one before is what a damaged file is replaced by.
     checkpoint_key : str or None
@@ -138,6 +141,7 @@ class Checkpointable:
         store: str | os.PathLike[str] | None = _UNSET,
         every: int | None = _UNSET,
         interval_s: float | None = _UNSET,
+        save_share: float = _UNSET,
         keep: int = _UNSET,
         checkpoint_key: str | None = _UNSET,
         restore: str = _UNSET,

@@ -31,6 +31,11 @@ class Background:
         self._thread: threading.Thread | None = None
         self._stopping = False
 
+    @staticmethod
+    def cpu_s() -> float:
+        """CPU time of the present thread, by which the cost of a save is measured."""
+        return time.thread_time()
+
     def _ensure_thread(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)

@@ -155,3 +155,10 @@ class CheckpointParkedError(CheckpointError):
 
 class CallerHeldBackError(CallError, TimeoutError):
     """The bound on unacknowledged replies was reached and no room was made within the time given."""
+
+
+def lighten(error: BaseException | None) -> None:
+    """Drop tracebacks: an error is kept for those who ask, the state that its frames refer to is not."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -24,10 +24,12 @@ class Figures:
         "last_save_s",
         "last_saved_unix_s",
         "last_snapshot",
+        "max_calls_unsaved",
         "max_pause_s",
         "pause_s_total",
         "restore_s",
         "restored_from",
+        "save_cpu_s_total",
         "save_s_total",
         "saved_bytes_total",
         "saves",
@@ -42,12 +44,12 @@ class Figures:
         self.last_saved_unix_s: float | None = None
         self.size_bytes: int | None = None
         self.last_save_s: float | None = None
-        self.saves = self.failures = self.saved_bytes_total = 0
+        self.saves = self.failures = self.saved_bytes_total = self.max_calls_unsaved = 0
         self.last_error: str | None = None
         self.restore_s: float | None = None
         self.first_pause_s: float | None = None
         self.last_pause_s: float | None = None
-        self.max_pause_s = self.pause_s_total = self.save_s_total = 0.0
+        self.max_pause_s = self.pause_s_total = self.save_s_total = self.save_cpu_s_total = 0.0
 
     def restored(self, past: Past) -> None:
         """The session goes on from this past."""
@@ -64,6 +66,10 @@ class Figures:
         self.last_pause_s = pause_s
         self.max_pause_s = max(self.max_pause_s, pause_s)
         self.pause_s_total += pause_s
+
+    def unsaved(self, calls: int) -> None:
+        """A snapshot has become durable; a crash just before would have lost the effects of so many calls."""
+        self.max_calls_unsaved = max(self.max_calls_unsaved, calls)
 
     def saved(self, name: SnapshotName, size_bytes: int, save_s: float) -> None:
         """A snapshot is durable."""
@@ -89,4 +95,5 @@ def figures(of: Figures, scheduler: SaveScheduler, end: str | None) -> dict[str,
         "ended": end,
         "in_flight": scheduler.in_flight,
         "wanted": scheduler.wanted,
+        "held_back": scheduler.held_back,
     }

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from .errors import CheckpointOptionError
+from .pace import DEFAULT_SHARE
 
 STORE_VARIABLE = "FTRAY_CHECKPOINT_STORE"
 
@@ -20,6 +21,7 @@ DEFAULTS: dict[str, object] = {
     "store": None,
     "every": 100,
     "interval_s": None,
+    "save_share": DEFAULT_SHARE,
     "keep": 2,
     "checkpoint_key": None,
     "restore": "auto",
@@ -82,6 +84,7 @@ class Options(NamedTuple):
     reply_bound_bytes: int = 64 << 20
     reply_bound_calls: int = 100_000
     journal_bound_bytes: int = 256 << 20
+    save_share: float = DEFAULT_SHARE
 
 
 def restart_defaults(spec: Mapping[str, object] | None) -> dict[str, int]:
@@ -123,6 +126,12 @@ def _seconds(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise _wrong("interval_s", value, "a positive number of seconds, or None for no saving by time")
+    return float(value)
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise _wrong("save_share", value, "a share of a CPU: more than 0, at most 1, which means no bound")
     return float(value)
 
 
@@ -250,6 +259,7 @@ def validate(given: Mapping[str, object]) -> Options:
         reply_bound_bytes=_integer("reply_bound_bytes", merged["reply_bound_bytes"], 1),
         reply_bound_calls=_integer("reply_bound_calls", merged["reply_bound_calls"], 1),
         journal_bound_bytes=_integer("journal_bound_bytes", merged["journal_bound_bytes"], 1),
+        save_share=_share(merged["save_share"]),
     )
 
 

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ftray._core.callcount import CallCounter
+
 from . import actor, faults
 from .background import Background
 from .capture import Captured, Pieces, StateCapturer, capture_error
@@ -30,6 +32,7 @@ from .errors import (
     CheckpointTimeoutError,
     FencedError,
     NoSessionError,
+    lighten,
 )
 from .figures import STATUS_METHOD, Figures, figures
 from .host import Host, Incident
@@ -37,7 +40,8 @@ from .keys import ActorKey
 from .lineage import SnapshotName
 from .options import Options, seconds_from_environment
 from .outcomes import OUTCOME_METHOD
-from .scheduler import CAPTURE, STARVED, SaveScheduler
+from .pace import Pace
+from .scheduler import CAPTURE, EVERY, STARVED, SaveScheduler
 from .snapshots import Past, SnapshotLog
 from .state import attribute_names
 
@@ -58,13 +62,6 @@ _OUTCOMES_KEPT = 64
 def final_timeout_s() -> float:
     """Return how long a planned exit waits for its last save: 30 s unless the environment says otherwise."""
     return seconds_from_environment(FINAL_TIMEOUT_VARIABLE, 30.0)
-
-
-def _lighten(error: BaseException | None) -> None:
-    """Drop tracebacks: an error is kept for those who ask, the state that its frames refer to is not."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 class ActorSession:
@@ -91,8 +88,11 @@ class ActorSession:
         self._every = options.every or _NEVER
         # How many calls may pass without a look at the size of the journal.
         self._stride = min(self._every, _LOOK_EVERY) if options.exactly_once else self._every
-        self._counting = self._left = self._stride
-        self._calls_before = 0  # calls counted before `_left` was last reset
+        self._counting = self._stride
+        self._counter = CallCounter(self._uncounted, self._count_due, self._stride)
+        # A method has ended, by return or by exception: called on the thread that ran it.
+        self.after_call: Callable[[str], None] = self._counter.after_call
+        self._calls_before = 0  # calls counted before the counter was last reset
         self._calls_captured = 0
         self._calls_saved = 0
         self._capturer = StateCapturer()
@@ -102,7 +102,8 @@ class ActorSession:
         self._lock = threading.Lock()
         self._saved = threading.Condition(self._lock)
         self._outcomes: dict[int, Exception | None] = {}
-        self._scheduler = SaveScheduler(time.monotonic(), options.interval_s)
+        now_s = time.monotonic()
+        self._scheduler = SaveScheduler(now_s, options.interval_s, pace=Pace(now_s, options.save_share))
         self.background = background
         self._background = background(f"checkpoint {key.text}", self._timer, self._unexpected)
         self._owner_pid = os.getpid()
@@ -112,7 +113,7 @@ class ActorSession:
         if self._concurrent:
             self.count_beside()
         elif self._after:
-            self.after_call = self._after_named_call  # type: ignore[method-assign]
+            self.after_call = self._after_named_call
 
     @property
     def instance(self) -> actor.Checkpointable:
@@ -120,12 +121,16 @@ class ActorSession:
         return self._instance
 
     @property
+    def counter(self) -> CallCounter | None:
+        """What does the work of `after_call`, for engines that need no Python for it; None: more is to do."""
+        return None if self._concurrent or self._after else self._counter
+
+    @property
     def is_async(self) -> bool:
         """Whether the methods run on an event loop."""
         return self._host.is_async
 
     # -- start
-    # ------------------------------------------------------------------------------------------------
 
     def trial_capture(self) -> None:
         """Capture once without saving, so that a state that cannot be saved fails at creation."""
@@ -168,10 +173,9 @@ class ActorSession:
     def count_beside(self) -> None:
         """Methods may run beside each other, or on several threads: each is announced by `before_call`."""
         self._concurrent = True
-        self.after_call = self._after_concurrent_call  # type: ignore[method-assign]
+        self.after_call = self._after_concurrent_call
 
     # -- calls
-    # ------------------------------------------------------------------------------------------------
 
     def before_call(self, method_name: str) -> None:
         """A method begins. Needed only when ``max_concurrency > 1``; waits while a capture is being taken."""
@@ -179,43 +183,39 @@ class ActorSession:
             with self._gate:
                 self._running += 1
 
-    def after_call(self, method_name: str) -> None:
-        """A method has ended, by return or by exception. On the thread that ran it."""
-        if method_name in self._uncounted:
-            return
-        self._left -= 1
-        if self._left <= 0:
-            self._count_due()
-
     def _after_concurrent_call(self, method_name: str) -> None:
         if method_name in self._uncounted:
             return
         with self._gate:
             self._running -= 1
-            self._left -= 1
-            if self._left <= 0 or method_name in self._after:
-                self._count_due("every" if self._left <= 0 else "after")
-            elif self._scheduler.wanted is not None:
+            if not self._counts_down(method_name) and self._scheduler.wanted is not None:
                 self._gap()
 
     def _after_named_call(self, method_name: str) -> None:
         if method_name in self._uncounted:
             return
-        self._left -= 1
-        if self._left <= 0 or method_name in self._after:
-            self._count_due("every" if self._left <= 0 else "after")
+        self._counts_down(method_name)
 
-    def _count_due(self, reason: str = "every") -> None:
+    def _counts_down(self, method_name: str) -> bool:
+        """Count a call; whether that has led to a look at what is due."""
+        self._counter.left -= 1
+        if self._counter.left > 0 and method_name not in self._after:
+            return False
+        self._count_due("after" if method_name in self._after else EVERY)
+        return True
+
+    def _count_due(self, reason: str = EVERY) -> None:
         with self._lock:
+            waited = self._scheduler.wanted is not None
             self._recount()
-            if reason != "every" or self._is_due():
+            if reason != EVERY or self._is_due():
                 self._scheduler.want(reason, time.monotonic())
             elif self.exactly_once is not None and self.exactly_once.journal_is_full():
                 self._scheduler.want("journal", time.monotonic())
+            if waited and not self._scheduler.may_capture:
+                return  # and goes on waiting
         self._gap()
-        if (
-            self._scheduler.wanted is not None
-        ):  # a save is in flight, or methods run: watch that it does not starve
+        if self._scheduler.wanted is not None:  # for the pace, a save in flight or methods that run
             self._background.set_timer(self._scheduler.deadline_s)
 
     def _is_due(self) -> bool:
@@ -225,13 +225,12 @@ class ActorSession:
         """Begin to count towards the next look, which comes at the latest when a save is due."""
         self._calls_before = self._calls()
         left = self._every - (self._calls_before - self._calls_captured)
-        self._counting = self._left = min(self._stride, left if left > 0 else self._every)
+        self._counting = self._counter.left = min(self._stride, left if left > 0 else self._every)
 
     def _calls(self) -> int:
-        return self._calls_before + self._counting - self._left
+        return self._calls_before + self._counting - self._counter.left
 
     # -- capture
-    # ----------------------------------------------------------------------------------------------
 
     def request(self) -> str:
         """Want a snapshot at the next gap; returns the id that it will have. From any thread."""
@@ -300,12 +299,13 @@ class ActorSession:
             self._capture(name, reason)
 
     def _capture(self, name: SnapshotName, reason: str) -> None:
-        started = time.perf_counter()
+        started, cpu_s = time.perf_counter(), self._background.cpu_s()
         try:
             captured, extra = self._capture_all()
             fields = {**self._header_fields(reason), **extra}
             self._status.paused(time.perf_counter() - started)
-            self._background.submit(lambda: self._save(name, fields, captured))
+            cost_s = self._background.cpu_s() - cpu_s
+            self._background.submit(lambda: self._save(name, fields, captured, cost_s))
         except Exception as error:
             self._save_ended(name, error)
         except (
@@ -364,13 +364,16 @@ class ActorSession:
         self._background.submit(job)
 
     # -- background thread
-    # ------------------------------------------------------------------------------------
 
-    def _save(self, name: SnapshotName, fields: Mapping[str, Any], captured: Captured) -> None:
+    def _save(
+        self, name: SnapshotName, fields: Mapping[str, Any], captured: Captured, cost_s: float
+    ) -> None:
+        """Save what was captured; `cost_s`: CPU time of the capture."""
+        cost_s -= self._background.cpu_s()
         try:
             self._written(name, fields, captured)
         except Exception as error:
-            self._save_ended(name, error)
+            self._save_ended(name, error, cost_s + self._background.cpu_s())
             return
         leftover: Exception | None = None
         try:
@@ -379,7 +382,7 @@ class ActorSession:
             leftover = error
         if leftover is not None:
             self._tell_failure(leftover, f"snapshot {name.id} is saved, but older ones could not be deleted")
-        self._save_ended(name, None)
+        self._save_ended(name, None, cost_s + self._background.cpu_s())
 
     def _written(self, name: SnapshotName, fields: Mapping[str, Any], captured: Captured) -> None:
         began_s = time.perf_counter()
@@ -387,6 +390,7 @@ class ActorSession:
             self.exactly_once.before_put(fields)
         size_bytes = self.log.save(name, fields, captured)
         with self._lock:
+            self._status.unsaved(self._calls() - self._calls_saved)
             self._calls_saved = fields["calls"]
             self._status.saved(name, size_bytes, time.perf_counter() - began_s)
 
@@ -399,15 +403,16 @@ class ActorSession:
         if self.exactly_once is not None:
             self.exactly_once.retired()
 
-    def _save_ended(self, name: SnapshotName, error: Exception | None) -> None:
+    def _save_ended(self, name: SnapshotName, error: Exception | None, cost_s: float = 0.0) -> None:
         if error is not None:
-            _lighten(error)
+            lighten(error)
             self._tell_failure(error, f"snapshot {name.id} was not saved")
         with self._saved:
             self._outcomes[name.sequence] = error
             while len(self._outcomes) > _OUTCOMES_KEPT:
                 self._outcomes.pop(next(iter(self._outcomes)))
-            commands = self._scheduler.ended(error is None, time.monotonic())
+            self._status.save_cpu_s_total += cost_s
+            commands = self._scheduler.ended(error is None, time.monotonic(), cost_s)
             if isinstance(error, FencedError):
                 self._end = str(error)
             self._saved.notify_all()
@@ -449,7 +454,6 @@ class ActorSession:
         self._host.report_incident(Incident(kind, message, error, fatal))
 
     # -- waiting
-    # ----------------------------------------------------------------------------------------------
 
     def save_now(self, timeout_s: float = 300.0) -> str:
         """Capture now and wait until the snapshot is durable. On the actor's thread, between two methods.
@@ -589,6 +593,7 @@ class ActorSession:
             "calls": self._calls(),
             "calls_since_saved": self._calls() - self._calls_saved,
             "every": self._options.every,
+            "save_share": self._options.save_share,
             "interval_s": self._options.interval_s,
             "keep": self._options.keep,
         }

@@ -297,6 +297,11 @@ class InlineBackground:
     def set_timer(self, deadline_s: float | None) -> None:
         """There is no time here."""
 
+    @staticmethod
+    def cpu_s() -> float:
+        """Nor does saving take any: no save waits."""
+        return 0.0
+
     def stop(self, timeout_s: float) -> bool:
         """Nothing is left to do."""
         return True

@@ -337,6 +337,7 @@ KEYWORDS: dict[str, list[Any]] = {
     "reply_bound_bytes": [0, -1, "1", True],
     "reply_bound_calls": [0, -1, 1.5, True],
     "journal_bound_bytes": [0, -1, "1", True],
+    "save_share": [0, -0.1, 1.01, float("nan"), float("inf"), "0.5", True, None],
 }
 
 

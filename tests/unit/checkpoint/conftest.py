@@ -1,4 +1,7 @@
-"""The S3 server of the tests: started when the first test asks for it, ended with the last one here."""
+"""The S3 server of the tests: started when the first test asks for it, ended with the last one here.
+
+And: saves by count wait for nothing here, or how busy the machine is would decide which snapshots there are.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from ftray.checkpoint.options import DEFAULTS
 from ftray.checkpoint.stores.s3 import close_clients
 from tests.helpers.faulty_proxy import FaultyProxy
 from tests.helpers.s3_server import ENVIRONMENT, S3Server, s3_server
+
+
+@pytest.fixture(autouse=True)
+def no_save_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test gives `save_share` itself."""
+    monkeypatch.setitem(DEFAULTS, "save_share", 1.0)
 
 
 @pytest.fixture(scope="package")

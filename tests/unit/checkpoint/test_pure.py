@@ -120,6 +120,8 @@ class TestOptions:
             ({"interval_s": 0}, "interval_s=0"),
             ({"interval_s": float("inf")}, "interval_s=inf"),
             ({"interval_s": "1"}, "interval_s='1'"),
+            ({"save_share": 0}, "save_share=0.*more than 0, at most 1"),
+            ({"save_share": True}, "save_share=True"),
             ({"keep": 1}, "keep=1"),
             ({"restore": "maybe"}, "'auto', 'never', 'require'"),
             ({"checkpoint_version": 0}, "checkpoint_version=0"),

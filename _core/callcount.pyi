@@ -1,0 +1,6 @@
+from collections.abc import Callable
+
+class CallCounter:
+    left: int
+    def __init__(self, uncounted: frozenset[str], due: Callable[[], object], left: int) -> None: ...
+    def after_call(self, method: str) -> None: ...
