@@ -9,8 +9,9 @@ import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from ftray.checkpoint.releases import NO_CEILING
 from tests.helpers.processes import wait_ended
-from tests.helpers.sync import eventually
+from tests.helpers.sync import Gate, eventually
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
@@ -72,6 +73,74 @@ def test_r33_what_a_method_has_called_is_released_when_its_record_is_durable(sto
     assert [ray.get(here.add_there.remote()) for _ in range(5)] == [1, 2, 3, 4, 5]
     eventually(lambda: ray.get(there.ledger.remote())["callers"] == 0)
     assert ray.get(there.ledger.remote())["released"] == 0, "nobody was executed twice: no name need stay"
+
+
+def test_r33_and_not_before(store, mailbox):
+    there = make_book(store).options(name="there-9").remote()
+
+    class Holds(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self):
+            self.n = 0
+
+        def add(self):
+            self.n += 1
+            return self.n
+
+        def add_there_and_hold(self, mailbox):
+            got = ray.get(ray.get_actor("there-9").add.remote())
+            checkpoint.actor.sessions[id(self)].exactly_once.releases.set_ceiling(0)  # as if nothing was durable
+            mailbox.post("ends")
+            return got
+
+        @checkpoint.readonly
+        def let_go(self):
+            checkpoint.actor.sessions[id(self)].exactly_once.releases.set_ceiling(NO_CEILING)
+
+    here = ray.remote(Holds).remote()
+    assert ray.get(here.add.remote(), timeout=60) == 1, "nothing is held for a first snapshot any more"
+    ref = here.add_there_and_hold.remote(mailbox)
+    assert mailbox.take(60) == "ends"
+    assert not ray.wait([ref], timeout=0.3)[0]  # reports of what is over take some 20 ms
+    assert ray.get(there.ledger.remote())["callers"] == 1
+    here.let_go.remote()
+    assert ray.get(ref, timeout=60) == 1
+    eventually(lambda: ray.get(there.ledger.remote())["callers"] == 0)
+
+
+def test_r37_a_call_says_what_is_known_when_it_is_sent_again(store, tmp_path, mailbox, tally):
+    """Both calls are made when nothing is known. The first is answered, and the second is sent again later."""
+    gates = [Gate(tmp_path / f"gate-{i}") for i in range(2)]
+
+    class Opens(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self, tally, mailbox, gates):
+            self.n = 0
+            number = tally.bump()
+            mailbox.post(f"opens {number}")
+            gates[number].wait()
+
+        def add(self):
+            self.n += 1
+            return self.n
+
+        def add_and_stay(self, mailbox, path):
+            if not os.path.exists(path):
+                open(path, "w").close()
+                mailbox.post(os.getpid())
+                signal.pause()
+            return self.add()
+
+    actor = ray.remote(Opens).options(name="opens").remote(tally, mailbox, gates)
+    assert mailbox.take(60) == "opens 0"
+    first, second = actor.add.remote(), actor.add_and_stay.remote(mailbox, str(tmp_path / "was here"))
+    gates[0].open()
+    assert ray.get(first, timeout=60) == 1
+    os.kill(mailbox.take(60), signal.SIGKILL)
+    assert mailbox.take(60) == "opens 1"
+    (snapshot,) = [info.id for info in checkpoint.open(store).list("/opens")]
+    assert checkpoint.restore(store, "/opens", snapshot).history_number == 2
+    gates[1].open()
+    with pytest.raises(checkpoint.CheckpointRolledBackError):
+        ray.get(second, timeout=60)
 
 
 def test_r32_a_method_acknowledges_nothing_that_it_may_ask_for_again(store, tmp_path):
