@@ -88,7 +88,7 @@ def test_r33_and_not_before(store, mailbox):
 
         def add_there_and_hold(self, mailbox):
             got = ray.get(ray.get_actor("there-9").add.remote())
-            checkpoint.actor.sessions[id(self)].exactly_once.releases.set_ceiling(0)  # as if nothing was durable
+            checkpoint.actor.sessions[id(self)].exactly_once.releases.set_ceiling(0)  # none is durable
             mailbox.post("ends")
             return got
 
@@ -108,7 +108,7 @@ def test_r33_and_not_before(store, mailbox):
 
 
 def test_r37_a_call_says_what_is_known_when_it_is_sent_again(store, tmp_path, mailbox, tally):
-    """Both calls are made when nothing is known. The first is answered, and the second is sent again later."""
+    """Both calls are made when nothing is known. The first is answered, and the second is sent again."""
     gates = [Gate(tmp_path / f"gate-{i}") for i in range(2)]
 
     class Opens(ray.Checkpointable, exactly_once=True, store=store):
