@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -275,7 +276,9 @@ class TestOutputCommit:
         return thread, replies
 
     def until_held(self, lives: Lives, count: int = 1) -> None:
+        deadline_s = time.monotonic() + 30
         while lives.once.releases.held < count:
+            assert time.monotonic() < deadline_s, "nothing waits"
             threading.Event().wait(0.001)
 
     def test_a_reply_waits_until_its_record_is_durable(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ftray._core.ledger import Ledger
 from ftray._core.records import SeenRecord, decode_record
-from ftray.checkpoint import FencedError, ReplyExpiredError, StaleCallerError, faults, marks
+from ftray.checkpoint import CheckpointError, FencedError, ReplyExpiredError, StaleCallerError, faults, marks
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.testing import Caller
 from ftray.checkpoint.values import CALL_ID, Execution
@@ -139,6 +139,29 @@ def test_r8_a_late_copy_of_a_released_caller_s_call_does_not_run() -> None:
     assert lives.call("value") == 1
 
 
+def test_r14_who_wrote_the_past_answers_nothing_more_when_it_is_read() -> None:
+    old = started()
+    old.call("incr")
+    late = old.make("incr")
+    new = Lives(old.store)
+    new.number = 1
+    read, got = old.store.read_journal, []
+
+    def read_late(*args: Any) -> Any:
+        reading = read(*args)
+        if not got:
+            try:
+                got.append(old.send(late))
+            except CheckpointError as error:
+                got.append(type(error))
+        return reading
+
+    old.store.read_journal = read_late
+    new.start()
+    assert got == [FencedError]
+    assert new.session.instance.n == 1 and new.send(late) == 2
+
+
 def test_r20_r21_the_reply_of_what_a_snapshot_stands_for_needs_the_key_after_the_snapshot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -226,13 +249,16 @@ def crash_in_it(lives: Lives, call: Any) -> None:
 
 
 def telling(asked: list[int]) -> type[Tally]:
-    """`Tally`, which tells when its second half begins to ask."""
+    """`Tally`, which tells when it asks the world."""
+
+    def ask() -> int:
+        asked.append(1)
+        return len(asked)
 
     class Telling(Tally, exactly_once=True, formerly="Tally", code_version=1):
         def ask(self, times: int = 1) -> list[int]:
             for _ in range(times):
-                self.seen.append(self.record(lambda: len(asked)))
-            asked.append(times)
+                self.seen.append(self.record(ask))
             return self.seen
 
         def migrate_call(self, method: str, args: Any, kwargs: Any, from_version: int) -> Any:
@@ -347,9 +373,11 @@ def test_r29_what_leaves_needs_the_key_after_its_record() -> None:
     left: list[bool] = []
 
     def sends(self: Tally) -> None:
+        guard = Outside(lives.once)
+        guard._execution().start()  # its record is there: only the look after that can tell
         lives.store.claim(KEY, 99, b"{}")
         lives.once.journal.commit()
-        left.append(Outside(lives.once).sends(1))
+        left.append(guard.sends(1))
 
     hooks.append(sends)
     with pytest.raises(FencedError):

@@ -464,7 +464,7 @@ class TestPoison:
 
     def test_a_call_that_killed_three_is_not_run_again(self) -> None:
         lives = started()
-        call = lives.make("incr")
+        call = Caller(acknowledges=False).call(KEY, "incr")
         for _ in range(3):
             self.kill(lives, call)
         for _ in range(2):
@@ -472,6 +472,9 @@ class TestPoison:
                 lives.send(call)
             lives.start()
         assert lives.call("value") == 0 and lives.call("incr") == 1
+        self.kill(lives, lives.make("incr"))  # nobody counts the deaths in it any more
+        with pytest.raises(PoisonCallError):
+            lives.send(call)
 
     def test_sessions_that_ended_in_it_are_not_its_doing(self) -> None:
         """A driver that is killed with its runtime, again and again during one long call, gets its reply in
