@@ -5,6 +5,7 @@ encode the arguments, make the ids, and hand one record over under the lock. Pyt
 before the lock is taken.
 """
 
+from cpython.list cimport PyList_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -22,15 +23,15 @@ from ftray._core.objects cimport ObjectRef, blank_ref, engine_of, fill_ref, usab
 from ftray._core.guards cimport the_guard
 from ftray._core.puts cimport placeholder_ref, put_value
 from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
-from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session_alive, wait_python
+from ftray._core.runtime cimport core, core_enter, core_leave, core_make_room, core_try, session_alive, wait_python
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
-from ftray._core.session cimport check_usable
+from ftray._core.session cimport check_usable, raise_no_room
 from ftray._core.sites cimport current_site
 from ftray._core.tasks cimport task_submit
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE
 from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
-                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, mix64, note_new, store8)
+                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, has_room, mix64, note_new, store8)
 
 cdef enum:
     DEF_FUNCTION = 0
@@ -155,29 +156,39 @@ cdef Blob *encode_call(tuple args, dict kwargs, list deps, list refs) except NUL
 
 cdef TaskRec *new_record(Blob *args, uint32_t fn, int nret, int max_retries, list deps, list refs, ObjEntry *handle) except NULL:
     """A record without ids and returns; its holds are taken when it is submitted. Takes `args` over."""
+    cdef Core *c = core()
     cdef TaskRec *t
-    cdef Py_ssize_t i, n = len(deps), m = len(refs)
+    cdef ObjEntry **needs = NULL
+    cdef ObjEntry **rets = NULL
+    cdef Py_ssize_t i, n = len(deps), m = len(refs), nested = m + (1 if handle != NULL else 0)
     if n > 65535 or m > 65534:
         blob_drop(args)
         raise ValueError(f"a call takes at most 65535 refs as arguments and as many nested in them, not {max(n, m)}")
-    t = core().task_slab.make()
+    if n + nested:
+        needs = <ObjEntry **>malloc((n + nested) * sizeof(ObjEntry *))
+    if nret > 1:
+        rets = <ObjEntry **>calloc(nret, sizeof(ObjEntry *))
+    if (n + nested and needs == NULL) or (nret > 1 and rets == NULL) or (not has_room(c) and core_make_room(c) != 0):
+        free(needs)
+        free(rets)
+        blob_drop(args)
+        raise_no_room(c)
+    t = c.task_slab.make()
     t.args = args
     t.fn = fn
     t.nret = <uint16_t>nret if nret >= 0 else 1
     t.retries_left = max_retries
     t.retriable = max_retries != 0
     t.ndeps = <uint16_t>n
-    t.nnested = <uint16_t>(m + (1 if handle != NULL else 0))
-    if n + t.nnested:
-        t.deps = <ObjEntry **>malloc((n + t.nnested) * sizeof(ObjEntry *))
-        for i in range(n):
-            t.deps[i] = usable(<ObjectRef>deps[i])
-        for i in range(m):
-            t.deps[n + i] = usable(<ObjectRef>refs[i])
-        if handle != NULL:
-            t.deps[n + m] = handle
-    if nret > 1:
-        t.rets = <ObjEntry **>calloc(nret, sizeof(ObjEntry *))
+    t.nnested = <uint16_t>nested
+    t.deps = needs
+    t.rets = rets
+    for i in range(n):
+        needs[i] = usable(<ObjectRef>deps[i])
+    for i in range(m):
+        needs[n + i] = usable(<ObjectRef>refs[i])
+    if handle != NULL:
+        needs[n + m] = handle
     return t
 
 
@@ -235,9 +246,6 @@ cdef object submit_many(Core *c, TaskRec *t, int nret):
     cdef int i
     cdef ObjectRef r
     cdef uint32_t site = current_site(c) if c.record_sites else 0
-    cdef void **blanks = <void **>malloc((nret + 1) * sizeof(void *))
-    for i in range(nret):
-        blanks[i] = <void *>out[i]
     if not core_try(c):
         with nogil:
             core_enter(c)
@@ -246,10 +254,9 @@ cdef object submit_many(Core *c, TaskRec *t, int nret):
         t.rets[i] = new_return(c, t, i)
         if c.record_sites:
             c.sites[t.rets[i]] = site
-        fill_ref(c, <ObjectRef>blanks[i], t.rets[i])
+        fill_ref(c, <ObjectRef>PyList_GET_ITEM(out, i), t.rets[i])
     task_submit(c, t)
     core_leave(c)
-    free(blanks)
     return out if nret else None
 
 

@@ -18,14 +18,14 @@ from ftray._core.nodelink cimport N_SEG_RESERVE
 from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref
 from ftray._core.refs cimport refs_contain, refs_new
 from ftray._core.guards cimport the_guard
-from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session_alive
+from ftray._core.runtime cimport core, core_enter, core_leave, core_make_room, core_try, session_alive
 from ftray._core.segments cimport (SEG_NEED_RESERVE, SEG_OK, segment_alloc, segment_begin_write, segment_create, segment_end_write,
                                    segments_trim)
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode_into, encode_small
-from ftray._core.session cimport check_usable
+from ftray._core.session cimport check_usable, raise_no_room
 from ftray._core.sites cimport current_site
 from ftray._core.store cimport WriteWindow, window_write
-from ftray._core.types cimport OBJ_INLINE, OBJ_SHM, Blob, Core, Id28, ObjEntry, blob_copy, large_add, store8
+from ftray._core.types cimport OBJ_INLINE, OBJ_SHM, Blob, Core, Id28, ObjEntry, blob_copy, has_room, large_add, store8
 
 cdef Scratch scratch
 buf_init(&scratch.kept)
@@ -121,12 +121,16 @@ cdef ObjectRef put_value(object value):
     cdef EncodedValue big = None
     cdef Blob *blob = NULL
     cdef uint64_t seg = 0, off = 0, size = 0
+    if not has_room(c) and core_make_room(c) != 0:
+        raise_no_room(c)
     b = scratch_take(&scratch, &own)
     try:
         if not encode_small(b, value, INLINE_LIMIT):
             big = encode_into(b, value, INLINE_LIMIT, refs)
         if big is None:
             blob = blob_copy(b.data, b.len)
+            if blob == NULL:
+                raise MemoryError()
         else:
             refs = big.refs
             size = big.size
@@ -203,6 +207,8 @@ def put(value):
         `value` is an ObjectRef already, or cannot be pickled (the message names the attribute).
     ObjectStoreFullError
         The object store has no room.
+    MemoryError
+        This process gets no more memory.
     """
     if not session_alive(core().session):
         from ftray import _engine

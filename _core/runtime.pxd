@@ -14,6 +14,8 @@ cdef Core *core() noexcept nogil
 cdef bint session_alive(uint64_t session) noexcept nogil
 cdef bint in_fork() noexcept nogil
 cdef bint core_try(Core *c) noexcept nogil
+cdef int core_make_room(Core *c) noexcept nogil
+cdef void core_room_end(Core *c) noexcept nogil
 cdef void core_enter(Core *c) noexcept nogil
 cdef bint core_enter_in(Core *c, uint64_t session) noexcept nogil
 cdef void core_leave(Core *c) noexcept nogil

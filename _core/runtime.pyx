@@ -38,6 +38,7 @@ cdef extern from *:
     """
     #include <sys/epoll.h>
     #include <pthread.h>
+    #include "spare.hpp"
     #include "types.hpp"
     // Never destroyed: when the process exits, and in a forked child of it, threads (or what they left half done) are
     // still in there.
@@ -75,6 +76,8 @@ cdef extern from *:
     int count_bits_from(uint64_t) nogil
     void watch_forks() nogil
     bint fork_seen() nogil
+    int spare_fill(Core *) nogil
+    void spare_drop(Core *) nogil
 
 cdef enum:
     TICK_NS = 1000000
@@ -104,6 +107,16 @@ cdef void adopt_thread(Core *c) noexcept nogil:
     """The calling thread is the one that Python's signals are for, and whose forks are foreign."""
     c.main_thread = this_thread()
     watch_forks()
+
+
+cdef int core_make_room(Core *c) noexcept nogil:
+    """Set memory aside for what new work may need while it is under way; -1 if there is not so much."""
+    return spare_fill(c)
+
+
+cdef void core_room_end(Core *c) noexcept nogil:
+    """The session is over."""
+    spare_drop(c)
 
 
 # --- lock sections --------------------------------------------------------------------------------------------------
@@ -478,6 +491,8 @@ cdef void trim_idle(Core *c) noexcept nogil:
         c.trimmed_ms = now
         c.entry_slab.trim()
         c.task_slab.trim()
+        if c.memory_short:
+            spare_fill(c)
     if at >= 0 and <uint64_t>at <= now:
         segments_trim(c, now, False)
 

@@ -43,6 +43,12 @@ cdef int check_usable() except -1:
     raise exceptions.NotInitializedError()
 
 
+cdef int raise_no_room(Core *c) except -1:
+    """There is no memory for another object or call, and for all that may follow from it."""
+    raise MemoryError(f"no memory is left for another object or call; {c.n_entries} refs are open here: drop those that "
+                      "are not needed any more, or get results before more is submitted")
+
+
 # --- start and stop -------------------------------------------------------------------------------------------------
 
 def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id, bytes node_id, uint32_t slot, uint32_t job,

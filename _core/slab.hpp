@@ -22,6 +22,18 @@
 #include <utility>
 #include <vector>
 
+// What `new` does when it fails: whether it is worth trying again, because somebody gave memory up.
+static inline bool memory_given_up() {
+    std::new_handler give_up = std::get_new_handler();
+    if (!give_up) return false;
+    try {
+        give_up();
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+    return true;
+}
+
 template <class T> class Slab {
     static constexpr uintptr_t CHUNK = 2u << 20;
     static constexpr uint32_t KEPT = 8;   // empty chunks
@@ -62,8 +74,10 @@ template <class T> class Slab {
     }
 
     Chunk *map() {
-        char *p = (char *)mmap(nullptr, 2 * CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == (char *)MAP_FAILED) throw std::bad_alloc();
+        char *p;
+        while ((p = (char *)mmap(nullptr, 2 * CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) ==
+               (char *)MAP_FAILED)
+            if (!memory_given_up()) throw std::bad_alloc();
         char *k = (char *)(((uintptr_t)p + CHUNK - 1) & ~(CHUNK - 1));
         if (k > p) munmap(p, (size_t)(k - p));
         munmap(k + CHUNK, (size_t)(p + CHUNK - k));

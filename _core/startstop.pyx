@@ -12,7 +12,8 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport close
 
 from ftray._core.channel cimport chan_free
-from ftray._core.runtime cimport TAG_EVENT, TAG_LISTEN, TAG_NODE, adopt_thread, background, core_enter, core_leave, core_poll
+from ftray._core.runtime cimport (TAG_EVENT, TAG_LISTEN, TAG_NODE, adopt_thread, background, core_enter, core_leave, core_make_room,
+                                  core_poll, core_room_end)
 from ftray._core.types cimport Core, futex_wait, futex_wake, lock_drop, lock_take
 from ftray._core.values cimport boxes_end
 
@@ -70,6 +71,7 @@ cdef int runtime_open(Core *c) except -1:
 cdef int runtime_start(Core *c) except -1:
     """Start the background thread."""
     cdef unsigned long thread = 0
+    core_make_room(c)                       # without it the first call says that there is no memory
     cdef int code = start_thread(&thread, background, <void *>c)
     if code != 0:
         raise OSError(code, "cannot start the runtime's thread")
@@ -116,6 +118,7 @@ cdef inline void close_one(int *fd) noexcept nogil:
 cdef void runtime_close(Core *c) noexcept nogil:
     """Close every descriptor and every channel. No thread is in the runtime any more, or none was yet."""
     cdef size_t i
+    core_room_end(c)
     end_connection(c.node_fd)               # a forked child of ours may hold a copy of the descriptor
     for i in range(c.channels.size()):
         if c.channels[i] != NULL:

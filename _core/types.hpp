@@ -37,8 +37,11 @@ struct Blob {  // immutable bytes with a count of holders
     uint64_t size;
     char data[1];
 };
+constexpr uint64_t SMALL_BLOB = 128 << 10;
 static inline Blob *blob_new(uint64_t size) {
     Blob *b = (Blob *)malloc(sizeof(Blob) + size);
+    // Small ones are made where nobody can be told: from what was set aside, as `new` does (spare.hpp).
+    while (!b && size <= SMALL_BLOB && memory_given_up()) b = (Blob *)malloc(sizeof(Blob) + size);
     if (b) { b->holders = 1; b->flags = 0; b->size = size; }
     return b;
 }
@@ -519,6 +522,9 @@ struct Core {
     uint32_t exec_count = 0;
     std::unordered_map<uint64_t, RunningCall> running_calls;   // those that do not run on the main thread, by task
     bool record_sites = false;
+    // memory set aside for what is under way (spare.hpp)
+    uint32_t memory_short = 0;       // (atomic) it was given up
+    uint64_t spare_buckets = ~0ull;  // of `objects`: up to so many it is enough
     std::unordered_map<ObjEntry *, uint32_t> sites;
     std::vector<std::string> site_names;
     // Python side's inbox
@@ -534,6 +540,9 @@ struct Core {
     // counters
     uint64_t n_entries = 0, n_tasks = 0, n_pushed = 0, n_replies = 0, n_doorbells = 0, n_sleeps = 0, n_spin_hits = 0, n_spin_misses = 0;
 };
+
+// May new work begin? If not, `core_make_room` tries to set enough aside.
+static inline bool has_room(Core *c) { return !load32(&c->memory_short) && c->objects.bucket_count() <= c->spare_buckets; }
 
 // Which places of shared memory hold objects of ours.
 static inline Large *large_find(Core *c, ObjEntry *e) {

@@ -463,6 +463,7 @@ cdef extern from "types.hpp" nogil:
         uint64_t tick, exec_tick
         unordered_map[uint64_t, RunningCall] running_calls
         cbool record_sites
+        uint32_t memory_short
         unordered_map[ObjEntryP, uint32_t] sites
         vector[string] site_names
         deque[pair[uint32_t, BlobP]] py_inbox
@@ -476,3 +477,4 @@ cdef extern from "types.hpp" nogil:
     void large_told(Core *, ObjEntry *, const Id28 &) noexcept
     uint64_t large_drop(Core *, ObjEntry *) noexcept
     void renew_core(Core *) noexcept
+    bint has_room(Core *) noexcept
