@@ -1,8 +1,9 @@
 """Counts recoveries that failed, in the store: after three of the same actor and code, it stays down.
 
 A failure is an error that a restore or replay raised; a process that was killed meanwhile is none, since the
-next one makes progress. The count ends with the first recovery that succeeds, and does not hold for another
-actor of the same key nor for other code: then somebody has changed something.
+next one makes progress, nor is a store that is full or away. The count ends with the first recovery that
+succeeds, and does not hold for another actor of the same key nor for other code: then somebody has changed
+something.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .errors import CheckpointError, CheckpointParkedError, FencedError
+from .errors import CheckpointError, CheckpointParkedError, CheckpointSaveError, CheckpointStoreError
 from .stores.protocol import Store
 
 PARK_AFTER = 3
+MEDIUM = (CheckpointSaveError, CheckpointStoreError)
+"""Failures of the store, or of who has lost the key; they say nothing of the state and the code."""
 _PREFIX = "failed-restore-"
 
 
@@ -48,7 +51,7 @@ def parked(store: Store, key: str, cause: str) -> CheckpointParkedError:
 
 def note(store: Store, key: str, epoch: int, actor: str, code_version: int, error: BaseException) -> bool:
     """Write a failure down; returns whether it was the last one allowed."""
-    if isinstance(error, FencedError):
+    if isinstance(error, MEDIUM):  # the engine tries again, as long as it takes
         return False
     cause = f"{type(error).__name__}: {error}"[:4000]
     record = {"epoch": epoch, "actor": actor, "code_version": code_version, "cause": cause}

@@ -36,6 +36,7 @@ _EXIT_HANDLERS_S = 30.0  # how long the user's atexit handlers may take
 # What `ActorSession.close` is told; the second and the last also remove the snapshots of an unnamed actor.
 _REASONS = {_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}
 _SESSION_OVER = "the session ends"
+_NOT_NOW = 75  # exit status of an actor whose store fails: EX_TEMPFAIL
 
 
 class _State:
@@ -267,10 +268,23 @@ def _not_made(spec: dict[str, Any], error: BaseException) -> None:
         _leave()
     if isinstance(error, SystemExit):
         raise error
+    if spec["checkpoint"] is not None and _State.incarnation > 1 and _may_pass(error):
+        title = spec["class_name"]
+        print(f"{title} cannot be restored now, and is started again: {error}", file=sys.stderr, flush=True)
+        _flush()
+        os._exit(_NOT_NOW)
     from ftray._task_errors import make_task_error
 
     _State.executor.refuse_calls()
     _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the store alone keeps an actor from being restarted: its disk is full, or it is away."""
+    from ftray.checkpoint.errors import FencedError
+    from ftray.checkpoint.parking import MEDIUM
+
+    return isinstance(error, MEDIUM) and not isinstance(error, FencedError)
 
 
 def _construct(spec: dict[str, Any]) -> Any:

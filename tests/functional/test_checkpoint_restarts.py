@@ -1,0 +1,56 @@
+"""Restarts that cannot be done at once: the store is away, or full, when the next process needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ftray as ray
+from ftray import checkpoint
+from tests.helpers.sync import Tally
+
+pytestmark = pytest.mark.usefixtures("runtime")
+LONG_S = 60
+
+
+@pytest.mark.parametrize("exactly_once", [True, False])
+@pytest.mark.parametrize("point", ["file.claim.created", "file.seal.written"])
+def test_a_store_that_fails_while_an_actor_is_restarted_is_tried_again(
+    tmp_path: Path, tally: Tally, exactly_once: bool, point: str
+) -> None:
+    class Count(ray.Checkpointable, store=tmp_path / "store", exactly_once=exactly_once):
+        def __init__(self, tally: Any) -> None:
+            self.n = 0
+            if tally.bump() in (1, 2, 3):
+                os.environ["FTRAY_CHECKPOINT_FAULT"] = f"{point}:raise"
+
+        def add(self) -> int:
+            self.n += 1
+            return self.n
+
+        @checkpoint.readonly
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Count).remote(tally)
+    assert ray.get(actor.add.remote(), timeout=LONG_S) == 1
+    ray.get(actor.checkpoint.remote(), timeout=LONG_S)
+    os.kill(ray.get(actor.pid.remote(), timeout=LONG_S), signal.SIGKILL)
+    assert ray.get(actor.add.remote(), timeout=LONG_S) == 2
+    assert tally.count == 5
+
+
+def test_whoever_makes_an_actor_is_told_that_the_store_fails(tmp_path: Path, tally: Tally) -> None:
+    class Count(ray.Checkpointable, store=tmp_path / "store", exactly_once=True):
+        def __init__(self, tally: Any) -> None:
+            tally.bump()
+            os.environ["FTRAY_CHECKPOINT_FAULT"] = "file.claim.created:raise"
+
+    actor = ray.remote(Count).remote(tally)
+    with pytest.raises(ray.exceptions.ActorDiedError, match="cannot claim"):
+        ray.get(actor.__ray_ready__.remote(), timeout=LONG_S)
+    assert tally.count == 1
