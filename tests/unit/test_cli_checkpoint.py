@@ -91,7 +91,7 @@ def test_verify(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
     content = bytearray(newest.read_bytes())
     content[-100] ^= 1
     newest.write_bytes(content)
-    assert "does not match its SHA-256" in run(store, "verify", status=1)
+    assert "does not match its CRC-64" in run(store, "verify", status=1)
     (found,) = data(store, "verify", KEY, status=1)
     assert len(found["problems"]) == 1
 
