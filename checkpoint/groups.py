@@ -142,7 +142,8 @@ class Group:
         stale = [about["key"] for about in alive.values() if about["epoch"] <= ended.get(about["key"], 0)]
         if stale or log.epoch != generation:
             raise FencedError(f"group {self.name!r} was taken back just now ({', '.join(stale)}): try again")
-        fields = {"group": self.name, "keep": self._keep, "generation": generation}
+        actors = [about["actor"] for about in self._about]
+        fields = {"group": self.name, "keep": self._keep, "generation": generation, "actors": actors}
         self._all("join", {i: {**fields, "epoch": one["epoch"]} for i, one in alive.items()}, deadline_s)
         for about in alive.values():
             about["generation"] = generation

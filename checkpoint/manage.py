@@ -6,15 +6,15 @@ looked up in its store, and needs no actor.
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
-from .errors import CheckpointError, CheckpointNotFoundError, CheckpointOptionError
+from .errors import CheckpointError, CheckpointNotFoundError, CheckpointOptionError, NoSessionError
 from .figures import STATUS_METHOD
 from .keyinfo import orphans, remove
 from .stores import connect
 from .stores.protocol import Store
+from .wire import engine_of
 
 
 def status(handle: Any, *, timeout_s: float = 30.0) -> dict[str, Any]:
@@ -43,21 +43,17 @@ def status(handle: Any, *, timeout_s: float = 30.0) -> dict[str, Any]:
         As of any call.
     """
     method = getattr(handle, STATUS_METHOD, None)
+    if method is None and hasattr(handle, "_actor_id"):  # on Ray: others have no such method at all
+        raise NoSessionError(f"{handle!r} keeps no checkpoints: its class is not Checkpointable")
     if method is None:
         raise CheckpointOptionError(f"status() takes the handle of an actor, not {handle!r:.100}")
-    found: dict[str, Any] = _engine_of(handle).get(method.remote(), timeout=timeout_s)
+    found: dict[str, Any] = engine_of(handle).get(method.remote(), timeout=timeout_s)
     try:
         found["bytes"] = dict(connect(found["store"]).usage(found["key"]))
         found["journal_bytes"] = found["bytes"]["journal"]
     except (CheckpointError, OSError) as error:  # a store that only the actor reaches
         found["bytes"], found["bytes_error"] = None, f"{type(error).__name__}: {error}"
     return found
-
-
-def _engine_of(handle: Any) -> Any:
-    """Return the module whose ``get`` takes the refs of this handle's calls."""
-    of_ray = any(base.__module__.partition(".")[0] == "ray" for base in type(handle).__mro__)
-    return importlib.import_module("ray" if of_ray else "ftray")
 
 
 def delete(

@@ -41,6 +41,9 @@ class GroupPort(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return ``worker`` and ``actor`` (ids, bytes) and ``max_restarts``."""
 
+    def meet(self, actors: Sequence[bytes]) -> None:
+        """These are the members now: the ids that `describe` gives."""
+
     def hold(self, workers: Sequence[bytes]) -> None:
         """Let only calls of these processes begin, until `release` or the present caller's end."""
 
@@ -118,6 +121,7 @@ def _join(session: ActorSession, fields: dict[str, Any]) -> dict[str, Any]:
             faults.hit("group.noted")
         session.member = Member(session, fields["group"], fields["keep"])
     session.member.generation = fields["generation"]
+    port_of(session).meet(fields["actors"])
     return {}
 
 

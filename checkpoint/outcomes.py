@@ -88,9 +88,10 @@ def outcome(call: Any, *, timeout_s: float = 30.0) -> Outcome:
     """
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s >= 0:
         raise CheckpointOptionError(f"timeout_s must be a number of seconds >= 0, not {timeout_s!r}")
-    from ftray._call_outcomes import of_call
+    from ftray._engine import current
 
-    return of_call(call, float(timeout_s))
+    found: Outcome = current().outcome(call, float(timeout_s))
+    return found
 
 
 def keyed_head(

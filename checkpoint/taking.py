@@ -14,6 +14,7 @@ from typing import Any
 from . import cutfiles, faults
 from .cuts import HOLD, WRITTEN, Ask, Cut, Finish, Nap, Publish
 from .errors import CheckpointError, CheckpointTimeoutError
+from .holders import start_ticks
 from .snapshots import SnapshotLog
 from .wire import Wire
 
@@ -85,6 +86,7 @@ class Taking:
             fields["workers"] = [one["worker"] for one in self._about]
             fields["actors"] = [one["actor"] for one in self._about]
             fields["timeout_s"] = max(0.001, self._deadline_s - time.monotonic())
+            fields["by"] = (os.getpid(), start_ticks(os.getpid()))
         elif ask.what == WRITTEN:
             fields["blob"] = self._blobs[about["key"]]
         try:

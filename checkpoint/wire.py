@@ -5,6 +5,7 @@ A method of each member (`Checkpointable._checkpoint_group`) does the steps; see
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,12 @@ from . import actor, generations
 from .errors import CheckpointTimeoutError, UnsupportedStoreError
 from .stores import connect
 from .stores.protocol import Store
+
+
+def engine_of(handle: Any) -> Any:
+    """Return the module whose ``get`` and ``wait`` take the refs of this handle's calls."""
+    of_ray = any(base.__module__.partition(".")[0] == "ray" for base in type(handle).__mro__)
+    return importlib.import_module("ray" if of_ray else "ftray")
 
 
 def refuse(what: str, why: str) -> BaseException:
@@ -27,6 +34,7 @@ class Wire:
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self.handles = list(handles)
+        self._engine = engine_of(self.handles[0]) if self.handles else None
 
     def without(self, members: Sequence[int]) -> Wire:
         """Return one for the others."""
@@ -38,9 +46,10 @@ class Wire:
 
     def wait(self, refs: Sequence[Any], timeout_s: float) -> list[Any]:
         """Wait for one of the answers; those that are there, at most one, or none in time."""
-        import ftray
-
-        return list(ftray.wait(list(refs), num_returns=1, timeout=max(0.0, timeout_s))[0]) if refs else []
+        if not refs:
+            return []
+        assert self._engine is not None
+        return list(self._engine.wait(list(refs), num_returns=1, timeout=max(0.0, timeout_s))[0])
 
     def answer(self, ref: Any, timeout_s: float | None = None) -> Any:
         """Return an answer; raises the member's error, or that of the call.
@@ -49,18 +58,15 @@ class Wire:
         ------
         CheckpointTimeoutError
         """
-        import ftray
-
+        assert self._engine is not None
         try:
-            return ftray.get(ref, timeout=timeout_s)
-        except ftray.exceptions.GetTimeoutError:
+            return self._engine.get(ref, timeout=timeout_s)
+        except self._engine.exceptions.GetTimeoutError:
             raise CheckpointTimeoutError("no answer in time") from None
 
     def is_death(self, error: BaseException) -> bool:
         """Whether it says that a member is dead for good."""
-        import ftray
-
-        return isinstance(error, ftray.exceptions.ActorDiedError)
+        return self._engine is not None and isinstance(error, self._engine.exceptions.ActorDiedError)
 
     def ask(self, name: str, what: str, fields: Mapping[int, Mapping[str, Any]], deadline_s: float) -> Any:
         """Ask several members for the same step; their answers by number, in the order asked."""

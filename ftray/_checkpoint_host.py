@@ -81,6 +81,9 @@ class NativeGroupPort:
         """See `GroupPort.describe`."""
         return {**self._about, "worker": holds.own_worker()}
 
+    def meet(self, actors: Sequence[bytes]) -> None:
+        """See `GroupPort.meet`: a call says whose it is, wherever it goes."""
+
     def hold(self, workers: Sequence[bytes]) -> None:
         """See `GroupPort.hold`."""
         holds.hold(workers)

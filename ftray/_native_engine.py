@@ -68,6 +68,11 @@ class NativeEngine:
 
         _worker.exit_actor()
 
+    def outcome(self, call: Any, timeout_s: float) -> Any:
+        from ftray import _call_outcomes
+
+        return _call_outcomes.of_call(call, timeout_s)
+
     def runtime_context(self) -> RuntimeContext:
         from ftray.runtime_context import RuntimeContext
 

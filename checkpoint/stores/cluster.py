@@ -35,25 +35,30 @@ class RayKv:
 
     def put(self, key: str, value: bytes, overwrite: bool = True, *, namespace: str | bytes) -> bool:
         """Store a value; return whether the key was there, which `overwrite=False` decides in one step."""
-        there = self._kv._internal_kv_put(_b(key), value, overwrite=overwrite, namespace=_b(namespace))
+        there = self._kv._internal_kv_put(_b(key), value, overwrite=overwrite, namespace=_space(namespace))
         return bool(there)
 
     def get(self, key: str, *, namespace: str | bytes) -> bytes | None:
         """Return a value."""
-        found: bytes | None = self._kv._internal_kv_get(_b(key), namespace=_b(namespace))
+        found: bytes | None = self._kv._internal_kv_get(_b(key), namespace=_space(namespace))
         return found
 
     def delete(self, key: str, *, namespace: str | bytes) -> int:
         """Remove a key."""
-        return int(self._kv._internal_kv_del(_b(key), namespace=_b(namespace)))
+        return int(self._kv._internal_kv_del(_b(key), namespace=_space(namespace)))
 
     def list_keys(self, prefix: str, *, namespace: str | bytes) -> list[bytes]:
         """Return all keys with this prefix, sorted."""
-        return sorted(self._kv._internal_kv_list(_b(prefix), namespace=_b(namespace)))
+        return sorted(self._kv._internal_kv_list(_b(prefix), namespace=_space(namespace)))
 
 
 def _b(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
+
+
+def _space(namespace: str | bytes) -> bytes:
+    """Return Ray's namespace, which ends at a colon; the same as of ``ftray.experimental.internal_kv``."""
+    return f"ftray-{_b(namespace).hex()}".encode()
 
 
 def kv() -> Any:

@@ -8,6 +8,7 @@ that is done (``ftray.checkpoint``).
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from ftray._cli import output
 if TYPE_CHECKING:
     from ftray.checkpoint import CheckpointReader, KeyInfo, SnapshotInfo
 
+_OF_A_CLUSTER = ("kv://", "actor://")
+"""Stores that live in a cluster, and are reached from inside of it."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -334,7 +337,24 @@ def _open(store: str | None) -> CheckpointReader:
     from ftray.checkpoint import open as open_reader
     from ftray.checkpoint.options import default_store
 
-    return open_reader(store or default_store())
+    url = store or default_store()
+    if url.startswith(_OF_A_CLUSTER):
+        _join(url)
+    return open_reader(url)
+
+
+def _join(url: str) -> None:
+    """Become part of the cluster that a store lives in: ftray's node, or with FTRAY_ENGINE=ray Ray's."""
+    import ftray
+
+    if ftray.is_initialized():
+        return
+    address = os.environ.get("FTRAY_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        ftray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
+        text = f"{url} is a store of a running cluster, and none was found: {error}"
+        raise click.ClickException(text) from None
 
 
 def _keys(reader: CheckpointReader, only_orphans: bool) -> list[str]:
@@ -370,7 +390,12 @@ def _ask(key: str, address: str | None, timeout: float) -> dict[str, Any]:
 
     namespace, _, name = key.rpartition("/")
     try:
-        with ftray.init(address=address or "auto", namespace=namespace or None, log_to_driver=False):
+        with ftray.init(
+            address=address or "auto",
+            namespace=namespace or None,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+        ):
             handle = ftray.get_actor(name, namespace=namespace or None)
             return status(handle, timeout_s=timeout)
     except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:

@@ -15,7 +15,8 @@ from ftray import _options, _own_methods, _signature
 from ftray._ids import ActorID
 from ftray._ray import options, shell
 from ftray._ray.calls import ours, placeholders, repeats
-from ftray._ray.refs import unwrapped, wrapped
+from ftray._ray.host_handle import latest as _sent
+from ftray._ray.refs import RayObjectRef, unwrapped, wrapped
 from ftray.actor import ActorClass, ActorHandle, ActorMethod, _Meta, named_call
 
 _KEPT = "_on_ray"  # where an ActorClass keeps Ray's; not pickled with it
@@ -45,8 +46,10 @@ class RayActorMethod(ActorMethod):
         is_generator = None if arity is None else arity.is_generator
         given = options.of_method(explicit, is_generator)
         self._returns = _options.method_options(explicit, is_generator=is_generator).num_returns
-        method = getattr(handle, shell.RAY_CALL if name == "__ray_call__" else name)
+        own_shell = name == "__ray_call__" and shell.RAY_CALL in handle._ray_method_signatures
+        method = getattr(handle, shell.RAY_CALL if own_shell else name)
         self._send = method.options(**given).remote if given else method.remote
+        self._once = "__ray_checkpoint_note__" in handle._ray_method_signatures
         if explicit.get("call_key"):
             self._send = _keyed(self._send, handle, meta, name, explicit["call_key"])
 
@@ -58,7 +61,16 @@ class RayActorMethod(ActorMethod):
         given = [unwrapped(a) for a in args]
         named = {key: unwrapped(a) for key, a in kwargs.items()}
         with ours():
-            return wrapped(self._send(*given, **named))
+            made = wrapped(self._send(*given, **named))
+        if self._once:
+            self._note(made)
+        return made
+
+    def _note(self, made: Any) -> None:
+        """Have the ref know which call of an exactly-once actor it is of."""
+        head = getattr(_sent, "head", None)
+        if head is not None and isinstance(made, RayObjectRef):
+            made._call = (self._handle, head, f"{self._meta.class_name}.{self._name}")
 
     def options(self, **options: Any) -> RayActorMethod:
         """Return the same method with other options."""

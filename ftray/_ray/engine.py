@@ -34,7 +34,7 @@ from ftray._ray import starting
 
 starting.check_version(ray.__version__)
 
-from ftray._ray import actors, calls, facts, pickles, services, states  # noqa: E402
+from ftray._ray import actors, calls, facts, host_flow, pickles, services, states  # noqa: E402
 from ftray._ray.refs import RayObjectRef, adopted, of_ray, unwrapped  # noqa: E402
 
 TYPE_CHECKING = False
@@ -62,6 +62,7 @@ class RayEngine:
 
     def init(self, arguments: dict[str, Any]) -> starting.ClusterContext:
         given = starting.arguments_of(arguments)
+        job_key = given.pop("job_key", None)
         if self.is_initialized():
             if given.get("ignore_reinit_error"):
                 return starting.ClusterContext(self._context)
@@ -72,6 +73,8 @@ class RayEngine:
         self._joined = ray.is_initialized()
         self._pid = os.getpid()
         self._context = self._join(given) if self._joined else ray.init(**given)
+        if job_key is not None:
+            host_flow.set_job_key(job_key)
         for cls, (serializer, deserializer) in _serializers.registered.items():
             ray.util.register_serializer(cls, serializer=serializer, deserializer=deserializer)
         return starting.ClusterContext(self._context)
@@ -96,6 +99,8 @@ class RayEngine:
 
     def shutdown(self) -> None:
         context, self._context = self._context, None
+        if context is not None:
+            host_flow.set_job_key(None)
         if context is not None and not self._joined and self._pid == os.getpid():
             ray.shutdown()
 
@@ -176,6 +181,11 @@ class RayEngine:
             )
         with calls.ours():
             ray.cancel(of_ray(ref), force=force, recursive=recursive)
+
+    def outcome(self, call: Any, timeout_s: float) -> Any:
+        from ftray._ray import outcomes
+
+        return outcomes.of_call(call, timeout_s)
 
     # --- facts and services
 

@@ -11,6 +11,7 @@ meanwhile. Invariant: no method of a serial actor runs while an action does.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import sys
@@ -18,13 +19,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from ftray.checkpoint.engine import OUT_OF_SCOPE
 from ftray.checkpoint.host import ActorIdentity, Incident, ProcessHost
 from ftray.checkpoint.keys import EPHEMERAL_PREFIX
+
+if TYPE_CHECKING:
+    from ftray._ray.host_groups import Caller, RayGroupPort
 
 _SETTLES_S = 2.0
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
@@ -91,6 +95,12 @@ class RayHost(ProcessHost):
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self.post: Callable[[Callable[[], None]], None] = self._post_idle
+        self.port: RayGroupPort | None = None
+
+    def group_port(self) -> RayGroupPort:
+        """See `ftray.checkpoint.members.GroupPort`."""
+        assert self.port is not None
+        return self.port
 
     def run_between_calls(self, action: Callable[[], None]) -> None:
         """See `Host.run_between_calls`."""
@@ -146,8 +156,10 @@ class SnapshotActor:
     def __init__(
         self, cls: type, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], is_async: bool
     ) -> None:
-        from ftray.checkpoint import engine
+        from ftray._ray import host_groups
+        from ftray.checkpoint import engine, faults
 
+        faults.arm_from_environment()
         self.instance: Any = cls(*args, **kwargs)
         concurrency = worker().core_worker.current_actor_max_concurrency()
         grouped = any(hasattr(getattr(cls, n, None), "__ray_concurrency_group__") for n in dir(cls))
@@ -161,18 +173,24 @@ class SnapshotActor:
             self.host.post = loop.call_soon_threadsafe  # type: ignore[assignment]
         if is_async or concurrency > 1 or grouped:
             self.host.turn = _NoTurn()  # the toolkit itself counts which methods run
+        self.port = self.host.port = host_groups.LanePort(int(spec.get("max_restarts") or 0))
+        host_groups.serving = self.port
         self.session = engine.open(self.instance, self.host, spec.get("checkpoint"))
+        self.port.group = lambda: "" if self.session.member is None else self.session.member.name
 
     def find(self, name: str) -> Callable[..., Any]:
         """Return a method."""
+        if name == "__ray_call__":
+            return functools.partial(_call_with, self.instance)
         found = self.session.entry_points.get(name)
         method: Callable[..., Any] = found if found is not None else getattr(self.instance, name)
         return method
 
-    def run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a method on Ray's thread for it."""
-        host = self.host
-        with host.turn:
+    def run(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], caller: Caller | None = None
+    ) -> Any:
+        """Run a method on Ray's thread for it. `caller`: the process whose call it is, from members only."""
+        with self.port.turn(self.host.turn, caller):
             self.session.before_call(name)
             try:
                 return self.find(name)(*args, **kwargs)
@@ -188,9 +206,17 @@ class SnapshotActor:
         finally:
             self._ran(name)
 
-    def stream(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    def step(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a step of a cut, on a thread of its own, while no method runs."""
+        with self.port.step(self.host.turn):
+            self.port.asked(*args)
+            return self.find(name)(*args, **kwargs)
+
+    def stream(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], caller: Caller | None = None
+    ) -> Iterator[Any]:
         """Run a generator method; it is one method from its first item to its end."""
-        with self.host.turn:
+        with self.port.turn(self.host.turn, caller):
             self.session.before_call(name)
             try:
                 yield from self.find(name)(*args, **kwargs)
@@ -217,6 +243,10 @@ class SnapshotActor:
         """A planned end, on whatever thread Ray has for it."""
         with self.host.turn:
             self.session.close(True, reason)
+
+
+def _call_with(instance: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    return function(instance, *args, **kwargs)
 
 
 class _NoTurn:

@@ -12,6 +12,7 @@ that an actor which nobody can reach ends; a note that gets lost is made good by
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from ftray._ray.host_flow import Callee, Flow
@@ -36,6 +37,22 @@ def watch(flow: Flow, key: bytes, callee: Callee, handle: Any) -> None:
         if _thread is None:
             _thread = threading.Thread(target=_run, name="ftray answers", daemon=True)
             _thread.start()
+
+
+def under_way(actors: Sequence[bytes]) -> int:
+    """Return how many numbered calls of this process to these actors have no outcome yet."""
+    from ftray._ray.host_handle import key_of_actor
+
+    keys = {key_of_actor(actor) for actor in actors}
+    with _lock:
+        callees = [callee for _, key, callee, _ in _watched.values() if key in keys]
+    found = 0
+    for callee in callees:
+        with callee.lock:
+            callee.look_s = 0.0
+            callee.look(_worker().core_worker)
+            found += len(callee.pending)
+    return found
 
 
 def _run() -> None:
@@ -63,7 +80,8 @@ def _look(watched: list[tuple[tuple[bytes, bytes], tuple[Flow, bytes, Callee, An
     for place, (flow, key, callee, handle) in watched:
         with callee.lock:
             acked = callee.look(worker.core_worker)
-            tell = acked > callee.told and not flow.keeps
+            news = acked > callee.told or (acked > 1 and not callee.history)
+            tell = news and not flow.keeps
             if tell:
                 callee.told = acked
             if not callee.pending:

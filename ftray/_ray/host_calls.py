@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
@@ -22,21 +23,24 @@ from typing import Any
 
 import ray
 
-from ftray._checkpoint_host import NativeCodec
 from ftray._core.callargs import serialize_args
 from ftray._core.guards import set_guard
 from ftray._core.identity import call_id
 from ftray._core.records import Head, decode_head, encode_head
 from ftray._outside import Outside
-from ftray._ray import host_flow, host_handle
+from ftray._ray import host_acks, host_flow, host_handle
 from ftray._ray.host import RayHost, identity_of, worker
+from ftray._ray.host_class import STEPS_METHOD
+from ftray._ray.host_codec import RayCodec
+from ftray._ray.host_groups import RayGroupPort
 from ftray._ray.host_order import Order
-from ftray.checkpoint import engine
+from ftray.checkpoint import engine, faults
 from ftray.checkpoint.codec import Arguments
 from ftray.checkpoint.drive import drive
 from ftray.checkpoint.errors import CheckpointOptionError, FencedError, NoSessionError, ReplayDivergedError
 from ftray.checkpoint.exactly_once import ExactlyOnce
 from ftray.checkpoint.host import Incident
+from ftray.checkpoint.outcomes import OUTCOME_METHOD
 from ftray.checkpoint.serving import Answer, ExactlyOnceCalls
 from ftray.checkpoint.session import ActorSession
 from ftray.checkpoint.values import CALL_ID, Execution
@@ -45,8 +49,9 @@ FOREVER_S = 30 * 86400.0
 ORDER_WAIT_S = 60.0
 """How long a call waits for one before it that does not come, and of which its caller says nothing."""
 _ERROR, _RETRY = 1, 4
-_KEYED = 1  # flag of a head, in its second byte
 _NO_VALUES = b"\0\0"
+_APART = (STEPS_METHOD, OUTCOME_METHOD)
+"""Methods whose calls are not in the order of their caller's, and which a cut does not hold back."""
 
 serving: DurableActor | None = None
 """The exactly-once actor that this process is."""
@@ -65,12 +70,35 @@ class _Outside(Outside):
         return repeated
 
 
+class DurablePort(RayGroupPort):
+    """Of an exactly-once actor: its calls wait on the actor's loop."""
+
+    def __init__(
+        self, own: bytes, max_restarts: int, unanswered: Any, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(own, max_restarts, unanswered)
+        self._loop = loop
+
+    def apply(self, change: Callable[[], None]) -> None:
+        """See `RayGroupPort.apply`."""
+        done = threading.Event()
+
+        def changed() -> None:
+            change()
+            done.set()
+
+        self._loop.call_soon_threadsafe(changed)
+        done.wait()
+
+
 class Body:
     """The thread on which an actor's methods run one after the other."""
 
     def __init__(self, report: Callable[[Incident], None]) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._report = report
+        self._ended: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._telling = False
         threading.Thread(target=self._run, name="ftray methods", daemon=True).start()
 
     def _run(self) -> None:
@@ -98,23 +126,27 @@ class Body:
 
         def job() -> None:
             try:
-                result = context.run(function, *args)
+                self._ended.append((future, context.run(function, *args), None))
             except BaseException as error:
-                loop.call_soon_threadsafe(_settle, future, None, error)
-            else:
-                loop.call_soon_threadsafe(_settle, future, result, None)
+                self._ended.append((future, None, error))
+            if not self._telling:  # else the loop has been woken, and has not looked yet
+                self._telling = True
+                loop.call_soon_threadsafe(self._settle)
 
         self._jobs.put(job)
         return await future
 
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+    def _settle(self) -> None:
+        """On the loop: tell what has ended since the last time."""
+        self._telling = False
+        while self._ended:
+            future, result, error = self._ended.popleft()
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
 
 async def open_actor(
@@ -124,7 +156,8 @@ async def open_actor(
     global serving
     opened = DurableActor(cls, spec)
     await opened.open(args, kwargs)
-    host_handle.publish_key(worker().actor_id.binary(), opened.once.callee_key)
+    log = opened.session.log
+    host_handle.publish_key(worker().actor_id.binary(), log.store.url, log.key)
     serving = opened
     return opened
 
@@ -156,8 +189,9 @@ class DurableActor:
                 "concurrency groups, "
                 "and methods of an exactly-once actor exclude each other. Leave the groups out"
             )
+        faults.arm_from_environment()
         self.cls, self.spec = cls, spec
-        self.codec = NativeCodec(cls.__name__)
+        self.codec = RayCodec(cls.__name__)
         self.reads = reads_of(cls)
         self.is_async = any(asyncio.iscoroutinefunction(f) for f in methods.values())
         self.host = RayHost(identity_of(spec, cls), max_concurrency=1, is_async=self.is_async)
@@ -169,9 +203,9 @@ class DurableActor:
 
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the constructor, restore, and begin to serve."""
+        self._loop = asyncio.get_running_loop()
         if self.is_async:
-            loop = asyncio.get_running_loop()
-            self.host.post = loop.call_soon_threadsafe  # type: ignore[assignment]
+            self.host.post = self._loop.call_soon_threadsafe  # type: ignore[assignment]
             self.instance = self.cls(*args, **kwargs)
             self.session = await engine.open_async(
                 self.instance, self.host, self.spec.get("checkpoint"), codec=self.codec, prepare=self._prepare
@@ -194,6 +228,9 @@ class DurableActor:
     def _prepare(self, once: ExactlyOnce) -> None:
         """Make an exactly-once session this engine's, before anything is replayed."""
         self.once = once
+        self.port = self.host.port = DurablePort(
+            once.callee_key, int(self.spec.get("max_restarts") or 0), host_acks.under_way, self._loop
+        )
         once.find_method = self._find_method
         once.context = self._context
         once.producing = self._producing
@@ -202,14 +239,21 @@ class DurableActor:
     # -- a call comes
 
     async def run(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], head: bytes | None
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sent: bytes | tuple[bytes, int] | None,
     ) -> Any:
         """Run one call, or find its reply, and return or raise that once it may leave."""
-        if head is None:
+        head, base = sent if isinstance(sent, tuple) else (sent, 1)
+        if name == STEPS_METHOD:
+            self.port.asked(*args)
+        if head is None or name in _APART:
             head = host_flow.task_head(self.once.callee_key, _task_id())
         body = _NO_VALUES + serialize_args(args, kwargs or None, [])
         try:
-            answer = await self._answer(head, name, body, (args, kwargs))
+            answer = await self._answer(head, base, name, body, (args, kwargs))
         except FencedError as error:
             self.once.crash(error)
             await self._end_with_the_process()
@@ -234,18 +278,21 @@ class DurableActor:
             raise self.exiting
         await asyncio.sleep(FOREVER_S)
 
-    async def _answer(self, head: bytes, name: str, body: bytes, arguments: Arguments) -> Answer:
-        if head[1] & _KEYED:
-            return await self.calls.call_async(head, name, body, FOREVER_S, arguments)
+    async def _answer(
+        self, head: bytes, base: int, name: str, body: bytes, arguments: Arguments
+    ) -> Answer:
         h = decode_head(head)
         begun: asyncio.Future[asyncio.Task[Answer]] = asyncio.get_running_loop().create_future()
 
         def begin() -> None:  # calls enter in the order in which the numbers let them go
-            if not begun.done():
+            if not begun.done() and (name in _APART or self.port.begins(h.chain, begin)):
                 begun.set_result(self.calls.begin(head, name, body, FOREVER_S, arguments))
 
+        if h.keyed:
+            begin()
+            return await asyncio.shield(await begun)
         arrive = self.order.arrive_read if name in self.reads else self.order.arrive
-        arrive(h.parent, h.n, h.acked, begin)
+        arrive(h.parent, h.n, max(h.acked, base), begin)
         if not begun.done():
             await self._wait_for_its_turn(begun, h, name)
         return await asyncio.shield(begun.result())

@@ -16,6 +16,7 @@ import functools
 import importlib
 import inspect
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import FunctionType
 from typing import Any
@@ -23,11 +24,18 @@ from typing import Any
 from ftray.checkpoint import actor
 from ftray.checkpoint.errors import CheckpointOptionError, NoSessionError
 from ftray.checkpoint.figures import STATUS_METHOD
+from ftray.checkpoint.outcomes import OUTCOME_METHOD
 
 SPEC = "_ftray_spec"
 """The hidden argument of the constructor: what all incarnations must know."""
 HEAD = "_ftray_call"
 """The hidden argument of an exactly-once actor's methods: the call's head."""
+CALLER = "_ftray_member"
+"""The hidden argument of a snapshot-mode actor's methods: which member of its group calls."""
+STEPS, MEMBERS = "_ftray_steps", "_ftray_members"
+LANES = {STEPS: 1, MEMBERS: 1}
+"""Ray's concurrency groups of a serial actor in snapshot mode, see `host_groups`."""
+STEPS_METHOD = "_checkpoint_group"
 _RUNNER = "_ftray_actor"
 _MOST_IN_FLIGHT = 10_000
 _OWN = "__ray_actor_class__"
@@ -61,9 +69,11 @@ def _make_shell(shell: Any, cls: type) -> None:
         setattr(shell, name, _wrapper(cls, name, function, durable, is_async))
     shell.__init__ = _constructor(cls, durable, is_async)
     shell.__ray_call__ = _wrapper(cls, "__ray_call__", shell.__ray_call__, durable, is_async)
-    for name, own in {STATUS_METHOD: _status, "checkpoint": _checkpoint}.items():
+    for name, own in _OWN_METHODS.items():
         if name not in methods:
             setattr(shell, name, _wrapper(cls, name, own, durable, is_async))
+    if not (durable or is_async):
+        shell._checkpoint_group = _steps()
     shell.__ray_shutdown__ = _shutdown
     if durable:
         shell.__ray_checkpoint_note__ = _note
@@ -96,12 +106,6 @@ def _is_stream(function: Callable[..., Any]) -> bool:
 
 def _wrapper(cls: type, name: str, function: Any, durable: bool, is_async: bool) -> Any:
     if durable:
-        if _is_stream(function):
-            raise CheckpointOptionError(
-                f"exactly_once=True: {cls.__name__}.{name} is a generator, and on Ray these are not "
-                "supported for "
-                "exactly-once actors, whose answers wait until what they tell of is durable. Return a list"
-            )
         made = _durable_method(name)
     elif inspect.isasyncgenfunction(function):
         made = _async_stream(name)
@@ -114,12 +118,17 @@ def _wrapper(cls: type, name: str, function: Any, durable: bool, is_async: bool)
     functools.update_wrapper(made, function)
     del made.__wrapped__  # type: ignore[attr-defined]
     raw = cls.__dict__.get(name) if name in cls.__dict__ else inspect.getattr_static(cls, name, None)
-    made.__signature__ = _signature(function, raw, HEAD if durable else None)  # type: ignore[attr-defined]
-    if durable:
-        handles = importlib.import_module("ftray._ray.host_handle")
-        given = getattr(function, _DECORATOR, None)
+    hidden = HEAD if durable else None if is_async else CALLER
+    made.__signature__ = _signature(function, raw, hidden)  # type: ignore[attr-defined]
+    handles = importlib.import_module("ftray._ray.host_handle")
+    given = getattr(function, _DECORATOR, None)
+    if durable and _is_stream(function):
+        setattr(made, _DECORATOR, functools.partial(handles.no_stream, f"{cls.__name__}.{name}"))
+    elif durable:
         decorator = functools.partial(handles.decorated, name, name in reads_of(cls), given)
         setattr(made, _DECORATOR, decorator)
+    elif not is_async:
+        setattr(made, _DECORATOR, functools.partial(handles.laned, name, given))
     return made
 
 
@@ -141,8 +150,8 @@ def _signature(function: Any, raw: object, hidden: str | None) -> inspect.Signat
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, _RUNNER).run(name, args, kwargs)
+    def method(self: Any, /, *args: Any, _ftray_member: Any = None, **kwargs: Any) -> Any:
+        return getattr(self, _RUNNER).run(name, args, kwargs, _ftray_member)
 
     return method
 
@@ -155,8 +164,8 @@ def _async_method(name: str) -> Callable[..., Any]:
 
 
 def _stream(name: str) -> Callable[..., Any]:
-    def method(self: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        yield from getattr(self, _RUNNER).stream(name, args, kwargs)
+    def method(self: Any, /, *args: Any, _ftray_member: Any = None, **kwargs: Any) -> Iterator[Any]:
+        yield from getattr(self, _RUNNER).stream(name, args, kwargs, _ftray_member)
 
     return method
 
@@ -170,7 +179,7 @@ def _async_stream(name: str) -> Callable[..., Any]:
 
 
 def _durable_method(name: str) -> Callable[..., Any]:
-    async def method(self: Any, /, *args: Any, _ftray_call: bytes | None = None, **kwargs: Any) -> Any:
+    async def method(self: Any, /, *args: Any, _ftray_call: Any = None, **kwargs: Any) -> Any:
         return await getattr(self, _RUNNER).run(name, args, kwargs, _ftray_call)
 
     return method
@@ -216,6 +225,34 @@ def _checkpoint(self: Any) -> str:
     raise NoSessionError("this is asked of an actor, not of its class")
 
 
+def _outcome(self: Any, head: bytes) -> tuple[str, bool, int, bytes | None]:
+    """Return what is known of a call, see `ftray.checkpoint.outcome`."""
+    raise NoSessionError("this is asked of an actor, not of its class")
+
+
+def _group(self: Any, what: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Do a step of a cut over a group."""
+    raise NoSessionError("this is asked of an actor, not of its class")
+
+
+_OWN_METHODS = {
+    STATUS_METHOD: _status,
+    "checkpoint": _checkpoint,
+    OUTCOME_METHOD: _outcome,
+    STEPS_METHOD: _group,
+}
+
+
+def _steps() -> Any:
+    """Return the method that does steps of cuts in snapshot mode, beside others."""
+
+    def method(self: Any, what: str, fields: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = getattr(self, _RUNNER).step(STEPS_METHOD, (what, fields), {})
+        return found
+
+    return method
+
+
 def _shutdown(self: Any) -> None:
     """Ray ends the actor as planned: save once more."""
     host = importlib.import_module("ftray._ray.host")
@@ -258,10 +295,34 @@ def _remote(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> 
                 options[name] = value
         if options.get("max_concurrency") is None:
             options["max_concurrency"] = _MOST_IN_FLIGHT
-    handle = ray_actor.ActorClass._remote(self, args, {**(kwargs or {}), SPEC: spec}, **options)
+    spec["max_restarts"] = options.get("max_restarts") or 0
+    with _making:
+        _set_lanes(self.__ray_metadata__, not durable and may_be_member(cls, spec["max_restarts"]))
+        handle = ray_actor.ActorClass._remote(self, args, {**(kwargs or {}), SPEC: spec}, **options)
     if durable:
         publish(handle, cls, spec)
     return handle
+
+
+def may_be_member(cls: type, max_restarts: int) -> bool:
+    """Whether an actor in snapshot mode may be in a group: one that is not pays nothing for that.
+
+    For Ray's extra concurrency groups methods run on another thread than the main one.
+    """
+    return max_restarts == -1 and not any(_is_async(function) for function in methods_of(cls).values())
+
+
+_making = threading.Lock()
+
+
+def _set_lanes(meta: Any, wanted: bool) -> None:
+    """Have the next actor of a class made with the lanes of members, or without. With `_making`."""
+    given = {name: n for name, n in (meta.concurrency_groups or {}).items() if name not in LANES}
+    meta.concurrency_groups = {**given, **LANES} if wanted else given
+    groups = meta.method_meta.concurrency_group_for_methods
+    groups.pop(STEPS_METHOD, None)
+    if wanted:
+        groups[STEPS_METHOD] = STEPS
 
 
 def specification(cls: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -282,7 +343,6 @@ def specification(cls: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def publish(handle: Any, cls: type, spec: dict[str, Any]) -> None:
     """Have the actor's callers, wherever they are, know its callee key."""
-    from ftray._core.identity import derive_callee_key
     from ftray.checkpoint.keys import key_of
 
     actor_id = getattr(handle, "_actor_id", None)
@@ -291,7 +351,7 @@ def publish(handle: Any, cls: type, spec: dict[str, Any]) -> None:
     host = importlib.import_module("ftray._ray.host")
     key = key_of(host.identity_of(spec, cls), spec["checkpoint"].get("checkpoint_key"))
     handles = importlib.import_module("ftray._ray.host_handle")
-    handles.publish_key(actor_id.binary(), derive_callee_key(key.text))
+    handles.publish_key(actor_id.binary(), spec["checkpoint"]["store"], key.text)
 
 
 def reads_of(cls: type) -> frozenset[str]:

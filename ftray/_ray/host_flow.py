@@ -53,11 +53,25 @@ def hashed(*parts: bytes) -> bytes:
 class Callee:
     """What one flow has called at one callee: how many calls, and which of them may still be unanswered."""
 
-    __slots__ = ("acked", "handle", "history", "lock", "look_s", "n", "pending", "plain", "told")
+    __slots__ = (
+        "acked",
+        "actor",
+        "base",
+        "handle",
+        "history",
+        "lock",
+        "look_s",
+        "n",
+        "pending",
+        "plain",
+        "told",
+    )
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # the numbers and what is pending change together
         self.n = 0
+        self.actor = b""  # the last calls went to; several may have had the key, one after the other
+        self.base = 1  # the first of them
         self.acked = 1  # all calls below have their outcome
         self.told = 1  # what the callee was told of that
         self.history = 0
@@ -65,6 +79,13 @@ class Callee:
         self.look_s = 0.0
         self.handle: Any = None  # how to tell the callee of answers, while something is pending
         self.plain: Any = None  # how to tell it that a method is over
+
+    def goes_to(self, actor: bytes) -> None:
+        """The next call goes to that actor, which those before may not come to. With the lock."""
+        if actor != self.actor:
+            if self.actor:
+                self.base = self.n + 1
+            self.actor = actor
 
     def look(self, core_worker: Any, at_least_s: float = _POLL_S) -> int:
         """Return `acked` as of now, or as of the last look if that was just before. With the lock."""

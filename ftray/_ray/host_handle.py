@@ -11,6 +11,9 @@ sends nothing; a call that was sent is pending in its flow before anything else 
 from __future__ import annotations
 
 import importlib
+import json
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,13 +21,18 @@ from typing import Any
 
 import ray
 
+from ftray._core.identity import derive_callee_key
 from ftray._ray import host_acks, host_flow
 from ftray.checkpoint.errors import CheckpointError, CheckpointOptionError
 from ftray.checkpoint.outcomes import keyed_head
+from ftray.exceptions import NotSupportedError
 
 HEAD = "_ftray_call"
-"""The hidden argument of a call: its head."""
+"""The hidden argument of a call: its head, and which call of its caller was the first that could come here,
+unless that is number 1."""
 _NAMESPACE = b"ftray-callee-keys"
+latest = threading.local()
+"""``head``: of the call that this thread has made last; None if that only reads."""
 _call_key: ContextVar[str | None] = ContextVar("ftray.ray.call_key", default=None)
 
 
@@ -62,6 +70,32 @@ def decorated(
     return made
 
 
+def no_stream(label: str, invocation: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """Return what Ray calls for a generator method of an exactly-once actor."""
+
+    def refuse(args: Any, kwargs: Any) -> Any:
+        raise NotSupportedError(
+            f"{label} is a generator, and streaming is not supported for exactly-once actors, whose answers"
+            " wait until what they tell of is durable. Return a list"
+        )
+
+    return refuse
+
+
+def laned(method: str, given: Any, invocation: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """Return what Ray calls in place of `invocation` for methods of actors in snapshot mode."""
+    groups: Any = sys.modules.get("ftray._ray.host_groups")  # there where this process is such an actor
+    if groups is None or groups.serving is None:
+        made: Callable[[Any, Any], Any] = invocation if given is None else given(invocation)
+        return made
+
+    def submit(args: Any, kwargs: Any) -> Any:
+        return groups.send(_closure(invocation), invocation, method, args, kwargs)
+
+    made = submit if given is None else given(submit)
+    return made
+
+
 def _closure(function: Any) -> dict[str, Any]:
     """Return what Ray's invocation refers to: the method, and the options of this call."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -71,14 +105,16 @@ def _closure(function: Any) -> dict[str, Any]:
 # -- callee keys
 
 
-_keys: dict[bytes, bytes] = {}
+_KEY_BYTES = 16
+_places: dict[bytes, bytes] = {}  # callee key, then store and checkpoint key as JSON
 
 
-def publish_key(actor_id: bytes, key: bytes) -> None:
-    """Have all callers of an actor know its callee key."""
+def publish_key(actor_id: bytes, store: str, key: str) -> None:
+    """Have all callers of an actor know its callee key, and where its checkpoints are."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    _internal_kv_put(actor_id, key, overwrite=True, namespace=_NAMESPACE)
+    place = derive_callee_key(key) + json.dumps([store, key]).encode()
+    _internal_kv_put(actor_id, place, overwrite=True, namespace=_NAMESPACE)
 
 
 def forget_key(actor_id: bytes) -> None:
@@ -90,14 +126,28 @@ def forget_key(actor_id: bytes) -> None:
 
 def key_of_actor(actor_id: bytes) -> bytes | None:
     """Return the callee key of an actor, None if it was made in a way that did not publish it."""
-    key = _keys.get(actor_id)
-    if key is None:
+    place = _place(actor_id)
+    return None if place is None else place[:_KEY_BYTES]
+
+
+def place_of_actor(actor_id: bytes) -> tuple[str, str] | None:
+    """Return the URL of an exactly-once actor's store, and its checkpoint key; None as `key_of_actor`."""
+    place = _place(actor_id)
+    if place is None:
+        return None
+    store, key = json.loads(place[_KEY_BYTES:])
+    return str(store), str(key)
+
+
+def _place(actor_id: bytes) -> bytes | None:
+    place = _places.get(actor_id)
+    if place is None:
         from ray.experimental.internal_kv import _internal_kv_get
 
-        key = _internal_kv_get(actor_id, namespace=_NAMESPACE)
-        if key is not None:
-            _keys[actor_id] = key
-    return key
+        place = _internal_kv_get(actor_id, namespace=_NAMESPACE)
+        if place is not None:
+            _places[actor_id] = place
+    return place
 
 
 def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
@@ -136,14 +186,17 @@ def _send(
     callee = flow.callee(key)
     named = None if reads else _call_key.get()
     if named is not None:
-        head = keyed_head(named, key, history=callee.history, chain=flow.chain)
+        head = latest.head = keyed_head(named, key, history=callee.history, chain=flow.chain)
         return invocation(args, {**(kwargs or {}), HEAD: head})
     with callee.lock:
         acked = callee.look(worker.core_worker)
         callee.told = max(callee.told, acked)
+        callee.goes_to(handle._actor_id.binary())
         head = flow.head(key, callee, acked, reads)
+        latest.head = None if reads else head
+        sent = head if callee.base == 1 else (head, callee.base)
         try:
-            refs = invocation(args, {**(kwargs or {}), HEAD: head})
+            refs = invocation(args, {**(kwargs or {}), HEAD: sent})
         except BaseException:
             if not reads:
                 callee.n -= 1  # it was not sent

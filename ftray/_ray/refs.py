@@ -7,7 +7,10 @@ it; it is a `ftray.ObjectRef` that the core knows nothing of. A top-level argume
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import ray
@@ -16,6 +19,28 @@ from ftray import _core
 from ftray._ids import TaskID
 from ftray._ray.errors import converted
 from ftray.exceptions import NotSupportedError, RaySystemError, SerializationError
+
+_replying = threading.local()
+
+
+@contextmanager
+def not_kept(name: str) -> Iterator[None]:
+    """What is pickled inside is kept as the reply of `name`: it must not have refs."""
+    _replying.name = name
+    try:
+        yield
+    finally:
+        _replying.name = None
+
+
+def check_kept() -> None:
+    """Refuse to pickle a ref where it is to be kept."""
+    name = getattr(_replying, "name", None)
+    if name is not None:
+        raise TypeError(
+            f"{name} returned something that contains an ObjectRef: an exactly-once actor keeps its replies,"
+            " and a ref does not outlive its owner. Return the value itself"
+        )
 
 
 def _settle(out: Future[Any], done: Any) -> None:
@@ -33,6 +58,8 @@ class RayObjectRef(_core.ObjectRef[Any]):
     """A ref whose value is on a Ray cluster."""
 
     _ref: Any
+    _call: tuple[Any, bytes, str] | None = None
+    """Of a call to an exactly-once actor: Ray's handle, the call's head, and how Ray calls the method."""
 
     def __init__(self, ref: Any) -> None:
         self._ref = ref
@@ -94,6 +121,7 @@ class RayObjectRef(_core.ObjectRef[Any]):
         return f"ObjectRef({self.hex()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        check_kept()
         return RayObjectRef, (self._ref,)
 
 

@@ -30,7 +30,6 @@ _RAYS_OWN_NAMES = {
     "_tracing_startup_hook",
 }
 _NOT_ON_RAY = {
-    "job_key": "there, ftray.ray.set_job_key(...) names the calls of a driver's main thread",
     "local_mode": "call the function itself: RemoteFunction._function(...)",
 }
 _OF_A_NEW_CLUSTER = (

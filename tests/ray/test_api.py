@@ -521,11 +521,6 @@ def test_it_runs_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (
-            {"job_key": "k"},
-            exceptions.NotSupportedError,
-            r"init\(job_key='k'\) is not supported on the engine",
-        ),
         ({"local_mode": True}, exceptions.NotSupportedError, r"init\(local_mode=True\)"),
         ({"num_cpus": 1.5}, exceptions.NotSupportedError, r"init\(num_cpus=1.5\)"),
         ({"address": "auto", "num_cpus": 1}, ValueError, "num_cpus cannot be given when attaching"),

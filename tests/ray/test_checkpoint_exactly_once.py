@@ -13,6 +13,7 @@ import pytest
 
 from ftray import checkpoint
 from ftray.checkpoint import CheckpointOptionError
+from ftray.exceptions import NotSupportedError
 from ftray.ray import Checkpointable, call_key, readonly, status
 from tests.ray.checkpoint_support import Once, cluster, eventually, get, is_gone, kill, ray, ray_runs, store
 
@@ -266,9 +267,9 @@ def test_what_is_not_supported_says_so(store: str) -> None:
         def items(self) -> Any:
             yield 1
 
-    with pytest.raises(CheckpointOptionError, match="generator"):
-        ray.remote(Streams)
-    actor = ray.remote(Once).remote()
+    actor = ray.remote(Streams).remote()
+    with pytest.raises(NotSupportedError, match=r"Streams\.items is a generator, and streaming"):
+        actor.items.remote()
     for options in ({"num_returns": 0}, {"retry_exceptions": True}):
         with pytest.raises(CheckpointOptionError, match=next(iter(options))):
             actor.incr.options(**options).remote()

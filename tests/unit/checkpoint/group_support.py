@@ -65,6 +65,9 @@ class Port:
         process = self._process
         return {"worker": process.worker, "actor": process.name.encode().ljust(16), "max_restarts": -1}
 
+    def meet(self, actors: Sequence[bytes]) -> None:
+        """A call says whose it is, wherever it goes."""
+
     def hold(self, workers: Sequence[bytes]) -> None:
         if self._process.held is None:
             self._process.begun = 0
