@@ -66,7 +66,7 @@ test: .venv/.installed-fast .venv/.has-test .venv-rayengine/.installed-fast
 # Ray stays on loopback, and is ended with the tests.
 ray-tests: .venv-rayengine/.installed-fast
 	$(RAYPY) -m pytest tests/ray $(RAY_ARGS)
-	$(RAYPY) -m pytest --engine=ray tests/functional $(RAY_ARGS)
+	FTRAY_TEST_DEADLINE_S=60 $(RAYPY) -m pytest --engine=ray tests/functional $(RAY_ARGS)
 
 ray-bench: .venv-rayengine/.installed-release
 	$(RAYPY) -m benchmarks.ray_calls $(RAY_ARGS)
@@ -162,7 +162,7 @@ endef
 .venv-rayengine/.has-test: pyproject.toml
 	@$(CHECK_MACHINE)
 	$(PYTHON) -m venv .venv-rayengine
-	$(RAYPY) -m pip --disable-pip-version-check --quiet install 'ray==2.60.*' 'cloudpickle>=3.0' 'pytest>=9' hypothesis numpy psutil
+	$(RAYPY) -m pip --disable-pip-version-check --quiet install 'ray==2.60.*' 'cloudpickle>=3.0' 'pytest>=9' hypothesis numpy psutil fsspec rich
 	touch $@
 
 .venv-rayengine/.installed-%: build/wheels-%/.built .venv-rayengine/.has-test

@@ -350,10 +350,17 @@ def test_exit_actor_saves_first(store):
         def leave(self):
             ray.actor.exit_actor()
 
+        @checkpoint.readonly
+        def pid(self):
+            return os.getpid()
+
     actor = ray.remote(Leaver).options(name="leaver").remote()
     ray.get([actor.incr.remote() for _ in range(4)])
+    pid = ray.get(actor.pid.remote())
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(actor.leave.remote())
+    wait_ended([pid])
+    del actor
     eventually(lambda: try_to(lambda: ray.get_actor("leaver")) is None, "the actor is gone")
     assert checkpoint.open(store).load(the_key(store))["n"] == 4
 

@@ -302,7 +302,7 @@ def make_counters(store):
             return self.n, None, os.getpid()
 
     remote = ray.remote(Counter)
-    return [remote.options(name=name).remote() for name in ("once-x", "once-y")]
+    return [remote.options(name=f"{store.parent.name}-{side}").remote() for side in "xy"]
 
 
 @ray.remote

@@ -139,7 +139,7 @@ def test_a_reply_that_was_lost_with_its_process(store, tmp_path):
     assert outcome(ref) == ("committed", 1)
 
 
-def dies_at(point, nth=1):
+def dies_at(point, nth):
     return {"env_vars": {"FTRAY_CHECKPOINT_FAULT": f"{point}:exit:{nth}"}}
 
 
@@ -153,8 +153,8 @@ def dies_at(point, nth=1):
 )
 def test_a_process_that_dies_on_the_way_of_a_call(store, point, state):
     orders = make_order(store, checkpoint_key="orders")
-    actor = orders.options(max_restarts=0, runtime_env=dies_at(point)).remote()
-    assert ray.get(actor.add.remote(0), timeout=LONG_S) == 0  # without a first snapshot nothing counts
+    actor = orders.options(max_restarts=0, runtime_env=dies_at(point, 2)).remote()
+    assert ray.get(actor.draw.remote(0), timeout=LONG_S) == 0  # without a first snapshot nothing counts
     ref = actor.draw.remote(3)
     with pytest.raises(ray.exceptions.ActorDiedError):
         ray.get(ref, timeout=LONG_S)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -219,7 +220,8 @@ def crash(how: str) -> None:
     if how == "exit":
         os._exit(7)
     if how == "segfault":
-        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
         ctypes.string_at(0)
     if how == "abort":
         os.abort()
