@@ -157,12 +157,13 @@ class SnapshotActor:
         self, cls: type, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], is_async: bool
     ) -> None:
         from ftray._ray import host_groups
+        from ftray._ray.host_class import is_grouped, methods_of
         from ftray.checkpoint import engine, faults
 
         faults.arm_from_environment()
         self.instance: Any = cls(*args, **kwargs)
         concurrency = worker().core_worker.current_actor_max_concurrency()
-        grouped = any(hasattr(getattr(cls, n, None), "__ray_concurrency_group__") for n in dir(cls))
+        grouped = any(map(is_grouped, methods_of(cls).values()))
         self.host = RayHost(
             identity_of(spec, cls),
             max_concurrency=concurrency + int(grouped),

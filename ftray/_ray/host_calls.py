@@ -179,10 +179,10 @@ class DurableActor:
     calls: ExactlyOnceCalls
 
     def __init__(self, cls: type, spec: dict[str, Any]) -> None:
-        from ftray._ray.host_class import methods_of, reads_of
+        from ftray._ray.host_class import is_grouped, methods_of, reads_of
 
         methods = methods_of(cls)
-        grouped = [n for n, f in methods.items() if hasattr(f, "__ray_concurrency_group__")]
+        grouped = [name for name, function in methods.items() if is_grouped(function)]
         if grouped:
             raise CheckpointOptionError(
                 f"exactly_once=True: {', '.join(sorted(grouped))} of {cls.__name__} are in "

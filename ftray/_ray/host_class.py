@@ -41,6 +41,8 @@ _MOST_IN_FLIGHT = 10_000
 _OWN = "__ray_actor_class__"
 _DECORATOR = "__ray_invocation_decorator__"
 """By which Ray lets methods take part in their calls on the side of the caller."""
+_OPTIONS = "__ftray_method__"
+"""Where ``ftray.method`` keeps what it was given."""
 
 
 def adapt(cls: type) -> None:
@@ -96,6 +98,12 @@ def methods_of(cls: type) -> dict[str, FunctionType]:
     return {name: function for name, function in found.items() if name not in hooks}
 
 
+def is_grouped(function: Callable[..., Any]) -> bool:
+    """Whether a method is in a concurrency group, by Ray's decorator or by ftray's."""
+    own = getattr(function, _OPTIONS, {}).get("concurrency_group")
+    return bool(own) or hasattr(function, "__ray_concurrency_group__")
+
+
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
@@ -120,6 +128,9 @@ def _wrapper(cls: type, name: str, function: Any, durable: bool, is_async: bool)
     raw = cls.__dict__.get(name) if name in cls.__dict__ else inspect.getattr_static(cls, name, None)
     hidden = HEAD if durable else None if is_async else CALLER
     made.__signature__ = _signature(function, raw, hidden)  # type: ignore[attr-defined]
+    explicit = getattr(function, _OPTIONS, None)
+    if explicit:
+        importlib.import_module("ftray._ray.shell").declare(made, explicit, _is_stream(function))
     handles = importlib.import_module("ftray._ray.host_handle")
     given = getattr(function, _DECORATOR, None)
     if durable and _is_stream(function):

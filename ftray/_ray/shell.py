@@ -37,11 +37,7 @@ def shell_of(cls: type, methods: dict[str, tuple[dict[str, Any], Arity | None]])
     namespace: dict[str, Any] = {"__init__": _constructor(cls)}
     for name, (explicit, arity) in methods.items():
         method = _method(cls, name)
-        for option, value in options.of_method(
-            explicit, None if arity is None else arity.is_generator
-        ).items():
-            if option != "name":  # of a call, not of the method: `RayActorMethod` gives it
-                setattr(method, f"__ray_{option.lstrip('_')}__", value)
+        declare(method, explicit, None if arity is None else arity.is_generator)
         namespace[name] = method
     namespace[RAY_CALL] = _ray_call
     namespace["_own_repr"] = "__repr__" in {name for base in cls.__mro__[:-1] for name in vars(base)}
@@ -52,6 +48,13 @@ def shell_of(cls: type, methods: dict[str, tuple[dict[str, Any], Arity | None]])
     shell = type(cls.__name__, (), namespace)
     shell.__qualname__, shell.__module__, shell.__doc__ = cls.__qualname__, cls.__module__, cls.__doc__
     return shell
+
+
+def declare(method: Any, explicit: dict[str, Any], is_generator: bool | None) -> None:
+    """Give a method the options of ``ftray.method``, as Ray looks for them."""
+    for option, value in options.of_method(explicit, is_generator).items():
+        if option != "name":  # of a call, not of the method: `RayActorMethod` gives it
+            setattr(method, f"__ray_{option.lstrip('_')}__", value)
 
 
 def _constructor(cls: type) -> Any:

@@ -25,11 +25,14 @@ MODULES = (
     "test_exactly_once_releases",
     "test_exactly_once_rules",
     "test_exactly_once_waits",
+    "test_internal_kv",
+    "test_queue",
     "test_task_errors",
     "test_tasks",
 )
 _RELEASES = "replies to tasks are released with the actor"
 _UNNAMED = "Ray does not always run what removes the checkpoints of an unnamed actor"
+_NATIVE = "about the processes and files of ftray's own node"
 _CIRCLES = "nobody looks for circles of methods that wait for each other"
 # Test (without its parameters) -> why it is not run on Ray.
 DIFFERENT = {
@@ -66,6 +69,10 @@ DIFFERENT = {
     "test_exactly_once_waits::test_r42_async_methods": _CIRCLES,
     "test_exactly_once_waits::test_r42_the_error_is_recorded": _CIRCLES,
     "test_exactly_once_waits::test_r42_two_methods_that_wait_for_each_other": _CIRCLES,
+    "test_internal_kv::test_a_full_disk_costs_the_write_only": _NATIVE,
+    "test_internal_kv::test_a_program_that_does_not_use_it_does_not_pay_for_it": _NATIVE,
+    "test_internal_kv::test_the_node_runs_on_when_its_store_cannot_be_used": _NATIVE,
+    "test_internal_kv::test_what_was_acknowledged_is_there_after_the_head_was_killed": _NATIVE,
 }
 
 
