@@ -191,12 +191,20 @@ class SnapshotActor:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], caller: Caller | None = None
     ) -> Any:
         """Run a method on Ray's thread for it. `caller`: the process whose call it is, from members only."""
-        with self.port.turn(self.host.turn, caller):
-            self.session.before_call(name)
-            try:
-                return self.find(name)(*args, **kwargs)
-            finally:
-                self._ran(name)
+        turn = self.host.turn
+        if caller is None and self.port.is_open():  # nearly always
+            with turn:
+                if self.port.is_open():
+                    return self._run(name, args, kwargs)
+        with self.port.turn(turn, caller):
+            return self._run(name, args, kwargs)
+
+    def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.session.before_call(name)
+        try:
+            return self.find(name)(*args, **kwargs)
+        finally:
+            self._ran(name)
 
     async def run_async(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an async method on the actor's loop."""

@@ -173,6 +173,10 @@ class LanePort(RayGroupPort):
         self._no_steps = threading.Event()
         self._no_steps.set()
 
+    def is_open(self) -> bool:
+        """Whether every call may begin, and no step waits; certain with the turn."""
+        return self._let is None and not self._steps
+
     def stamp(self, group: str) -> Caller:
         """Return what a call to another member says of its caller."""
         return (self.own, group, *self._process)
