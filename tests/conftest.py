@@ -67,6 +67,15 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that do not run on Ray may need what its environment does not have."""
+    if config.getoption("--engine") != "ray" or collection_path.suffix != ".py":
+        return None
+    from tests.ray import both
+
+    return True if both.is_left_out(collection_path) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--engine") == "ray":
         from tests.ray import both

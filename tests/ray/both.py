@@ -83,6 +83,12 @@ def workers_find_tests(directory: Path) -> None:
     os.environ["PYTHONPATH"] = f"{directory}{os.pathsep}{path}" if path else str(directory)
 
 
+def is_left_out(path: Path) -> bool:
+    """Whether a file has tests, and none that run on Ray."""
+    is_test = path.name.startswith("test_") and Path(ROOT, "tests", "functional") in path.parents
+    return is_test and path.stem not in MODULES
+
+
 def chosen(items: list[pytest.Item], config: pytest.Config) -> list[pytest.Item]:
     """Return the tests that run; the others are reported as deselected."""
     kept, left = [], []
