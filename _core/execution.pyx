@@ -118,7 +118,11 @@ cdef class Execution:
         if call.before is not None:
             self.verified(call, status, b)
         if call.entered:
-            self.durable.finish(call, status, b)
+            try:
+                self.durable.finish(call, status, b)
+            except BaseException as e:
+                self.durable.crash(e)       # what it did is in the state and in no record: nobody may see it
+                raise
             if self.after_call is not None:
                 self.tell_after(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         elif call.reads:

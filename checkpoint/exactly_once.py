@@ -46,6 +46,7 @@ UNJOURNALLED = frozenset(
 """Methods of every actor that change no state of its own."""
 DURABLE_TIMEOUT_S = 300.0
 _CALL_BLOB = "call-"
+_TOLD_S = 5.0  # how long a store that fails may take to be told who is not to blame
 
 
 class CallOutcome(NamedTuple):
@@ -247,8 +248,25 @@ class ExactlyOnce:
         self.abandon()
         if isinstance(error, FencedError):
             self.host.fenced(error)
-        else:
-            self.host.crashed(error)
+            return
+        if isinstance(error, parking.MEDIUM):
+            self._blame_nobody()
+        self.host.crashed(error)
+
+    def _blame_nobody(self) -> None:
+        """It is the store that ends this process, and not the call that runs."""
+
+        def tell() -> None:
+            try:
+                if self.journal is not None:
+                    self.journal.running(None)
+            except (CheckpointError, OSError) as error:
+                message = f"checkpoint key {self.log.key!r}: the present call is blamed for this: {error}"
+                self.host.report_incident(Incident("journal_note", message, error))
+
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(_TOLD_S)
 
     # -- one call
 

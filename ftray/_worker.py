@@ -127,7 +127,7 @@ def main(session_dir: str, startup_token: bytes) -> int:
     try:
         executor.run()
     except BaseException as error:
-        _leave_if_fenced(error)
+        _leave_if_store_failed(error)
         raise
     _close_checkpoint(_SESSION_OVER)
     sys.stdout.flush()
@@ -325,13 +325,16 @@ def _start_again() -> NoReturn:
     _leave(_EXIT_SIGTERM)
 
 
-def _leave_if_fenced(error: BaseException) -> None:
+def _leave_if_store_failed(error: BaseException) -> None:
     """Whoever runs a call may learn that its record is refused before the journal's own thread has told."""
     if _State.checkpoint is not None:
         from ftray.checkpoint.errors import FencedError
+        from ftray.checkpoint.parking import MEDIUM
 
         if isinstance(error, FencedError):
             _leave_fenced(error)
+        if isinstance(error, MEDIUM) and _State.checkpoint.exactly_once is not None:
+            _State.checkpoint.exactly_once.crash(error)
 
 
 def _leave(kind: int = _EXIT_ACTOR) -> NoReturn:

@@ -44,6 +44,37 @@ def test_a_store_that_fails_while_an_actor_is_restarted_is_tried_again(
     assert tally.count == 5
 
 
+@pytest.mark.parametrize("kind", ["threads", "async"])
+def test_a_call_whose_record_cannot_be_written_is_made_again_and_not_to_blame(
+    tmp_path: Path, tally: Tally, kind: str
+) -> None:
+    """Its large reply is a blob, for which there is no room in four processes, one after the other."""
+
+    class Store(ray.Checkpointable, store=tmp_path / "store", exactly_once=True):
+        def __init__(self, tally: Any) -> None:
+            self.n = 0
+            if tally.bump() < 4:
+                os.environ["FTRAY_CHECKPOINT_FAULT"] = "file.blob.half_written:raise"
+
+        def echo(self, size: int) -> bytes:
+            self.n += 1
+            return bytes(size)
+
+        @checkpoint.readonly
+        def value(self) -> int:
+            return self.n
+
+    class Slow(Store):
+        async def echo(self, size: int) -> bytes:  # type: ignore[override]
+            self.n += 1
+            return bytes(size)
+
+    actor = ray.remote(Store if kind == "threads" else Slow).remote(tally)
+    assert len(ray.get(actor.echo.remote(100_000), timeout=LONG_S)) == 100_000
+    assert ray.get(actor.value.remote(), timeout=LONG_S) == 1
+    assert tally.count == 5
+
+
 def test_whoever_makes_an_actor_is_told_that_the_store_fails(tmp_path: Path, tally: Tally) -> None:
     class Count(ray.Checkpointable, store=tmp_path / "store", exactly_once=True):
         def __init__(self, tally: Any) -> None:

@@ -499,6 +499,32 @@ class TestPoison:
         with pytest.raises(PoisonCallError, match="died in it 3 times"):
             lives.send(call)
 
+    @pytest.mark.parametrize("where", ["blob", "journal"])
+    def test_a_store_that_fails_is_not_its_doing(self, where: str) -> None:
+        def fails(*_: Any, **__: Any) -> None:
+            raise CheckpointSaveError("the disk is full")
+
+        class Big(Tally):
+            def echo(self, size: int) -> bytes:
+                self.n += 1
+                if full and where == "journal":
+                    lives.once.journal.fail(CheckpointSaveError("the disk is full"))
+                return bytes(size)
+
+        full = [True]
+        lives = started(cls=Big)
+        call = Caller(acknowledges=False).call(KEY, "echo", 100_000)
+        for _ in range(4):
+            with pytest.MonkeyPatch.context() as patch:
+                if where == "blob":
+                    patch.setattr(lives.store, "put_blob", fails)
+                with pytest.raises(CheckpointSaveError, match="full"):
+                    lives.send(call)
+            assert len(lives.host.crashed_by) == 1
+            lives.start()
+        full.clear()
+        assert len(lives.send(call)) == 100_000 and lives.call("value") == 1
+
     def test_its_end_forgets_it(self) -> None:
         lives = started()
         call = lives.make("incr")
