@@ -38,6 +38,7 @@ from .stores import connect, resolve_url
 from .stores.protocol import Store
 
 if TYPE_CHECKING:
+    from .ahead import Ahead
     from .codec import Codec
     from .exactly_once import ExactlyOnce
 
@@ -90,6 +91,7 @@ def open(
     codec: Codec | None = None,
     background: Callable[..., Background] = Background,
     prepare: Callable[[ExactlyOnce], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> ActorSession:
     """Restore an actor's state and begin its session. Call after ``__init__`` and before the first method.
 
@@ -107,6 +109,8 @@ def open(
         Makes what saves snapshots; `ftray.checkpoint.testing` has one without a thread.
     prepare : callable, optional
         Called with the exactly-once session before anything is replayed.
+    ahead : Ahead, optional
+        What `ahead.read_ahead` began, for this actor.
 
     Raises
     ------
@@ -121,7 +125,7 @@ def open(
     from .drive import drive
 
     opening = open_async(
-        instance, host, spec, store=store, codec=codec, background=background, prepare=prepare
+        instance, host, spec, store=store, codec=codec, background=background, prepare=prepare, ahead=ahead
     )
     return drive(opening)
 
@@ -135,6 +139,7 @@ async def open_async(
     codec: Codec | None = None,
     background: Callable[..., Background] = Background,
     prepare: Callable[[ExactlyOnce], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> ActorSession:
     """`open` for an actor with async methods: replay awaits them on the running loop."""
     options = validate(spec if spec is not None else spec_of(type(instance)) or {})
@@ -144,6 +149,7 @@ async def open_async(
     check_store(options, store)
     key = key_of(host.identity, options.checkpoint_key)
     log = SnapshotLog(store, key.text, options.keep)
+    log.ahead = ahead
     session = ActorSession(instance, host, options, key, log, background)
     if options.exactly_once:
         from .codec import ToolkitCodec

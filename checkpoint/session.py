@@ -140,6 +140,7 @@ class ActorSession:
 
     def start(self, names_after_init: frozenset[str], past: Past) -> None:
         """Begin to save; the state has been restored and the past sealed."""
+        self.log.ahead = None
         self.remember(names_after_init, past)
         self._status.restore_s = time.monotonic() - self._made_s
         self._background.submit(self._settle)

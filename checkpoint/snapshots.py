@@ -12,13 +12,16 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import faults, format, lineage
 from .capture import Captured
 from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError
 from .lineage import SnapshotName
 from .stores.protocol import Listing, Store
+
+if TYPE_CHECKING:
+    from .ahead import Ahead
 
 _CLAIM_ATTEMPTS = 1000
 _LEAP = 1 << 32
@@ -114,6 +117,7 @@ class SnapshotLog:
         self.epoch = 0
         self.history = ""
         self.last_sequence = 0
+        self.ahead: Ahead | None = None
         self._settled = False
         self._there: list[SnapshotName] = []
         self._counted: list[SnapshotName] = []
@@ -168,8 +172,7 @@ class SnapshotLog:
         skipped: list[str] = []
         for name in reversed(names):
             try:
-                with self.store.read(self.key, name) as file:
-                    header, segments = format.read(file)
+                header, segments = self._read(name)
                 self._check_belongs(name, header)
             except (CheckpointFormatError, OSError) as error:
                 skipped.append(f"{name.id}: {error}")
@@ -182,6 +185,11 @@ class SnapshotLog:
         if skipped:
             raise self._corrupted(skipped)
         return Past(None, [], listing.snapshots, notes, str(sealed.get("history", "")), sealed)
+
+    def _read(self, name: SnapshotName) -> tuple[format.Header, list[bytearray]]:
+        ahead, self.ahead = self.ahead, None
+        with self.store.read(self.key, name) as file:
+            return (ahead and ahead.take(name, file)) or format.read(file)
 
     def _check_belongs(self, name: SnapshotName, header: format.Header) -> None:
         said = (header.fields["key"], header.fields["epoch"], header.fields["sequence"])

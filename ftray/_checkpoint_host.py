@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ftray._core.worker import Executor
+    from ftray.checkpoint.ahead import Ahead
     from ftray.checkpoint.codec import Arguments
     from ftray.checkpoint.exactly_once import ExactlyOnce
     from ftray.checkpoint.session import ActorSession
@@ -170,6 +171,13 @@ def identity_of(spec: dict[str, Any]) -> ActorIdentity:
     )
 
 
+def read_ahead(spec: dict[str, Any]) -> Ahead | None:
+    """Begin to read what a restarted actor will restore, while its instance is made; None: nothing is."""
+    from ftray.checkpoint.ahead import read_ahead
+
+    return read_ahead(spec["checkpoint"], identity_of(spec))
+
+
 def open_session(
     instance: Any,
     spec: dict[str, Any],
@@ -177,6 +185,7 @@ def open_session(
     executor: Executor,
     end: Callable[[BaseException], None],
     start_again: Callable[[], None],
+    ahead: Ahead | None = None,
 ) -> ActorSession:
     """Restore the instance's state and begin its checkpoints."""
     from ftray.checkpoint import engine, faults
@@ -185,7 +194,7 @@ def open_session(
     host = NativeHost(spec, incarnation, executor, end, start_again)
     codec = NativeCodec(spec["class_name"])
     prepare = _preparing(executor)
-    session = engine.open(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
+    session = engine.open(instance, host, spec["checkpoint"], codec=codec, prepare=prepare, ahead=ahead)
     _connect(session, executor)
     return session
 
@@ -197,6 +206,7 @@ async def open_session_async(
     executor: Executor,
     end: Callable[[BaseException], None],
     start_again: Callable[[], None],
+    ahead: Ahead | None = None,
 ) -> ActorSession:
     """The same inside the event loop of an actor whose recorded calls may have to be awaited."""
     from ftray.checkpoint import engine, faults, options
@@ -211,7 +221,7 @@ async def open_session_async(
             " class with ftray.checkpoint.testing, or its logic in methods that are not async"
         )
     prepare = _preparing(executor)
-    session = await engine.open_async(instance, host, spec["checkpoint"], codec=codec, prepare=prepare)
+    session = await engine.open_async(instance, host, spec["checkpoint"], codec=codec, prepare=prepare, ahead=ahead)
     _connect(session, executor)
     return session
 

@@ -224,13 +224,14 @@ def _start_actor(payload: bytes) -> Callable[[], Coroutine[Any, Any, None]] | No
 
 def _make_actor(spec: dict[str, Any], number: int) -> None:
     try:
+        ahead = _read_ahead(spec, number)
         instance = _construct(spec)
         if spec["checkpoint"] is not None:
             from ftray._checkpoint_host import open_session
 
             assert _State.executor is not None
             _State.checkpoint = open_session(
-                instance, spec, number, _State.executor, _leave_fenced, _start_again
+                instance, spec, number, _State.executor, _leave_fenced, _start_again, ahead
             )
     except BaseException as error:
         _not_made(spec, error)
@@ -240,18 +241,28 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
 
 async def _make_actor_in_loop(spec: dict[str, Any], number: int) -> None:
     try:
+        ahead = _read_ahead(spec, number)
         instance = _construct(spec)
         if spec["checkpoint"] is not None:
             from ftray._checkpoint_host import open_session_async
 
             assert _State.executor is not None
             _State.checkpoint = await open_session_async(
-                instance, spec, number, _State.executor, _leave_fenced, _start_again
+                instance, spec, number, _State.executor, _leave_fenced, _start_again, ahead
             )
     except BaseException as error:
         _not_made(spec, error)
         return
     _made(spec, instance)
+
+
+def _read_ahead(spec: dict[str, Any], number: int) -> Any:
+    """Have what a restarted actor will restore read while its instance is made."""
+    if spec["checkpoint"] is None or number == 1:
+        return None
+    from ftray._checkpoint_host import read_ahead
+
+    return read_ahead(spec)
 
 
 def _made(spec: dict[str, Any], instance: Any) -> None:

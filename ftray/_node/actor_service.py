@@ -54,6 +54,7 @@ _PLACE_FIELDS = ("checkpoint", "checkpoint_namespace", "checkpoint_name", "uniqu
 _TOOLKIT = [
     "ftray._checkpoint_host",
     "ftray._outside",
+    "ftray.checkpoint.ahead",
     "ftray.checkpoint.engine",
     "ftray.checkpoint.replay",
     "ftray.checkpoint.stores.local",
