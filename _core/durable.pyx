@@ -60,6 +60,10 @@ cdef class DurableCalls:
         once.releases.listen(self.advanced)
         if self.local is not None:
             self.local.set_callbacks_c(held_journal_says, NULL, core())
+            # Answers are held here, not there: the journal's thread sends them, and a thread of Python's need not wake for
+            # each commit. What was committed before it was asked is told now.
+            once.releases.tell_by(self.local.tell_from)
+            once.releases.durable(self.local.durable_position)
 
     def advanced(self, uint64_t position, uint64_t ceiling):
         """The journal, or the ceiling of what may leave, has moved.

@@ -59,6 +59,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
         cbool fence_open() noexcept
         int wait(uint64_t position, double timeout_s) noexcept
         void wait_news(uint64_t seen) noexcept
+        void want_news(uint64_t position) noexcept
         void flush() noexcept
         cbool hold_back(uint64_t position) noexcept
         void stop() noexcept

@@ -15,7 +15,7 @@ and is not repeated; space is taken before it is mapped, so a store into the map
 Left to others: claims, fencing and reading (`checkpoint.stores`), when a record is due (the gate).
 """
 # distutils: language = c++
-import threading
+import _thread
 
 from cython.operator cimport dereference as deref
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
@@ -258,7 +258,11 @@ cdef class LocalJournal:
         if self._notifying or (self._durable_cb is None and self._failure_cb is None):
             return
         self._notifying = True
-        threading.Thread(target=_notify, args=(self,), name="ftray-journal", daemon=True).start()
+        _thread.start_new_thread(_notify, (self,))      # `threading` would wait until it has got a core
+
+    def tell_from(self, position):
+        """Call `on_durable` for no position below this one; None: for none at all, until this is called again."""
+        self.j.want_news(UINT64_MAX if position is None else position)
 
     def append(self, payload):
         """Append one record and return its position."""

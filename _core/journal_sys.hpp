@@ -13,7 +13,7 @@ struct Journal : Maker {
     std::atomic<uint32_t> refs{1};
     uint32_t born;
     std::mutex lock;
-    std::condition_variable work, progress, prepared;
+    std::condition_variable work, progress, prepared, news;
     /* Under `lock`. */
     Segment cur, next;
     int next_state = NEXT_NONE;
@@ -22,6 +22,7 @@ struct Journal : Maker {
     std::vector<Segment> retired;
     std::vector<char> pending;                /* POWER: framed, without CRC */
     uint64_t limit = UINT64_MAX;              /* POWER: records from here on wait in `pending` */
+    uint64_t tell_from = 0;                   /* whoever waits in `wait_news` wants no position below */
     int error = 0;
     const char* step = "";
     std::atomic<int> failure{OK};
@@ -55,7 +56,7 @@ struct Journal : Maker {
         if (failure.load() != OK) return;
         error = err; step = where;
         failure = code;
-        progress.notify_all(); work.notify_all(); prepared.notify_all();
+        progress.notify_all(); work.notify_all(); prepared.notify_all(); news.notify_all();
     }
     void fail(int code, int err, const char* where) noexcept {
         std::lock_guard<std::mutex> guard(lock);
@@ -293,7 +294,7 @@ struct Journal : Maker {
         std::lock_guard<std::mutex> guard(lock);
         stopped = true;
         forget_next();
-        progress.notify_all();
+        progress.notify_all(); news.notify_all();
     }
 
     /* The own segment with its name, and what older epochs have left: durable before anything is said to be. */
@@ -381,6 +382,7 @@ struct Journal : Maker {
             std::lock_guard<std::mutex> guard(lock);
             durable.store(upto, std::memory_order_release);
             progress.notify_all();
+            if (upto >= tell_from) news.notify_all();   /* else a thread would wake for each commit, to find nothing to do */
         }
         std::lock_guard<std::recursive_mutex> guard(called);
         if (on_durable) on_durable(arg, upto);
@@ -549,10 +551,18 @@ struct Journal : Maker {
         if (durable.load() >= position) return 0;
         return failure.load() != OK || stopped ? 2 : 1;
     }
-    /* What grew beyond `seen`, or a failure or the end: for threads that tell Python. */
+    /* What grew beyond `seen` and reaches what is wanted, or a failure or the end: for the thread that tells Python. */
     void wait_news(uint64_t seen) noexcept {
         std::unique_lock<std::mutex> guard(lock);
-        progress.wait(guard, [&] { return durable.load() > seen || failure.load() != OK || stopped; });
+        news.wait(guard, [&] {
+            uint64_t now = durable.load();
+            return (now > seen && now >= tell_from) || failure.load() != OK || stopped;
+        });
+    }
+    void want_news(uint64_t from) noexcept {
+        std::lock_guard<std::mutex> guard(lock);
+        tell_from = from;
+        if (durable.load() >= from) news.notify_all();
     }
     void flush() noexcept {
         std::lock_guard<std::mutex> guard(lock);

@@ -1,12 +1,14 @@
 """One background thread per session: runs one job at a time and keeps one timer.
 
-Invariants: the thread starts when first needed; a job never raises out of the thread unseen (jobs handle
+Invariants: the thread starts when first needed, and nobody waits until it has got a core (`threading` would:
+on a busy machine that is what a recovery would spend most of its time with); a job never raises out of the thread unseen (jobs handle
 their own errors, and what still escapes goes to `on_error`); `stop` lets the running job finish, within a
 bound.
 """
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,8 @@ class Background:
         self._changed = threading.Condition(threading.Lock())
         self._jobs: list[Job] = []
         self._deadline_s: float | None = None
-        self._thread: threading.Thread | None = None
+        self._ended: threading.Event | None = None  # None: there is no thread
+        self._ident = 0
         self._stopping = False
 
     @staticmethod
@@ -37,15 +40,15 @@ class Background:
         return time.thread_time()
 
     def _ensure_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+        if self._ended is None:
+            self._ended = threading.Event()
+            _thread.start_new_thread(self._run, (self._ended,))
 
     def submit(self, job: Job) -> None:
         """Run `job` after those submitted before it."""
         with self._changed:
             if self._stopping:
-                raise RuntimeError("the session is closed")
+                raise RuntimeError(f"{self._name}: the session is closed")
             self._jobs.append(job)
             self._ensure_thread()
             self._changed.notify()
@@ -65,11 +68,10 @@ class Background:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-            thread = self._thread
-        if thread is None or thread is threading.current_thread():
+            ended = self._ended
+        if ended is None or self._ident == threading.get_ident():
             return True
-        thread.join(timeout_s)
-        return not thread.is_alive()
+        return ended.wait(timeout_s)
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -84,9 +86,13 @@ class Background:
                     return lambda: self._on_timer(now_s)
                 self._changed.wait(None if self._deadline_s is None else self._deadline_s - now_s)
 
-    def _run(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                job()
-            except BaseException as error:
-                self._on_error(error)
+    def _run(self, ended: threading.Event) -> None:
+        self._ident = threading.get_ident()
+        try:
+            while (job := self._next()) is not None:
+                try:
+                    job()
+                except BaseException as error:
+                    self._on_error(error)
+        finally:
+            ended.set()

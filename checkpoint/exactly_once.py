@@ -479,6 +479,8 @@ class ExactlyOnce:
         """Figures for people; `measured`: with what the journal takes in the store."""
         counters = self.ledger.counters()
         journal = self.journal
+        if journal is not None:
+            self.releases.durable(journal.durable_position)
         return {
             "durability": self.options.durability,
             "code_version": self.code_version,

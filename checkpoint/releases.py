@@ -33,6 +33,7 @@ class Releases:
         self._error: BaseException | None = None
         self._telling = threading.Lock()  # what is told last is what holds
         self._on_advance: Callable[[int, int], None] | None = None
+        self._tell_from: Callable[[int | None], object] = _told_of_all
 
     @property
     def position(self) -> int:
@@ -57,6 +58,7 @@ class Releases:
             if not free and error is None:
                 self._count += 1
                 heapq.heappush(self._held, (position, self._count, action))
+                self._tell_from(self._held[0][0])
                 return
         action(None if free else error)
 
@@ -83,6 +85,13 @@ class Releases:
         """
         self._on_advance = on_advance
         self._advanced()
+
+    def tell_by(self, tell_from: Callable[[int | None], object]) -> None:
+        """For journals that can be asked not to tell what nobody waits for: `durable` comes from then on only
+        at what `tell_from` was called with last (None: not at all), or later."""
+        with self._lock:
+            self._tell_from = tell_from
+            tell_from(self._held[0][0] if self._held else None)
 
     def _advanced(self) -> None:
         if self._on_advance is not None:
@@ -130,7 +139,13 @@ class Releases:
         ready = []
         while self._held and self._held[0][0] <= self.position:
             ready.append(heapq.heappop(self._held)[2])
+        if ready:
+            self._tell_from(self._held[0][0] if self._held else None)
         return ready
+
+
+def _told_of_all(_position: int | None) -> None:
+    pass
 
 
 def _run(actions: list[Action]) -> None:

@@ -10,7 +10,7 @@ ahead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ftray._core.records import CallRecord, ReleaseRecord, SeenRecord, StartRecord, ValueRecord, decode_record
@@ -22,7 +22,7 @@ from .errors import CheckpointCorruptedError, CheckpointError, PoisonCallError, 
 from .exactly_once import ExactlyOnce, describe
 from .format import split_ledger
 from .host import Host, Incident
-from .journal import Durability
+from .journal import Durability, JournalRecord
 from .membership import enter_group
 from .options import Options
 from .running import run_method
@@ -111,6 +111,7 @@ class _Recovery:
         self.history = 1
         self.fresh = False  # begins a new history
         self.readable = True  # else what is set aside is damaged
+        self.reading: Any = None  # which `_survey` has gone through
         self.started: _Started | None = None
         self.refused: dict[bytes, int] = {}  # in which epoch
         self.migrated = False
@@ -171,7 +172,7 @@ class _Recovery:
     def _survey(self) -> marks.Tail:
         if not self.readable:
             return marks.Tail(self.base, [], None, 0)
-        reading = self.store.read_journal(self.key, self.base)
+        self.reading = reading = self.store.read_journal(self.key, self.base)
         tail = marks.survey(reading, self.base, self.past.history, self.past.newest is not None)
         for kind, lines in (("journal_lost", reading.lost), ("journal_note", reading.notes)):
             for line in lines:
@@ -206,7 +207,7 @@ class _Recovery:
     async def _replay(self, tail: marks.Tail) -> None:
         if faults.active:
             faults.hit("once.replay_begin")
-        for record in self.store.read_journal(self.key, self.base) if self.readable else ():
+        for record in self._read_again():
             if record.position > tail.last:
                 break  # of a fenced writer that goes on: never answered, and our records take its place
             if tail.counts(record.position):
@@ -215,6 +216,16 @@ class _Recovery:
         self.once.position = tail.last
         if faults.active:
             faults.hit("once.replay_done")
+
+    def _read_again(self) -> Iterable[JournalRecord]:
+        """The records once more: those of some stores are in memory by now, others come as they are needed."""
+        if not self.readable:
+            return ()
+        reading, self.reading = self.reading, None
+        if hasattr(reading, "again"):
+            again: Iterable[JournalRecord] = reading.again()
+            return again
+        return self.store.read_journal(self.key, self.base)
 
     async def _replay_record(self, position: int, epoch: int, payload: bytes) -> None:
         mark = marks.decode(payload)

@@ -161,8 +161,12 @@ class LocalReading:
 
     def __init__(self, chosen: recovery.Chosen, data: Mapping[tuple[int, int], bytes]) -> None:
         self.last_position, self.notes, self.lost = chosen.last_position, chosen.notes, chosen.lost
+        self._chosen, self._data = chosen, data
         self._records = iter(chosen.records)
-        self._data = data
+
+    def again(self) -> LocalReading:
+        """Return the same records, from the first one: whoever goes through them twice reads them once."""
+        return LocalReading(self._chosen, self._data)
 
     def __iter__(self) -> Iterator[JournalRecord]:
         return self
