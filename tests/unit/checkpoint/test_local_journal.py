@@ -551,3 +551,52 @@ def test_a_full_disk(tmp_path: Path, durability: str) -> None:
     assert "No space left on device" in told[0] and "preallocate" in told[0]
     assert told[1][0] <= told[1][1] <= told[1][0] + 1
     assert "No space left" in told[2] and told[3] == []
+
+
+def test_nobody_is_woken_for_positions_that_nobody_waits_for(tmp_path: Path) -> None:
+    _, journal = begin(small(tmp_path), "power")
+    told: list[int] = []
+    reached = threading.Event()
+
+    def tell(position: int) -> None:
+        told.append(position)
+        if position >= 3:
+            reached.set()
+
+    journal.wait(0, WAIT_S)
+    journal.tell_from(3)
+    journal.on_durable = tell
+    for position in (1, 2):
+        journal.append(payload(position))
+        journal.wait(position, WAIT_S)
+    journal.append(payload(3))
+    assert reached.wait(WAIT_S)
+    assert told == [3]
+    journal.close(WAIT_S)
+
+
+def test_what_was_durable_before_somebody_waited_for_it_is_told(tmp_path: Path) -> None:
+    _, journal = begin(small(tmp_path), "power")
+    told: list[int] = []
+    reached = threading.Event()
+    journal.tell_from(None)
+    journal.on_durable = lambda position: (told.append(position), reached.set())
+    journal.append(payload(1))
+    journal.wait(1, WAIT_S)
+    assert told == []
+    journal.tell_from(1)
+    assert reached.wait(WAIT_S)
+    assert told == [1]
+    journal.close(WAIT_S)
+
+
+def test_who_wants_no_position_is_told_of_the_failure(tmp_path: Path) -> None:
+    _, journal = begin(small(tmp_path), "power")
+    failed = threading.Event()
+    journal.tell_from(None)
+    journal.on_failure = lambda _error: failed.set()
+    journal.inject("file.journal.synced", "raise")
+    journal.append(payload(1))
+    assert failed.wait(WAIT_S)
+    with pytest.raises(CheckpointSaveError):
+        journal.close(WAIT_S)

@@ -41,3 +41,33 @@ def test_a_slow_word_is_not_overtaken():
     lowering.join(20)
     raising.join(20)
     assert told[-1] == (0, NO_CEILING)
+
+
+def test_a_journal_is_asked_to_tell_of_what_somebody_waits_for_and_of_nothing_else():
+    releases = Releases()
+    wanted: list[int | None] = []
+    left: list[int] = []
+    releases.hold(4, lambda _error: left.append(4))
+    releases.tell_by(wanted.append)
+    releases.hold(9, lambda _error: left.append(9))
+    releases.hold(2, lambda _error: left.append(2))
+    assert wanted == [4, 4, 2]
+    releases.durable(3)
+    assert (left, wanted[3:]) == ([2], [4])
+    releases.durable(3)
+    assert wanted[4:] == []
+    releases.durable(9)
+    assert (left, wanted[4:]) == ([2, 4, 9], [None])
+
+
+def test_what_waits_for_the_ceiling_is_still_waited_for():
+    releases = Releases()
+    wanted: list[int | None] = []
+    left: list[int] = []
+    releases.tell_by(wanted.append)
+    releases.set_ceiling(0)
+    releases.hold(1, lambda _error: left.append(1))
+    releases.durable(1)
+    assert (left, wanted) == ([], [None, 1])
+    releases.set_ceiling(NO_CEILING)
+    assert (left, wanted) == ([1], [None, 1, None])
