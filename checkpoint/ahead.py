@@ -1,9 +1,10 @@
 """Reads the newest snapshot of a key on a thread of its own, while the instance that will get it is made.
 
-Only a reading: which snapshot counts is decided after the key was claimed, as always (`SnapshotLog.find_past`).
-Snapshots never change under their names, so what was read of that one before the claim is what is read after it;
-that the file is still the same one is looked at then. Owns the thread and what it has read. Invariants: errors
-mean that nothing was read ahead; whoever comes for the snapshot before the thread has got to run reads it himself.
+Only a reading: which snapshot counts is decided after the key was claimed, as always
+(`SnapshotLog.find_past`). Snapshots never change under their names, so what was read of that one before the
+claim is what is read after it; that the file is still the same one is looked at then. Owns the thread and
+what it has read. Invariants: errors mean that nothing was read ahead; whoever comes for the snapshot before
+the thread has got to run reads it himself.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Ahead:
             if self._begin(_READING):
                 self._found = self._read()
         except Exception:  # whoever restores finds out what is wrong, and says so
-            pass
+            self._found = None
         finally:
             self._ended.release()
 

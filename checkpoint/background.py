@@ -1,9 +1,9 @@
 """One background thread per session: runs one job at a time and keeps one timer.
 
-Invariants: the thread starts when first needed, and nobody waits until it has got a core (`threading` would:
-on a busy machine that is what a recovery would spend most of its time with); a job never raises out of the thread unseen (jobs handle
-their own errors, and what still escapes goes to `on_error`); `stop` lets the running job finish, within a
-bound.
+Invariants: the thread starts when first needed, and nobody waits until it has got a core (`threading`
+would, which on a busy machine takes longer than the rest of a recovery); a job never raises out of the
+thread unseen (jobs handle their own errors, and what still escapes goes to `on_error`); `stop` lets the
+running job finish, within a bound.
 """
 
 from __future__ import annotations

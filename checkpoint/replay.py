@@ -218,7 +218,7 @@ class _Recovery:
             faults.hit("once.replay_done")
 
     def _read_again(self) -> Iterable[JournalRecord]:
-        """The records once more: those of some stores are in memory by now, others come as they are needed."""
+        """The records once more: of some stores they are in memory by now, others give them as needed."""
         if not self.readable:
             return ()
         reading, self.reading = self.reading, None

@@ -221,7 +221,9 @@ async def open_session_async(
             " class with ftray.checkpoint.testing, or its logic in methods that are not async"
         )
     prepare = _preparing(executor)
-    session = await engine.open_async(instance, host, spec["checkpoint"], codec=codec, prepare=prepare, ahead=ahead)
+    session = await engine.open_async(
+        instance, host, spec["checkpoint"], codec=codec, prepare=prepare, ahead=ahead
+    )
     _connect(session, executor)
     return session
 

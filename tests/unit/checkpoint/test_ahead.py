@@ -1,4 +1,4 @@
-"""A snapshot that is read while the instance is made is only a reading: what counts is decided after the claim."""
+"""A snapshot that is read while the instance is made: what counts is decided after the claim, as always."""
 
 from __future__ import annotations
 
