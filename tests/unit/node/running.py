@@ -78,10 +78,19 @@ def wait_ended(pids: list[int], timeout_s: float = 20.0) -> None:
                 os.close(pidfd)
 
 
+def descriptors() -> dict[str, str]:
+    """What this process has open: where each descriptor leads to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
 def nodes(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start nodes; afterwards no process, descriptor or session directory may be left."""
     gc.collect()  # what earlier tests left to the collector must not go in between
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     running: list[Running] = []
 
     def begin(**options: Any) -> Running:
@@ -95,7 +104,8 @@ def nodes(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     wait_ended(pids)
     assert list(tmp_path.glob("ftray-*/s-*")) == []
     gc.collect()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    left = {fd: path for fd, path in descriptors().items() if before.get(fd) != path}
+    assert not left, f"left open: {left}; before: {before}"
 
 
 def create(driver: FakeDriver, **changes: Any) -> bytes:
