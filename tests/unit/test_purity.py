@@ -86,7 +86,8 @@ C_LIBRARY = re.compile(r"libc\.(stdint|string|stddef|limits)|libcpp(\.\w+)?|cyth
 MEMORY = {"malloc", "calloc", "free"}  # of libc.stdlib
 TYPES = "ftray._core.types"
 ACTING_TYPES = {"mono_ns", "futex_wait", "futex_wake", "lock_take", "lock_try", "lock_drop", "cpu_relax"}
-HEADERS = {"immintrin.h", "cstdint", "cstring", "cstddef", "unordered_map", "vector", "set", "new", "algorithm"}
+HEADERS = {"algorithm", "cstddef", "cstdint", "cstring", "new", "set", "unordered_map", "vector"}
+HEADERS |= {"immintrin.h"}  # instructions that only compute
 ACTING_WORDS = re.compile(
     r"\b(clock_gettime|gettimeofday|time|rand|random|getrandom|open|close|read|write|send|recv|ioctl|poll|"
     r"select|epoll_\w+|socket|connect|mmap|munmap|fallocate|ftruncate|syscall|sleep|nanosleep|pthread_\w+|fork|"
