@@ -38,7 +38,7 @@ SCALE_ARGS ?=
 OBJECT_ARGS ?=
 RAY_ARGS ?=
 
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 # Further engines, only when the benchmark is to show them.
 PEERS := $(if $(filter --peers,$(BENCH_ARGS)),.venv-peers/.has-peers)
@@ -55,8 +55,9 @@ export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
 demo: .venv/.installed-release .venv/.has-demo
 	$(PY) examples/immortal_training.py --out build/immortal_training.png $(DEMO_ARGS)
 
-# The packaging tests reuse this wheel, and build theirs the same way so that the cache serves them. Whole files
-# go to the workers, in order: tests of one file share a runtime, and unit tests run where none does.
+# The packaging tests reuse this wheel, and build theirs the same way so that the cache serves them. Tests wait for
+# processes a part of their time: three workers keep two cores busy. Whole files go to the workers, in order: tests of
+# one file share a runtime, and unit tests run where none does.
 test: .venv/.installed-fast .venv/.has-test .venv-rayengine/.installed-fast
 	export FTRAY_TEST_WHEELS=$(CURDIR)/build/wheels-fast; \
 	$(PY) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS) || $(call AGAIN,$(PY) -m pytest $(PYTEST_ARGS))

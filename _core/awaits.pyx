@@ -24,6 +24,7 @@ from ftray._core.borrows cimport borrow_fetch
 from ftray._core.objects cimport ObjectRef, lend_cpus, take_back_cpus, usable, value_of
 from ftray._core.runtime cimport (arm_bell, core, core_enter, core_enter_in, core_leave, core_try, in_fork, poll_now, wait_python,
                                   wake_waiters)
+from ftray._core.session cimport check_usable
 from ftray._core.spills cimport spill_restore
 from ftray._core.types cimport (OBJ_FETCHING, OBJ_INLINE, OBJ_SPILLED, OBJ_UNKNOWN, AwaitBox, Core, ObjEntry, futex_wait, futex_wake, load8,
                                 lock_drop, lock_take, mono_ns)
@@ -157,7 +158,11 @@ cdef class LoopWatch:
         self.session = c.session
         self.loop_ref = weakref.ref(loop)
         if polls:
-            self.poll_fd = os.dup(c.epoll_fd)   # a number of our own: the core's is closed, and used again, by others
+            try:
+                self.poll_fd = os.dup(c.epoll_fd)   # a number of our own: the core's is closed, and used again, by others
+            except OSError:
+                check_usable()                  # the session has ended meanwhile
+                raise
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         with nogil:
             self.box = new_box(c, fd, polls)

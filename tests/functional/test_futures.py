@@ -324,6 +324,35 @@ def test_a_forked_child_cannot_await(start_driver):
     driver.check_nothing_left()
 
 
+def test_the_runtime_ends_as_somebody_begins_to_wait(start_driver):
+    """Between the look at the ref and the watch of the loop."""
+    driver = start_driver(
+        """
+        import asyncio, signal
+        import ftray as ray
+        ray.init(num_cpus=1)
+        @ray.remote
+        def never():
+            signal.pause()
+        real = asyncio.get_running_loop
+        def ending():
+            asyncio.get_running_loop = real
+            ray.shutdown()
+            return real()
+        async def main():
+            ref = never.remote()
+            asyncio.get_running_loop = ending
+            try:
+                await ref
+            except ray.exceptions.RayError as error:
+                tell(type(error).__name__)
+        asyncio.run(main())
+        """
+    )
+    driver.expect("NotInitializedError")
+    driver.finish()
+
+
 @pytest.mark.parametrize("what", ["await", "future", "thread"])
 def test_the_interpreter_ends_while_somebody_waits(start_driver, what):
     driver = start_driver(
