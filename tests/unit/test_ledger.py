@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -616,7 +617,8 @@ def test_a_million_calls_of_short_lived_callers_leave_nothing() -> None:
     churn(gate, 100_000, 1000, 10, 100, False)
     before = resident_bytes()
     churn(gate, 1_000_000, 1000, 10, 100, False)  # a hundred generations of 1,000 callers
-    assert resident_bytes() - before < 4 << 20
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which keeps freed memory for some time
+        assert resident_bytes() - before < 4 << 20
     assert gate.ledger.counters()["callers"] == 0 and len(gate.ledger) == 0
     assert gate.ledger.dump() == Ledger(KEY).dump()
     assert gate.journal.append(b"") == 1_100_001
