@@ -389,7 +389,8 @@ cdef class Execution:
             call.name = "?"
             call.nret = h.nret
         if begun and self.after_call is not None and not call.entered:
-            error = self.after(call, error)
+            if self.counter is None or not self.counter.counted(call.method):
+                error = self.after(call, error)
         if call.left is not None:
             self.count(call.left)
         if error is None and call.cancelled:
