@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -17,7 +18,7 @@ from tests.helpers.guard import time_limit
 from tests.helpers.sync import Gate, Mailbox, Tally
 
 # The directories of tests/, each with the marker of that name, in the order in which they run.
-KINDS = ("unit", "sim", "functional", "cluster", "ray", "chaos", "packaging")
+KINDS = ("unit", "sim", "packaging", "chaos", "functional", "cluster", "ray")
 LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "60"))
 
 # Properties have the same examples in every run, and no deadline: a loaded machine is no error.
@@ -84,6 +85,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(kind_of(item.path))
     items.sort(key=lambda item: KINDS.index(kind_of(item.path)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: the collections that tests ask for need not go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def kind_of(path: Path) -> str:

@@ -27,6 +27,7 @@ from tests.unit.node.running import (
     RESTARTING,
     Running,
     create,
+    impatient,
     kill,
     state,
     wait_ended,
@@ -377,7 +378,9 @@ class TestActors:
         cause = pickle.loads(state(driver, actor_id, DEAD).cause)
         assert cause["kind"] == "out_of_scope" and cause["death"]["kind"] == f.DEATH_INTENDED
 
-    def test_an_unknown_actor_is_dead(self, driver: FakeDriver) -> None:
+    def test_an_unknown_actor_is_dead(self, start: Callable[..., Running], tmp_path: Path) -> None:
+        with impatient(tmp_path / "impatient", actors__EARLY_SUBSCRIBER_S=0.2):
+            driver = start().driver()
         driver.send(f.ActorSubscribe(bytes(16)))
         assert "no actor" in pickle.loads(state(driver, bytes(16), DEAD).cause)["text"]
 

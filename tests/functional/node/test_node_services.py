@@ -21,6 +21,7 @@ from tests.helpers.sync import eventually
 from tests.unit.node.fakes import FakeDriver, unconnected
 from tests.unit.node.running import (
     Running,
+    impatient,
     kill,
 )
 
@@ -69,14 +70,22 @@ class TestSegments:
         eventually(lambda: driver.node.rpc("object_store")["segments"] == 0)
 
     def test_a_reservation_that_does_not_fit_asks_for_room_and_is_then_refused(
-        self, start: Callable[..., Running]
+        self, start: Callable[..., Running], tmp_path: Path
     ) -> None:
-        node = start(object_store_memory=1000)
+        with impatient(tmp_path / "impatient", spill_service__RETURN_PATIENCE_S=0.5):
+            node = start(object_store_memory=1000)
         first, second = node.driver(), node.driver()
         self.register(first, 1, b"x" * 800)
         second.send(f.SegReserve(500), req=1)
         first.wait(f.SegShrink)
         assert not second.wait(f.SegReserved).ok  # type: ignore[attr-defined]
+
+    def test_a_reservation_that_does_not_fit_waits_for_the_room_it_asks_for(
+        self, start: Callable[..., Running]
+    ) -> None:
+        node = start(object_store_memory=1000)
+        first, second = node.driver(), node.driver()
+        self.register(first, 1, b"x" * 800)
         second.send(f.SegReserve(500), req=2)
         first.wait(f.SegShrink)
         first.send(f.SegRelease(1))

@@ -1,6 +1,7 @@
 """The S3 server of the tests: started when the first test asks for it, ended with the last one here.
 
-And: saves by count wait for nothing here, or how busy the machine is would decide which snapshots there are.
+And: saves by count wait for nothing here, and no replay is a long one, or how busy the machine is would
+decide which snapshots there are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ftray.checkpoint import replay
 from ftray.checkpoint.options import DEFAULTS
 from ftray.checkpoint.stores.s3 import close_clients
 from tests.helpers.faulty_proxy import FaultyProxy
@@ -17,9 +19,10 @@ from tests.helpers.s3_server import ENVIRONMENT, S3Server, s3_server
 
 
 @pytest.fixture(autouse=True)
-def no_save_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a test gives `save_share` itself."""
+def snapshots_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test gives `save_share` or `REPLAY_BOUND_S` itself."""
     monkeypatch.setitem(DEFAULTS, "save_share", 1.0)
+    monkeypatch.setattr(replay, "REPLAY_BOUND_S", 3600.0)
 
 
 @pytest.fixture(scope="package")

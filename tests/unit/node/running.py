@@ -59,6 +59,38 @@ class Running:
             self.log_fd = -1
 
 
+IMPATIENT = """
+import importlib, importlib.util
+spec = importlib.util.spec_from_file_location("boot", {boot!r})
+boot = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(boot)
+enter = boot._package
+def package():
+    entered = enter()
+    for module, name, value in {values!r}:
+        assert hasattr(importlib.import_module(module), name)
+        setattr(importlib.import_module(module), name, value)
+    return entered
+boot._package = package
+boot.main()
+"""
+
+
+@contextlib.contextmanager
+def impatient(directory: Path, **seconds: float) -> Iterator[None]:
+    """Nodes that are started inside wait as long as given: ``actors__EARLY_SUBSCRIBER_S=0.1``."""
+    values = [(f"ftray._node.{name.split('__')[0]}", name.split("__")[1], seconds[name]) for name in seconds]
+    real = launch.__file__
+    directory.mkdir()
+    boot = directory / "boot.py"
+    boot.write_text(IMPATIENT.format(boot=str(Path(real).with_name("boot.py")), values=values))
+    launch.__file__ = str(boot.with_name("launch.py"))  # beside it lies what is started
+    try:
+        yield
+    finally:
+        launch.__file__ = real
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Signal a process of this test through a pidfd."""
     pidfd = os.pidfd_open(pid)
