@@ -18,6 +18,8 @@ VERSION = 1
 HEADER_BYTES = 4096
 SLOT_BYTES = 1024
 SLOT_COUNT = 4096
+# A process that lives writes its heartbeat at least so often: HEARTBEAT_NS of the core.
+HEARTBEAT_S = 1.0
 _HEADER = struct.Struct("<IIIIQ")
 _BUSY = struct.Struct("<I")
 _HEARTBEAT = struct.Struct("<QI")
@@ -67,6 +69,10 @@ class Board:
     def heartbeat_ms(self, slot: int) -> int:
         """Return the CLOCK_MONOTONIC time that the process wrote last, 0 when it has not yet."""
         return int(_HEARTBEAT.unpack_from(self._memory, self._offset(slot))[0])
+
+    def overdue_s(self, slot: int, now_s: float, since_s: float) -> float:
+        """Return for how long a heartbeat has been overdue; silence before ``since_s`` does not count."""
+        return now_s - max(self.heartbeat_ms(slot) / 1000, since_s) - HEARTBEAT_S
 
     def is_busy(self, slot: int) -> bool:
         """Whether the process's main thread runs a call."""

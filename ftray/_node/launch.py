@@ -62,7 +62,7 @@ class NodeOptions(Record):
     startup_timeout_s
         Bound of one worker's start.
     hang_timeout_s
-        A worker without heartbeat for so long is killed, 0 turns that off; ``FTRAY_HANG_TIMEOUT_S`` or 10
+        A worker whose heartbeat is so late is killed, 0 turns that off; ``FTRAY_HANG_TIMEOUT_S`` or 10
         when None.
     shutdown_grace_s
         Time that actors with checkpoints get to save at shutdown.

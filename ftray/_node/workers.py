@@ -339,10 +339,10 @@ class Workers:
         for worker in self.all():
             if worker.client is None or not worker.client.registered:
                 continue
-            beat_ms = self._node.board.heartbeat_ms(worker.client.slot)
-            silent_s = now_s - max(beat_ms / 1000, worker.registered_ms / 1000, self._trusted_s)
-            if silent_s > self._hang_timeout_s:
-                self.kill(worker, DEATH_HUNG, f"hung: no heartbeat for {silent_s:.1f} s")
+            since_s = max(worker.registered_ms / 1000, self._trusted_s)
+            overdue_s = self._node.board.overdue_s(worker.client.slot, now_s, since_s)
+            if overdue_s > self._hang_timeout_s:
+                self.kill(worker, DEATH_HUNG, f"hung: its heartbeat is overdue by {overdue_s:.1f} s")
         self._schedule_check()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from ftray._node import board, record
 from ftray._node.frames import clip
+from tests import ROOT
 
 NODE = Path(record.__file__).parent
 
@@ -51,6 +53,17 @@ class TestBoard:
         made.release(0)
         assert made.acquire(80) == 0
         assert os.pread(made.fd, 1024, 4096) == struct.pack("<QI", 0, 80).ljust(1024, b"\0")
+        made.close()
+
+    def test_a_heartbeat_is_overdue_after_the_time_between_two(self) -> None:
+        core = Path(ROOT, "_core/runtime.pyx").read_text()
+        assert re.findall(r"HEARTBEAT_NS = (\d+)", core) == [str(round(board.HEARTBEAT_S * 1e9))]
+        made = board.Board(slot_count=1)
+        slot = made.acquire(77)
+        os.pwrite(made.fd, struct.pack("<Q", 5000), 4096)
+        assert made.overdue_s(slot, 5.0 + board.HEARTBEAT_S, since_s=0.0) == 0.0
+        assert made.overdue_s(slot, 8.0 + board.HEARTBEAT_S, since_s=0.0) == 3.0
+        assert made.overdue_s(slot, 8.0 + board.HEARTBEAT_S, since_s=7.0) == 1.0
         made.close()
 
 
