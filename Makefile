@@ -49,8 +49,10 @@ AGAIN = { [ $$? -eq 1 ] && echo "make: the tests that failed are run once more, 
 	$(1) --last-failed --last-failed-no-failures none; }
 
 export FTRAY_BUILD_CACHE := $(CURDIR)/build/cache
+# Hundreds of processes import the same modules of tests/.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test ray-tests ray-bench unit functional chaos torture bench bench-checkpoint scale asan lint clean FORCE
+.PHONY: demo test test-environments short-ray-tests ray-tests ray-bench unit functional chaos torture bench bench-checkpoint scale asan lint clean FORCE
 
 demo: .venv/.installed-release .venv/.has-demo
 	$(PY) examples/immortal_training.py --out build/immortal_training.png $(DEMO_ARGS)
@@ -58,16 +60,23 @@ demo: .venv/.installed-release .venv/.has-demo
 # The packaging tests reuse this wheel, and build theirs the same way so that the cache serves them. Tests wait for
 # processes a part of their time: three workers keep two cores busy. Whole files go to the workers, in order: tests of
 # one file share a runtime, and unit tests run where none does.
-test: .venv/.installed-fast .venv/.has-test .venv-rayengine/.installed-fast
+test: test-environments
 	export FTRAY_TEST_WHEELS=$(CURDIR)/build/wheels-fast; \
 	$(PY) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS) || $(call AGAIN,$(PY) -m pytest $(PYTEST_ARGS))
-	$(RAYPY) -m pytest tests/ray -m short || $(call AGAIN,$(RAYPY) -m pytest tests/ray -m short)
-	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory -j2 --output-sync=target PYTHON=$(PYTHON) short-ray-tests lint
+
+# The compiler keeps all cores busy when it runs, which is not always: what the tests need is fetched meanwhile.
+test-environments:
+	$(MAKE) --no-print-directory -j3 PYTHON=$(PYTHON) build/wheels-fast/.built .venv/.has-test .venv-rayengine/.has-test
+	$(MAKE) --no-print-directory -j2 PYTHON=$(PYTHON) .venv/.installed-fast .venv-rayengine/.installed-fast
 
 # Ray stays on loopback, and is ended with the tests.
 ray-tests: .venv-rayengine/.installed-fast
 	$(RAYPY) -m pytest tests/ray $(RAY_ARGS)
 	FTRAY_TEST_DEADLINE_S=60 $(RAYPY) -m pytest --engine=ray tests/functional $(RAY_ARGS)
+
+short-ray-tests: .venv-rayengine/.installed-fast
+	$(RAYPY) -m pytest tests/ray -m short || $(call AGAIN,$(RAYPY) -m pytest tests/ray -m short)
 
 ray-bench: .venv-rayengine/.installed-release
 	$(RAYPY) -m benchmarks.ray_calls $(RAY_ARGS)
