@@ -12,6 +12,7 @@ import pytest
 from tests.sim.borrowing import FLAWS, World
 
 ONE = os.environ.get("FTRAY_SIM_SEED")
+NOTICED_BY = {"always with the reply": 157}  # this seed is tried first: among those before it none notices
 SEEDS = [int(ONE)] if ONE else range(int(os.environ.get("FTRAY_SIM_RUNS", "40")))
 
 
@@ -44,4 +45,5 @@ def test_the_checker_notices_a_wrong_protocol(flaw: str) -> None:
             return True
         return False
 
-    assert any(goes_wrong(seed) for seed in range(200)), f"nobody noticed: {flaw}"
+    seeds = (NOTICED_BY.get(flaw, 0), *range(200))
+    assert any(goes_wrong(seed) for seed in seeds), f"nobody noticed: {flaw}"
