@@ -19,7 +19,7 @@ from tests.helpers.sync import Gate, Mailbox, Tally
 
 # The directories of tests/, each with the marker of that name, in the order in which they run.
 KINDS = ("unit", "sim", "packaging", "chaos", "functional", "cluster", "ray")
-LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "60"))
+LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "120"))
 
 # Properties have the same examples in every run, and no deadline: a loaded machine is no error.
 # `--hypothesis-profile=default` draws others each time, to look for new ones.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 LAST_RESORT_S = 30
-BETWEEN_LINES_S = 0.001
+AGAIN_S = 0.5  # an alarm that comes just before a system call does not interrupt it: the next one does
 
 _dump_fd = sys.__stderr__.fileno() if sys.__stderr__ else 2
 
@@ -36,14 +36,14 @@ def time_limit(limit_s: float) -> Iterator[None]:
 
     def on_alarm(signum: int, frame: FrameType | None) -> None:
         if frame is not None and frame.f_lineno is None:  # between two lines: pytest cannot tell of that
-            signal.setitimer(signal.ITIMER_REAL, BETWEEN_LINES_S)
             return
+        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.dump_traceback(file=_dump_fd, all_threads=True)
         raise HangError(f"took longer than {limit_s} s")
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     faulthandler.dump_traceback_later(limit_s + LAST_RESORT_S, exit=True, file=_dump_fd)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
     try:
         yield
     finally:
