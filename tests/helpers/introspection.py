@@ -74,6 +74,11 @@ def workers_of(node: int) -> list[int]:
     return [pid for pid in processes.children_of(node) if pid not in zygotes and processes.is_running(pid)]
 
 
+def named_actors() -> list[dict[str, str]]:
+    """Actors that have names: the next test may want to use one of these."""
+    return list(ray.util.list_named_actors(all_namespaces=True))
+
+
 def all_resources_back() -> bool:
     """True when nothing holds any resource."""
     available: dict[str, Any] = ray.available_resources()

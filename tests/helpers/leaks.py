@@ -81,6 +81,7 @@ class Footprint:
         for what, condition in (
             ("counters", lambda: not introspection.live_counters()),
             ("resources", introspection.all_resources_back),
+            ("names", lambda: not introspection.named_actors()),
             ("zombies", lambda: not processes.zombies_of(os.getpid())),
             ("descriptors", self._few_descriptors),
         ):
@@ -96,6 +97,7 @@ class Footprint:
     def _story(self) -> dict[str, object]:
         return {
             "counters": introspection.counters(),
+            "named actors": introspection.named_actors(),
             "processes": [processes.command_of(pid) for pid in processes.marked(self.mark)],
             "zombies": processes.zombies_of(os.getpid()),
             "descriptors": dict(self.extra_descriptors()),
