@@ -57,7 +57,7 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
     path = [entry for entry in sys.path if entry and os.path.isdir(entry)]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([*path, ROOT]))
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=50, env=env
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=110, env=env
     )
 
 

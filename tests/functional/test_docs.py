@@ -20,7 +20,7 @@ from tests import ROOT
 from tests.helpers import documents, processes
 
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in Path(ROOT, "docs").glob("*.md")))
-TIMEOUT_S = 55
+TIMEOUT_S = 110
 SOURCES = ("ftray", "_core", "checkpoint")
 # Variables that only the build, or only tests, look at: the contributor's documents have them.
 NOT_FOR_USERS = {

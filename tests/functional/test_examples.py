@@ -20,7 +20,7 @@ from tests.helpers import processes
 from tests.helpers.sync import eventually
 
 EXAMPLES = Path(ROOT, "examples")
-TIMEOUT_S = 55
+TIMEOUT_S = 110
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
