@@ -249,6 +249,9 @@ cdef class AsyncCalls(Beside):
         if call.entered:
             context_durable(&own.c, 0)
             self.execution.durable.begin(call)
+        verifies = (call.entered or call.reads) and self.execution.durable.verifier is not None
+        if verifies:
+            self.execution.durable.set_aside(call)
         result = error = None
         begun = False
         try:
@@ -270,6 +273,10 @@ cdef class AsyncCalls(Beside):
         call.touched = flow_end(&own.c)
         if begun and not call.entered:
             error = self.execution.after(call, error)
+        if verifies and call.before is not None and not call.exits:
+            found = await self.execution.durable.verify_awaited(call, result, error)
+            if found is not None:
+                self.execution.unverified(call, found)      # this process ends
         if not call.exits:
             self.execution.answer(call, result, error)
         elif call.entered:

@@ -274,8 +274,9 @@ cdef class DurableCalls:
         return 0
 
     cdef int set_aside(self, Call call) except -1:
-        """A call that is verified begins: keep the state before it."""
-        call.before = self.verifier.before()
+        """A call that is verified begins: keep the state before it. What every actor has is no method of the user's."""
+        if call.entered or call.method not in self.own:
+            call.before = self.verifier.before()
         return 0
 
     cdef object verify(self, Call call, uint8_t status, Buf *b):
@@ -292,6 +293,21 @@ cdef class DurableCalls:
             drive(self.verifier.run_again(before, self.execution_of(call), function, (status, reply)))
         except CheckpointError as error:
             return error
+        return None
+
+    async def verify_awaited(self, Call call, object result, object error):
+        """`verify` on the event loop of an async actor. What changes the state still has its turn, so nothing runs beside it."""
+        from ftray.checkpoint.errors import CheckpointError
+        before, call.before = call.before, None
+        try:
+            if not call.entered:
+                self.verifier.unchanged(before, call.method)
+                return None
+            reply = self.once.codec.encode_outcome(call.method, result, error)
+            function = self.once.find_method(call.method)
+            await self.verifier.run_again(before, self.execution_of(call), function, reply)
+        except CheckpointError as found:
+            return found
         return None
 
     cdef int look(self, Call call) except -1:

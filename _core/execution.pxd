@@ -35,6 +35,8 @@ cdef class Execution:
     cdef int record(self, Call call, uint8_t status, Buf *b) except -1
     cdef int record_last(self, Call call) except -1
     cdef int verified(self, Call call, uint8_t status, Buf *b) except -1
+    cdef int unverified(self, Call call, object error) except -1
+    cdef int tell_difference(self, Call call, object error, Buf *b) except -1
     cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1
     cdef int answer_recorded(self, Call call) except -1
     cdef bint enter(self, Call call) except -1

@@ -132,8 +132,21 @@ cdef class Execution:
     cdef int verified(self, Call call, uint8_t status, Buf *b) except -1:
         """In verify mode: what does not do the same twice is told to its caller, and this process ends."""
         error = self.durable.verify(call, status, b)
-        if error is None:
-            return 0
+        return 0 if error is None else self.tell_difference(call, error, b)
+
+    cdef int unverified(self, Call call, object error) except -1:
+        """`verified` has found something, in an async actor."""
+        cdef Buf b
+        buf_init(&b)
+        try:
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL:
+                raise MemoryError()
+            self.tell_difference(call, error, &b)
+        finally:
+            buf_free(&b)
+        return 0
+
+    cdef int tell_difference(self, Call call, object error, Buf *b) except -1:
         from ftray._task_errors import make_task_error
         b.len = sizeof(ReplyHead)
         encode_failure(b, make_task_error(error, call.name, 0), call.nret)
@@ -333,7 +346,7 @@ cdef class Execution:
             self.durable.begin(call)
         elif call.reads:
             self.running = call
-        if self.running is not None and self.durable.verifier is not None and call.method != "checkpoint":
+        if self.running is not None and self.durable.verifier is not None:
             self.durable.set_aside(call)
         try:
             if h.flags & HEAD_IN_GROUP or self.in_group:

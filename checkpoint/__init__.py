@@ -47,6 +47,7 @@ _HOME = {
     "CodeVersionError": "errors",
     "PoisonCallError": "errors",
     "ReadonlyChangedError": "errors",
+    "ReplayCrashedError": "errors",
     "ReplayDivergedError": "errors",
     "ReplyExpiredError": "errors",
     "StaleCallerError": "errors",
@@ -107,6 +108,7 @@ __all__ = [
     "Outcome",
     "PoisonCallError",
     "ReadonlyChangedError",
+    "ReplayCrashedError",
     "ReplayDivergedError",
     "ReplyExpiredError",
     "Restored",
@@ -159,6 +161,7 @@ if TYPE_CHECKING:
     from .errors import NoSessionError as NoSessionError
     from .errors import PoisonCallError as PoisonCallError
     from .errors import ReadonlyChangedError as ReadonlyChangedError
+    from .errors import ReplayCrashedError as ReplayCrashedError
     from .errors import ReplayDivergedError as ReplayDivergedError
     from .errors import ReplyExpiredError as ReplyExpiredError
     from .errors import StaleCallerError as StaleCallerError

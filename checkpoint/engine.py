@@ -12,11 +12,12 @@ Around each method the engine calls `ActorSession.before_call` (only if ``max_co
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import actor, capture, faults, format
+from . import actor, capture, faults, format, parking
 from .background import Background
 from .errors import (
     CheckpointError,
@@ -119,7 +120,9 @@ def open(
     CheckpointCorruptedError, CheckpointLoadError, CheckpointNotFoundError, CheckpointMismatchError,
     CheckpointVersionError
         There is nothing fit to restore, or it does not fit the class.
-    CheckpointKeyInUseError, CodeVersionError, ReplayDivergedError, CheckpointParkedError
+    CheckpointParkedError
+        Recovery has failed three times: see `parking`, and `parking.may_pass` for what the engine does.
+    CheckpointKeyInUseError, CodeVersionError, ReplayCrashedError, ReplayDivergedError
         Exactly-once only: somebody else holds the key; or the journal cannot be replayed.
     """
     from .drive import drive
@@ -156,19 +159,61 @@ async def open_async(
         from .replay import open_exactly_once
 
         return await open_exactly_once(session, host, options, codec or ToolkitCodec(), prepare)
-    session.trial_capture()
+    code_version = functools.partial(code_version_of, instance, options)
+    before_claim(session, host, code_version)
     names_after_init = attribute_names(instance)
     log.claim(holder(host))
-    session.member = enter_group(session)
+    with parking.counted(log, host.identity.unique_id, code_version):
+        _open_snapshots(session, host, options, names_after_init)
+    actor.sessions[id(instance)] = session
+    return session
+
+
+def code_version_of(instance: actor.Checkpointable, options: Options) -> int:
+    """Return what names the code of an actor."""
+    from .code import class_code_version
+
+    return class_code_version(type(instance)) if options.code_version is None else options.code_version
+
+
+def before_claim(session: ActorSession, host: Host, code_version: Callable[[], int]) -> None:
+    """Nothing has been touched yet: is it worth it?
+
+    A state that cannot be saved is told to the maker of the actor; in later processes that is one of the
+    failures that are counted, after the claim. A parked actor claims nothing.
+    """
+    if not host.is_reconstructed:
+        session.trial_capture()
+    else:
+        parking.check(session.log.store, session.log.key, host.identity.unique_id, code_version)
+
+
+def _open_snapshots(
+    session: ActorSession, host: Host, options: Options, names_after_init: frozenset[str]
+) -> None:
+    """Restore and begin the session of an actor in snapshot mode, whose key was claimed."""
+    log = session.log
+    if host.is_reconstructed:
+        session.trial_capture()
+    blobs = log.store.list_blobs(log.key)
+    session.member = enter_group(session, blobs)
     past = session.member.load() if session.member is not None else None
     if past is None:
-        past = restore(instance, host, options, log)
+        past = restore(session.instance, host, options, log)
         log.seal(past.newest.name if past.newest else None, past.history)
     else:
         log.seal(None, "")  # what the actor has saved by itself is not its past any more
     session.start(names_after_init, past)
-    actor.sessions[id(instance)] = session
-    return session
+    if parking.among(blobs):
+        session.in_background(lambda: _forget_failures(log, host))
+
+
+def _forget_failures(log: SnapshotLog, host: Host) -> None:
+    try:
+        parking.forget(log.store, log.key, log.epoch)
+    except (CheckpointError, OSError) as error:
+        what = f"checkpoint key {log.key!r}: recoveries that failed before this one stay noted: {error}"
+        host.report_incident(Incident("save_failed", what, error))
 
 
 def discard(spec: Mapping[str, object], identity: ActorIdentity) -> bool:

@@ -141,16 +141,29 @@ class CheckpointKeyInUseError(CheckpointError):
     """Somebody who lives holds this checkpoint key; the message says who and since when."""
 
 
+class ReplayCrashedError(CheckpointError):
+    """The actor's process died each time that it ran one recorded call again; the message names the call."""
+
+
 class CheckpointParkedError(CheckpointError):
     """Recovery failed three times: the actor stays down until something about it is changed.
+
+    ``__cause__`` is the error of the last time, where it is not only known from the store.
 
     Attributes
     ----------
     parked : bool
         True: an engine must not restart the actor.
+    key, store : str
+        Under which checkpoint key the failures are noted, and the URL of its store.
+    cause : str
+        The last one, in words.
     """
 
     parked = True
+    key: str = ""
+    store: str = ""
+    cause: str = ""
 
 
 class CallerHeldBackError(CallError, TimeoutError):

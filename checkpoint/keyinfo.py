@@ -93,12 +93,12 @@ def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
     newest = counted[-1] if counted else None
     copied = next((i.reason for i in counted if i.reason.startswith("restored from")), "")
     number = here.sealed.get("history_number")
-    failed = parking.causes(store, key)
+    failed, parked = parking.state(store, key)
     return KeyInfo(
         key=key,
         store=store.url,
         mode=_mode(number, newest, holder),
-        state=_state(holder, failed),
+        state=_state(holder, parked),
         orphan=is_orphan(key, holder),
         fencing=str(holder.record.get("fencing", "exclusive")) if holder is not None else "exclusive",
         holder=_said(holder),
@@ -148,7 +148,7 @@ def _is_orphan_group(store: Store, members: list[str]) -> bool:
 
 def _state_of(store: Store, key: str) -> str:
     claims = store.scan(key).claims
-    return _state(holders.look(store, key, claims[-1]) if claims else None, [])
+    return _state(holders.look(store, key, claims[-1]) if claims else None, False)
 
 
 def _mode(number: object, newest: SnapshotInfo | None, holder: holders.Holder | None) -> str:
@@ -159,10 +159,10 @@ def _mode(number: object, newest: SnapshotInfo | None, holder: holders.Holder | 
     return "snapshot" if newest is not None or holder is not None else ""
 
 
-def _state(holder: holders.Holder | None, failed: list[str]) -> str:
+def _state(holder: holders.Holder | None, parked: bool) -> str:
     if holder is not None and holder.lives:
         return "held"
-    if len(failed) >= parking.PARK_AFTER:
+    if parked:
         return "parked"
     return "free" if holder is None or holder.lives is False else "unknown"
 

@@ -9,9 +9,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import CheckpointError, CheckpointNotFoundError, CheckpointOptionError, NoSessionError
+from .errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointOptionError,
+    CheckpointParkedError,
+    NoSessionError,
+)
 from .figures import STATUS_METHOD
 from .keyinfo import orphans, remove
+from .reader import open_reader
 from .stores import connect
 from .stores.protocol import Store
 from .wire import engine_of
@@ -21,7 +28,8 @@ def status(handle: Any, *, timeout_s: float = 30.0) -> dict[str, Any]:
     """Ask an actor for the figures of its checkpoints.
 
     The actor answers between two of its methods, as to any call that only reads; nothing is counted or
-    journalled. The bytes that the store holds are measured here, not by the actor.
+    journalled. The bytes that the store holds are measured here, not by the actor. Of one that is parked, and
+    answers nothing any more, its store tells.
 
     Parameters
     ----------
@@ -47,13 +55,50 @@ def status(handle: Any, *, timeout_s: float = 30.0) -> dict[str, Any]:
         raise NoSessionError(f"{handle!r} keeps no checkpoints: its class is not Checkpointable")
     if method is None:
         raise CheckpointOptionError(f"status() takes the handle of an actor, not {handle!r:.100}")
-    found: dict[str, Any] = engine_of(handle).get(method.remote(), timeout=timeout_s)
+    try:
+        found: dict[str, Any] = engine_of(handle).get(method.remote(), timeout=timeout_s)
+    except Exception as error:
+        parked = _parked(error)
+        if parked is None:
+            raise
+        found = _status_of_parked(parked)
     try:
         found["bytes"] = dict(connect(found["store"]).usage(found["key"]))
         found["journal_bytes"] = found["bytes"]["journal"]
     except (CheckpointError, OSError) as error:  # a store that only the actor reaches
         found["bytes"], found["bytes_error"] = None, f"{type(error).__name__}: {error}"
     return found
+
+
+def _parked(error: BaseException | None) -> CheckpointParkedError | None:
+    """Return why an actor is parked, if that is what its death came from."""
+    while error is not None:
+        if isinstance(error, CheckpointParkedError) and error.key:
+            return error
+        error = error.__cause__
+    return None
+
+
+def _status_of_parked(error: CheckpointParkedError) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "state": "parked",
+        "key": error.key,
+        "store": error.store,
+        "last_error": error.cause,
+        "failed_recoveries": [error.cause],
+    }
+    try:
+        info = open_reader(error.store).describe(error.key)
+    except (CheckpointError, OSError):  # a store that only the actor reaches
+        return found
+    newest = [snapshot.id for snapshot in info.snapshots if snapshot.counts and not snapshot.error][-1:]
+    return {
+        **found,
+        "mode": info.mode,
+        "last_snapshot": newest[0] if newest else None,
+        "snapshot_age_s": info.snapshot_age_s,
+        "failed_recoveries": info.failed_recoveries or found["failed_recoveries"],
+    }
 
 
 def delete(

@@ -6,7 +6,7 @@ Owns the note. Read whenever an actor opens, so it imports nothing of what group
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import format
@@ -36,9 +36,11 @@ def _notes(store: Store, key: str) -> list[str]:
     return [name for name in store.list_blobs(key) if name.startswith(_NOTE_PREFIX)]
 
 
-def read_note(store: Store, key: str) -> dict[str, Any] | None:
-    """Return what a key says of its group; None if it is in none."""
-    notes = _notes(store, key)
+def read_note(store: Store, key: str, names: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Return what a key says of its group; None if it is in none. `names`: of its blobs, if known."""
+    if names is None:
+        names = store.list_blobs(key)
+    notes = [name for name in names if name.startswith(_NOTE_PREFIX)]
     return format.decode_record(store.read_blob(key, notes[-1])) if notes else None
 
 
@@ -61,9 +63,12 @@ def forget_unheld(store: Store, key: str) -> None:
         return
 
 
-def enter_group(session: ActorSession) -> Member | None:
-    """A process opens and has claimed its key: which group it is in, once that is ready; None: in none."""
-    record = read_note(session.log.store, session.log.key)
+def enter_group(session: ActorSession, names: Sequence[str] | None = None) -> Member | None:
+    """A process opens and has claimed its key: which group it is in, once that is ready; None: in none.
+
+    `names`: of the key's blobs as they are since the claim, if they are known.
+    """
+    record = read_note(session.log.store, session.log.key, names)
     if record is None:
         return None
     from .members import Member

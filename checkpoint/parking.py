@@ -1,28 +1,74 @@
-"""Counts recoveries that failed, in the store: after three of the same actor and code, it stays down.
+"""Counts recoveries that failed, in the store: after three of the same actor and code, it is *parked*.
 
-A failure is an error that a restore or replay raised; a process that was killed meanwhile is none, since the
-next one makes progress, nor is a store that is full or away. The count ends with the first recovery that
-succeeds, and does not hold for another actor of the same key nor for other code: then somebody has changed
-something.
+A parked actor stays down, whatever restarts it has left, until somebody has changed something: an actor that
+is created anew, and other code, are tried again. Every error that a restore or replay raises counts, also
+one that another attempt would hardly get past: the engine starts the actor again, which takes a fraction of
+a second, and nobody has to decide which errors can pass. Three exceptions: what says that nothing was tried
+(`FINAL`) ends the actor at once; what the store alone is to blame for (`MEDIUM`) is tried for as long as it
+takes; and a recorded call that ends each process that runs it again (`watch`) parks the actor by itself,
+since that was counted already. The count ends with the first recovery that succeeds.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, CheckpointParkedError, CheckpointSaveError, CheckpointStoreError
+from .errors import (
+    CheckpointCaptureError,
+    CheckpointError,
+    CheckpointKeyInUseError,
+    CheckpointNotFoundError,
+    CheckpointOptionError,
+    CheckpointParkedError,
+    CheckpointSaveError,
+    CheckpointStoreError,
+    FencedError,
+    ReplayCrashedError,
+)
+from .keys import EPHEMERAL_PREFIX
 from .stores.protocol import Store
+
+if TYPE_CHECKING:
+    from .snapshots import SnapshotLog
 
 PARK_AFTER = 3
 MEDIUM = (CheckpointSaveError, CheckpointStoreError)
-"""Failures of the store, or of who has lost the key; they say nothing of the state and the code."""
+"""Failures of the store; they say nothing of the state and the code."""
+FINAL = (
+    FencedError,
+    CheckpointKeyInUseError,
+    CheckpointNotFoundError,
+    CheckpointOptionError,
+    CheckpointParkedError,
+)
+"""Another attempt is not due: the key is somebody else's, what was asked for is not there or not possible.
+`NotSupportedError` is of the same kind."""
 _PREFIX = "failed-restore-"
 
 
-def _failures(store: Store, key: str) -> list[dict[str, Any]]:
+def may_pass(error: BaseException, first: bool) -> bool:
+    """Whether the engine starts the actor again, if it may, after `engine.open` has raised `error`.
+
+    `first`: in the first process of the actor, whose maker is told at once of a store that is not there and
+    of a state that cannot be saved.
+    """
+    if _is_final(error) or not isinstance(error, Exception):
+        return False
+    return not (first and isinstance(error, (*MEDIUM, CheckpointCaptureError)))
+
+
+def _is_final(error: BaseException) -> bool:
+    from ftray.exceptions import NotSupportedError
+
+    return isinstance(error, (*FINAL, NotSupportedError))
+
+
+def _failures(store: Store, key: str, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     found = []
-    for name in store.list_blobs(key):
+    for name in store.list_blobs(key) if names is None else names:
         if name.startswith(_PREFIX):
             found.append(json.loads(store.read_blob(key, name)))
     return sorted(found, key=lambda failure: int(failure["epoch"]))
@@ -33,31 +79,72 @@ def causes(store: Store, key: str) -> list[str]:
     return [str(failure["cause"]) for failure in _failures(store, key)]
 
 
-def check(store: Store, key: str, actor: str, code_version: int) -> None:
-    """Raise `CheckpointParkedError` if this actor with this code has failed too often."""
-    same = [f for f in _failures(store, key) if (f["actor"], f["code_version"]) == (actor, code_version)]
-    if len(same) >= PARK_AFTER:
+def state(store: Store, key: str) -> tuple[list[str], bool]:
+    """Return `causes`, and whether the actor that has failed last is parked."""
+    failures = _failures(store, key)
+    last = failures[-1:]
+    same = _of(failures, str(last[0]["actor"]), int(last[0]["code_version"])) if last else []
+    return [str(failure["cause"]) for failure in failures], _too_many(same)
+
+
+def _of(failures: Sequence[dict[str, Any]], actor: str, code_version: int) -> list[dict[str, Any]]:
+    return [f for f in failures if (f["actor"], f["code_version"]) == (actor, code_version)]
+
+
+def _too_many(same: Sequence[dict[str, Any]]) -> bool:
+    return len(same) >= PARK_AFTER or any(failure.get("parked") for failure in same)
+
+
+def check(store: Store, key: str, actor: str, code_version: Callable[[], int]) -> None:
+    """Raise `CheckpointParkedError` if this actor with this code is parked."""
+    names = [name for name in store.list_blobs(key) if name.startswith(_PREFIX)]
+    if not names:
+        return
+    same = _of(_failures(store, key, names), actor, code_version())
+    if _too_many(same):
         raise parked(store, key, str(same[-1]["cause"]))
 
 
 def parked(store: Store, key: str, cause: str) -> CheckpointParkedError:
     """Return the error that says why an actor stays down."""
-    return CheckpointParkedError(
+    then = "correct the cause and create the actor anew"
+    if key.startswith(EPHEMERAL_PREFIX):  # nobody can ask for this key again
+        then = (
+            "the actor has no name, so begin another one from it with ftray.checkpoint.export and "
+            "ftray.checkpoint.restore, or let ftray.checkpoint.prune remove it when the session is over"
+        )
+    error = CheckpointParkedError(
         f"checkpoint key {key!r} in {store.url}: recovery failed {PARK_AFTER} times, so the actor is parked. "
-        "Last cause: "
-        f"{cause}. What was saved is untouched: correct the cause and create the actor anew"
+        f"Last cause: {cause}. What was saved is untouched: {then}"
     )
+    error.key, error.store, error.cause = key, store.url, cause
+    return error
 
 
 def note(store: Store, key: str, epoch: int, actor: str, code_version: int, error: BaseException) -> bool:
     """Write a failure down; returns whether it was the last one allowed."""
-    if isinstance(error, MEDIUM):  # the engine tries again, as long as it takes
+    if _is_final(error) or isinstance(error, MEDIUM):  # the engine does not try again, or as long as it takes
         return False
-    cause = f"{type(error).__name__}: {error}"[:4000]
-    record = {"epoch": epoch, "actor": actor, "code_version": code_version, "cause": cause}
+    record = {
+        "epoch": epoch,
+        "actor": actor,
+        "code_version": code_version,
+        "cause": said(error),
+        "parked": isinstance(error, ReplayCrashedError),
+    }
     store.put_blob(key, epoch, f"{_PREFIX}{epoch}", [json.dumps(record).encode()], durability="process")
-    same = [f for f in _failures(store, key) if (f["actor"], f["code_version"]) == (actor, code_version)]
-    return len(same) >= PARK_AFTER
+    return _too_many(_of(_failures(store, key), actor, code_version))
+
+
+def said(error: BaseException) -> str:
+    """Return a cause as people read it, and what it came from."""
+    text = f"{type(error).__name__}: {error}"
+    return text[:4000]
+
+
+def among(names: Sequence[str]) -> bool:
+    """Whether some of a key's blobs are notes of failures."""
+    return any(name.startswith(_PREFIX) for name in names)
 
 
 def forget(store: Store, key: str, epoch: int) -> None:
@@ -67,9 +154,19 @@ def forget(store: Store, key: str, epoch: int) -> None:
         store.delete_blobs(key, names, epoch)
 
 
-def try_note(store: Store, key: str, epoch: int, actor: str, code_version: int, error: Exception) -> bool:
-    """`note`, where the store may be what failed."""
+@contextmanager
+def counted(log: SnapshotLog, actor: str, code_version: Callable[[], int]) -> Iterator[None]:
+    """A recovery of a key that was claimed: an error in it is noted, and the last one allowed parks."""
     try:
-        return note(store, key, epoch, actor, code_version, error)
-    except (CheckpointError, OSError):
+        yield
+    except Exception as error:
+        if _noted(log, actor, code_version, error):
+            raise parked(log.store, log.key, said(error)) from error
+        raise
+
+
+def _noted(log: SnapshotLog, actor: str, code_version: Callable[[], int], error: Exception) -> bool:
+    try:
+        return note(log.store, log.key, log.epoch, actor, code_version(), error)
+    except (CheckpointError, OSError):  # the store may be what has failed
         return False

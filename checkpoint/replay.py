@@ -16,9 +16,14 @@ from typing import Any, NamedTuple
 from ftray._core.records import CallRecord, ReleaseRecord, SeenRecord, StartRecord, ValueRecord, decode_record
 
 from . import actor, engine, faults, holders, marks, parking
-from .code import class_code_version
 from .codec import Arguments, Codec, reply_difference
-from .errors import CheckpointCorruptedError, CheckpointError, PoisonCallError, ReplayDivergedError
+from .errors import (
+    CheckpointCorruptedError,
+    CheckpointError,
+    PoisonCallError,
+    ReplayCrashedError,
+    ReplayDivergedError,
+)
 from .exactly_once import ExactlyOnce, describe
 from .format import split_ledger
 from .host import Host, Incident
@@ -30,6 +35,7 @@ from .session import ActorSession
 from .snapshots import Past, end_of_journal, present
 from .state import attribute_names
 from .values import CALL_ID
+from .watch import Row, Watch
 
 REPLAY_BOUND_S = 1.0
 """Replay longer than this is saved, so that the next one is shorter."""
@@ -50,10 +56,8 @@ async def open_exactly_once(
 ) -> ActorSession:
     """See `engine.open`. The session is new, and nothing has been touched yet."""
     instance, log = session.instance, session.log
-    code = class_code_version(type(instance)) if options.code_version is None else options.code_version
-    session.trial_capture()
-    names_after_init = attribute_names(instance)
-    parking.check(log.store, log.key, host.identity.unique_id, code)
+    code = engine.code_version_of(instance, options)
+    engine.before_claim(session, host, lambda: code)
     session.exactly_once = ExactlyOnce(session, host, options, log, codec, code)
     if prepare is not None:
         prepare(session.exactly_once)
@@ -64,17 +68,26 @@ async def open_exactly_once(
     session.exactly_once.nonce = identity["nonce"]
     actor.sessions[id(instance)] = session
     try:
-        session.member = enter_group(session)
-        if session.member is not None and session.member.roll_back():
-            _claim(session, host, options, holder)
-        await _Recovery(session, session.exactly_once, host, options, codec).run(names_after_init)
-    except Exception as error:
+        with parking.counted(log, host.identity.unique_id, lambda: code):
+            await _recover(session, host, options, codec, holder)
+    except Exception:
         session.exactly_once.let_go()
         actor.sessions.pop(id(instance), None)
-        if parking.try_note(log.store, log.key, log.epoch, host.identity.unique_id, code, error):
-            raise parking.parked(log.store, log.key, f"{type(error).__name__}: {error}") from error
         raise
     return session
+
+
+async def _recover(
+    session: ActorSession, host: Host, options: Options, codec: Codec, holder: Mapping[str, Any]
+) -> None:
+    if host.is_reconstructed:
+        session.trial_capture()
+    names_after_init = attribute_names(session.instance)
+    session.member = enter_group(session)
+    if session.member is not None and session.member.roll_back():
+        _claim(session, host, options, holder)
+    assert session.exactly_once is not None
+    await _Recovery(session, session.exactly_once, host, options, codec).run(names_after_init)
 
 
 def _claim(session: ActorSession, host: Host, options: Options, record: Mapping[str, Any]) -> None:
@@ -117,6 +130,7 @@ class _Recovery:
         self.migrated = False
         self.other_hashing = ""
         self.replayed = 0
+        self.watch: Watch | None = None
         self.began_s = self.saved_s = time.monotonic()
 
     async def run(self, names_after_init: frozenset[str]) -> None:
@@ -132,7 +146,7 @@ class _Recovery:
         rerun = self.started is not None
         self.session.start(names_after_init, self.past._replace(newest=None))
         await self._rerun()
-        self._save_if_due()
+        self._save_if_due(rerun)
         self._tell(tail, rerun)
 
     # -- the snapshot
@@ -207,15 +221,29 @@ class _Recovery:
     async def _replay(self, tail: marks.Tail) -> None:
         if faults.active:
             faults.hit("once.replay_begin")
+        self.saved_s = time.monotonic()  # reading the snapshot may have taken long: it is there already
+        if tail.calls:
+            suspicious = self.log.epoch - int(self.past.sealed.get("epoch", 0)) > 1
+            self.watch = Watch(self.store, self.key, self.log.epoch, self.base + 1, tail.last, suspicious)
+        try:
+            await self._replay_all(tail)
+        except Exception:
+            if self.watch is not None:
+                self.watch.close()
+            raise
+        if self.watch is not None:
+            self.watch.over()
+        self.once.position = tail.last
+        if faults.active:
+            faults.hit("once.replay_done")
+
+    async def _replay_all(self, tail: marks.Tail) -> None:
         for record in self._read_again():
             if record.position > tail.last:
                 break  # of a fenced writer that goes on: never answered, and our records take its place
             if tail.counts(record.position):
                 await self._replay_record(record.position, record.epoch, record.payload)
                 self._save_on_the_way()
-        self.once.position = tail.last
-        if faults.active:
-            faults.hit("once.replay_done")
 
     def _read_again(self) -> Iterable[JournalRecord]:
         """The records once more: of some stores they are in memory by now, others give them as needed."""
@@ -299,11 +327,29 @@ class _Recovery:
         self._enter(record._replace(reply=reply, reply_blob=None), position)
         # A mark of an incarnation that died before the record says nothing of the record of another one.
         if self.refused.get(call_id) != epoch:
+            assert self.watch is not None
+            self._check_deaths(self.watch.row, position, record)
+            self.watch.enter(position)
             await self._run_again(position, record, args, reply)
+            self.watch.leave(position)
         self.session.count_replayed()
         self.replayed += 1
         if faults.active:
             faults.hit("once.replayed")
+
+    def _check_deaths(self, row: Row, position: int, record: CallRecord) -> None:
+        """Do not run again what has ended each process so far that has run it again.
+
+        As with poison, the first process of a session, or of an actor that was made anew, tries once more.
+        """
+        if position != row.first or not row.too_many or not self.host.is_reconstructed:
+            return
+        raise ReplayCrashedError(
+            f"the actor's process died {row.deaths} times in a row while it ran {record.method!r}, "
+            f"{describe(record.head)} at position {position} of the journal, again, and never got past it. "
+            "Look at the actor's log for how it died. To give up what the journal has, start with "
+            "restore='never'"
+        )
 
     def _enter(self, record: CallRecord, position: int) -> None:
         try:
@@ -404,11 +450,13 @@ class _Recovery:
         self._save("replay")
         self.saved_s = time.monotonic()
 
-    def _save_if_due(self) -> None:
+    def _save_if_due(self, rerun: bool) -> None:
         if self.past.newest is None and not self.log.counted:
             self.once.require_base()
             self.session.want_now("base")
-        elif self.migrated or time.monotonic() - self.saved_s > REPLAY_BOUND_S:
+            return
+        long = time.monotonic() - self.saved_s > REPLAY_BOUND_S
+        if self.migrated or (long and (rerun or self.replayed)):
             self._save("replay")
 
     def _save(self, reason: str) -> None:

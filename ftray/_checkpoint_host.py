@@ -209,17 +209,11 @@ async def open_session_async(
     ahead: Ahead | None = None,
 ) -> ActorSession:
     """The same inside the event loop of an actor whose recorded calls may have to be awaited."""
-    from ftray.checkpoint import engine, faults, options
-    from ftray.exceptions import NotSupportedError
+    from ftray.checkpoint import engine, faults
 
     faults.arm_from_environment()
     host = NativeHost(spec, incarnation, executor, end, start_again)
     codec = NativeCodec(spec["class_name"])
-    if options.validate(spec["checkpoint"]).verify:
-        raise NotSupportedError(
-            "verify=True (FTRAY_CHECKPOINT_VERIFY=1) is not supported for actors with async methods: test the"
-            " class with ftray.checkpoint.testing, or its logic in methods that are not async"
-        )
     prepare = _preparing(executor)
     session = await engine.open_async(
         instance, host, spec["checkpoint"], codec=codec, prepare=prepare, ahead=ahead

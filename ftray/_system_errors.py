@@ -206,9 +206,8 @@ def _actor_error(code: int, payload: bytes) -> Exception:
     from ftray._task_errors import load_error
 
     origin = load_error(cause["error"])
-    error = exc.ActorDiedError(
-        f"its constructor raised:\n{origin}", actor_init_failed=True, **{**fields, "death": None}
-    )
+    what = "it could not be restored" if cause.get("kind") == "restore" else "its constructor raised"
+    error = exc.ActorDiedError(f"{what}:\n{origin}", actor_init_failed=True, **{**fields, "death": None})
     error.__cause__ = origin
     return error
 

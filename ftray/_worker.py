@@ -36,7 +36,8 @@ _EXIT_HANDLERS_S = 30.0  # how long the user's atexit handlers may take
 # What `ActorSession.close` is told; the second and the last also remove the snapshots of an unnamed actor.
 _REASONS = {_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}
 _SESSION_OVER = "the session ends"
-_NOT_NOW = 75  # exit status of an actor whose store fails: EX_TEMPFAIL
+_NOT_NOW = 75  # exit status of an actor whose restore has failed, and may not the next time: EX_TEMPFAIL
+_FAILED, _MADE, _TRY_AGAIN, _PARKED = 0, 1, 2, 3  # of ACTOR_READY
 
 
 class _State:
@@ -46,6 +47,7 @@ class _State:
     actor_id: bytes = b""
     incarnation: int = 0
     spec: dict[str, Any] | None = None
+    restoring: bool = False  # the constructor has returned, the actor's checkpoints are being opened
     checkpoint: Any = None
 
 
@@ -230,6 +232,7 @@ def _make_actor(spec: dict[str, Any], number: int) -> None:
             from ftray._checkpoint_host import open_session
 
             assert _State.executor is not None
+            _State.restoring = True
             _State.checkpoint = open_session(
                 instance, spec, number, _State.executor, _leave_fenced, _start_again, ahead
             )
@@ -247,6 +250,7 @@ async def _make_actor_in_loop(spec: dict[str, Any], number: int) -> None:
             from ftray._checkpoint_host import open_session_async
 
             assert _State.executor is not None
+            _State.restoring = True
             _State.checkpoint = await open_session_async(
                 instance, spec, number, _State.executor, _leave_fenced, _start_again, ahead
             )
@@ -279,23 +283,44 @@ def _not_made(spec: dict[str, Any], error: BaseException) -> None:
         _leave()
     if isinstance(error, SystemExit):
         raise error
-    if spec["checkpoint"] is not None and _State.incarnation > 1 and _may_pass(error):
-        title = spec["class_name"]
-        print(f"{title} cannot be restored now, and is started again: {error}", file=sys.stderr, flush=True)
-        _flush()
-        os._exit(_NOT_NOW)
+    if _State.restoring and not isinstance(error, Exception):
+        _crash(error)  # as in a method that runs for the first time: no answer, but the end of the process
     from ftray._task_errors import make_task_error
 
-    _State.executor.refuse_calls()
-    _ready(make_task_error(error, f"{spec['class_name']}.__init__", os.getpid()))
+    payload = make_task_error(error, f"{spec['class_name']}.__init__", os.getpid())
+    outcome = _not_restored(spec, error) if _State.restoring else _FAILED
+    if outcome != _TRY_AGAIN:
+        _State.executor.refuse_calls()
+        _ready(payload, outcome)
+        return
+    _ready(payload, outcome)  # what is told of the actor if no restart is left to it
+    _flush()
+    os._exit(_NOT_NOW)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether the store alone keeps an actor from being restarted: its disk is full, or it is away."""
-    from ftray.checkpoint.errors import FencedError
-    from ftray.checkpoint.parking import MEDIUM
+def _not_restored(spec: dict[str, Any], error: BaseException) -> int:
+    """What becomes of an actor whose checkpoints could not be restored (docs/guarantees.md has the table)."""
+    from ftray.checkpoint.errors import CheckpointParkedError
+    from ftray.checkpoint.parking import may_pass
 
-    return isinstance(error, MEDIUM) and not isinstance(error, FencedError)
+    if isinstance(error, CheckpointParkedError):
+        return _PARKED
+    if not may_pass(error, _State.incarnation == 1):
+        return _FAILED
+    title, what = spec["class_name"], f"{type(error).__name__}: {error}"
+    print(f"{title} cannot be restored now, and is started again: {what}", file=sys.stderr, flush=True)
+    return _TRY_AGAIN
+
+
+def _crash(error: BaseException) -> NoReturn:
+    import traceback
+
+    from ftray.checkpoint.host import CRASHED
+
+    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    _flush()
+    os._exit(CRASHED)
 
 
 def _construct(spec: dict[str, Any]) -> Any:
@@ -311,8 +336,8 @@ def _construct(spec: dict[str, Any]) -> Any:
     return cls(*args, **(kwargs or {}))
 
 
-def _ready(error: bytes | None) -> None:
-    payload = _State.actor_id + struct.pack("<IB", _State.incarnation, error is None)
+def _ready(error: bytes | None, outcome: int = _MADE) -> None:
+    payload = _State.actor_id + struct.pack("<IB", _State.incarnation, outcome)
     _core.tell_node(_ACTOR_READY, payload + struct.pack("<I", len(error or b"")) + (error or b""))
 
 

@@ -38,6 +38,7 @@ from .local_files import (
     write_all,
 )
 from .local_journal import LocalJournals, journal_epoch
+from .local_watch import LocalWatches
 from .protocol import Listing
 
 _VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
@@ -61,7 +62,7 @@ def _hit(steps: str, step: int) -> None:
         faults.hit(point)
 
 
-class LocalStore(LocalJournals):
+class LocalStore(LocalJournals, LocalWatches):
     """Snapshots under a directory of the local disk."""
 
     def __init__(self, root: str) -> None:
@@ -228,7 +229,7 @@ class LocalStore(LocalJournals):
         # Lowest first, so that no claim goes before a lower one: `_look_at_fence` relies on it.
         stale = [_epoch_file(e, "seal") for e in listing.seals if e < below]
         stale += [_epoch_file(e, "claim") for e in listing.claims if e < below]
-        stale += self._stale_lives(key, below)
+        stale += [*self._stale_lives(key, below), *self._stale_watches(key, below)]
         for name in stale:
             remove_file(self._path(key, name))
             if faults.active:

@@ -13,6 +13,7 @@ or its record is read. A writer that had no life file yet looks for later claims
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ _NETWORK = frozenset(
         "ocfs2",
     }
 )
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing of what a file system can do."""
 _CHUNK = 64 << 10
 _READ_ATTEMPTS = 20
 
@@ -108,6 +111,9 @@ def check_exactly_once(path: str) -> None:
     try:
         _probe(probe)
     except OSError as error:
+        if error.errno in _PASSING:
+            why = f"{error.strerror} (errno {error.errno})"
+            raise CheckpointSaveError(f"cannot probe {path}: {why}") from error
         raise UnsupportedStoreError(
             f"the {kind or 'unknown'} file system of {path} failed the probe that exactly_once needs: "
             f"{error.strerror} (errno {error.errno})"

@@ -60,7 +60,22 @@ class JournaledKey:
         self.opened: dict[int, int] = {}
         self.fenced_below = 0
         self.life = Life()
+        self.watch: bytes | None = None
         self.blobs: dict[str, bytes] = {}
+
+
+class MemoryWatch:
+    """See `protocol.WatchFile`."""
+
+    def __init__(self, held: JournaledKey) -> None:
+        self._held = held
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self._held.watch = data
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MemoryReading:
@@ -293,6 +308,19 @@ class MemoryJournals:
         with self._lock:
             held = self._keys.get(key)
             return held.life.row() if held else None
+
+    notes_each_call = True
+
+    def open_watch(self, key: str, epoch: int) -> MemoryWatch:
+        """Return where an incarnation notes how far its recovery is."""
+        with self._lock:
+            return MemoryWatch(self._holder(key, epoch))
+
+    def read_watch(self, key: str) -> bytes | None:
+        """Return what was written last."""
+        with self._lock:
+            held = self._keys.get(key)
+            return held.watch if held else None
 
     def put_blob(
         self, key: str, epoch: int, name: str, parts: Sequence[Buffer], *, durability: Durability = "power"

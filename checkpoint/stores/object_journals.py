@@ -5,6 +5,7 @@ Objects below a key, besides those in `names`:
     journal/NNNNNNNNNNNNNNNNNNNN    records, or none: a fence. N counts over all epochs, without gaps
     journal/open-EEEEEEEEEE         where the journal of an epoch begins: its first number and position
     life-EEEEEEEEEE                 which call runs, and in which one those before have died
+    watch-EEEEEEEEEE                how far a recovery is, if those before have died in theirs
     data/NAME                       a blob, or for a large one its manifest
     blob/data-EEEEEEEEEE-W-NAME     the bytes of a large blob
 
@@ -83,6 +84,24 @@ class ObjectReading:
 
     def __next__(self) -> JournalRecord:
         return next(self._records)
+
+
+class ObjectWatch:
+    """See `protocol.WatchFile`: each note is a request."""
+
+    def __init__(self, store: ObjectJournals, key: str, epoch: int) -> None:
+        self._store, self._key = store, key
+        self._name = f"{to_file_name(key)}/watch-{epoch:010}"
+
+    def write(self, data: bytes) -> None:
+        """Write it anew."""
+        try:
+            self._store.objects.write(self._name, pack("watch", data, new_token()))
+        except CheckpointStoreError as error:
+            raise self._store._failed("note how far the recovery is", self._key, error) from error
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class ObjectJournals:
@@ -402,6 +421,22 @@ class ObjectJournals:
         except (CheckpointFormatError, FileNotFoundError):  # only ever a hint
             return None
         return None if row is None else (bytes.fromhex(row[0]), row[1])
+
+    notes_each_call = False
+
+    def open_watch(self, key: str, epoch: int) -> ObjectWatch:
+        """Return where an incarnation notes how far its recovery is."""
+        return ObjectWatch(self, key, epoch)
+
+    def read_watch(self, key: str) -> bytes | None:
+        """Return what the newest one wrote last."""
+        found = self.objects.list(to_file_name(key), "watch-")
+        if not found:
+            return None
+        try:
+            return unpack(self.objects.read(f"{to_file_name(key)}/{found[-1].name}"), "watch")[1]
+        except (CheckpointFormatError, FileNotFoundError):  # only ever a hint
+            return None
 
     # -- blobs -------------------------------------------------------------------------------------
 

@@ -448,9 +448,10 @@ class ObjectStore(ObjectJournals):
             if found and found[0] < below and SnapshotName(*found) not in snapshots:
                 doomed.append(f"{directory}/blob/{entry.name}")
         doomed += self._orphans(key, below)
-        for entry in self._list(key, "life-"):
-            if (names.numbers(entry.name, "life-", "", 1) or (below,))[0] < below:
-                doomed.append(f"{directory}/{entry.name}")
+        for stem in ("life-", "watch-"):
+            for entry in self._list(key, stem):
+                if (names.numbers(entry.name, stem, "", 1) or (below,))[0] < below:
+                    doomed.append(f"{directory}/{entry.name}")
         for entry in self._list(key, "probe-"):
             found = names.numbers(entry.name, "probe-", "", 1)
             if found and found[0] < time.time() - _PROBE_KEPT_S:

@@ -33,6 +33,16 @@ class Listing(NamedTuple):
         return max([0, *self.claims[-1:], *self.seals[-1:], *snapshots, *self.journals[-1:]])
 
 
+class WatchFile(Protocol):
+    """A few bytes that outlive the process which has written them; a loss of power may take them."""
+
+    def write(self, data: bytes) -> None:
+        """Replace what was written before, as a whole. `CheckpointSaveError`: the medium."""
+
+    def close(self) -> None:
+        """Write no more; what was written stays until a later epoch has settled."""
+
+
 class Store(Protocol):
     """Durable storage. What a writer published is visible to every process as soon as the method returns.
 
@@ -152,6 +162,19 @@ class Store(Protocol):
 
         A death between calls neither adds to the row nor ends it; one in another call begins another, and
         the end of the call forgets it. None if there is nothing of the sort, or after a new boot.
+        """
+
+    @property
+    def notes_each_call(self) -> bool:
+        """Whether `WatchFile.write` costs next to nothing: no request, no fsync."""
+
+    def open_watch(self, key: str, epoch: int) -> WatchFile:
+        """Return where the incarnation that holds `epoch` notes how far its recovery is; see `watch`."""
+
+    def read_watch(self, key: str) -> bytes | None:
+        """Return what the newest incarnation that has noted anything wrote last.
+
+        None if there is nothing of the sort, or after a new boot.
         """
 
     def put_blob(

@@ -22,6 +22,8 @@ from ftray._node.frames import (
     INFEASIBLE_GROUP_REMOVED,
     INFEASIBLE_NOW,
     KILL_OUT_OF_SCOPE,
+    READY_MADE,
+    READY_PARKED,
     ActorCreate,
     ActorExit,
     ActorKill,
@@ -152,11 +154,15 @@ class ActorService:
 
     def on_ready(self, worker: WorkerProcess, frame: ActorReady) -> None:
         """ACTOR_READY."""
-        error = None if frame.ok else frame.error
+        error = None if frame.ok == READY_MADE else frame.error
+        kept = self._kept.get(frame.actor_id)
+        if frame.ok == READY_PARKED and kept is not None and worker.actor_id == frame.actor_id:
+            kept.to_discard = False  # somebody may want to look at it, or to begin another actor from it
         if error is None and self.table.actor_of(worker.number) == frame.actor_id:
             self._note(frame.actor_id, "READY", frame.incarnation)
+        now_s = time.monotonic()
         self.apply(
-            self.table.constructed(frame.actor_id, frame.incarnation, worker.number, error, time.monotonic())
+            self.table.constructed(frame.actor_id, frame.incarnation, worker.number, error, now_s, frame.ok)
         )
         if error is None:
             self.releases.ready(frame.actor_id)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ftray._node.frames import EXIT_SIGTERM
+from ftray._node.frames import EXIT_SIGTERM, READY_FAILED, READY_PARKED, READY_TRY_AGAIN
 from ftray._node.record import Record
 
 TYPE_CHECKING = False
@@ -185,7 +185,7 @@ class _Actor:
         self.stillborn = 0
         self.intended: int | None = None  # kind of the exit that the process announced
         self.doom: tuple[str, str] | None = None  # kind and reason of a coming death that is final
-        self.error = b""  # serialised error of the constructor
+        self.error = b""  # serialised error of the constructor, or of the restore
         self.cause: Cause | None = None
         self.subscribers: dict[int, None] = {}
 
@@ -254,9 +254,19 @@ class ActorTable:
         return self._die(actor, self._cause(actor, kind, text))
 
     def constructed(
-        self, actor_id: bytes, incarnation: int, worker: int, error: bytes | None, now_s: float
+        self,
+        actor_id: bytes,
+        incarnation: int,
+        worker: int,
+        error: bytes | None,
+        now_s: float,
+        outcome: int = READY_FAILED,
     ) -> Commands:
-        """The constructor ended, with ``error`` (serialised) unless None."""
+        """The constructor ended, with ``error`` (serialised) unless None.
+
+        Its checkpoints, if it has any, were restored, or that failed: for good (``READY_PARKED``), or its
+        process ends now, so that another one tries (``READY_TRY_AGAIN``).
+        """
         actor = self._running(actor_id, worker)
         if actor is None or actor.incarnation != incarnation:
             return []
@@ -264,6 +274,10 @@ class ActorTable:
             actor.ready_s = now_s
             return []
         actor.error = error
+        if outcome == READY_TRY_AGAIN:
+            return []
+        if outcome == READY_PARKED:
+            return self._doom(actor, "restore", "it is parked")
         return self._doom(actor, "constructor", "its constructor raised")
 
     # Ends -----------------------------------------------------------------------------------------
@@ -325,9 +339,12 @@ class ActorTable:
         limit = actor.spec.max_restarts
         if limit == 0 or (limit > 0 and actor.restarts >= limit and not planned):
             budget = f"; it was restarted {actor.restarts} of {limit} times" if limit else ""
-            return self._die(actor, self._cause(actor, "crash", f"its process died{budget}", death))
+            crash = ("crash", "its process died")
+            kind, why = ("restore", "it could not be restored") if actor.error else crash
+            return self._die(actor, self._cause(actor, kind, f"{why}{budget}", death))
         if not planned:
             actor.restarts += 1
+        actor.error = b""
         return self._restart(actor, self._cause(actor, "crash", "its process died", death), now_s)
 
     def backoff_over(self, actor_id: bytes, incarnation: int) -> Commands:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ftray._ray.host_groups import Caller, RayGroupPort
 
 _SETTLES_S = 2.0
+_NOT_NOW = 75  # exit status of a process that could not restore the actor's state: EX_TEMPFAIL
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.02, 1.0
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
@@ -140,6 +143,26 @@ class RayHost(ProcessHost):
     def restart_with_hash_seed(self, seed: str) -> None:
         """See `Host.restart_with_hash_seed`: a worker of Ray cannot be had with another one from inside."""
 
+    @contextmanager
+    def restoring(self, max_restarts: int) -> Iterator[None]:
+        """Around `engine.open`: where another process is to try what has failed, end this one.
+
+        Ray restarts an actor whose process dies in the constructor, as often as `max_restarts` allows, and at
+        once; a constructor that raises ends the actor.
+        """
+        from ftray.checkpoint.parking import may_pass
+
+        try:
+            yield
+        except Exception as error:
+            left = max_restarts < 0 or self.incarnation <= max_restarts
+            if not left or not may_pass(error, self.incarnation == 1):
+                raise
+            what = f"{self.identity.class_name} cannot be restored now, and is started again"
+            print(f"{what}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            time.sleep(min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** min(self.incarnation, 16)))
+            os._exit(_NOT_NOW)
+
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`. A successor of the same actor is none of ours to end."""
         print(f"{self.identity.class_name} ends because of {error}", file=sys.stderr, flush=True)
@@ -174,9 +197,11 @@ class SnapshotActor:
             self.host.post = loop.call_soon_threadsafe  # type: ignore[assignment]
         if is_async or concurrency > 1 or grouped:
             self.host.turn = _NoTurn()  # the toolkit itself counts which methods run
-        self.port = self.host.port = host_groups.LanePort(int(spec.get("max_restarts") or 0))
+        max_restarts = int(spec.get("max_restarts") or 0)
+        self.port = self.host.port = host_groups.LanePort(max_restarts)
         host_groups.serving = self.port
-        self.session = engine.open(self.instance, self.host, spec.get("checkpoint"))
+        with self.host.restoring(max_restarts):
+            self.session = engine.open(self.instance, self.host, spec.get("checkpoint"))
         self.port.group = lambda: "" if self.session.member is None else self.session.member.name
 
     def find(self, name: str) -> Callable[..., Any]:

@@ -207,9 +207,14 @@ class DurableActor:
         if self.is_async:
             self.host.post = self._loop.call_soon_threadsafe  # type: ignore[assignment]
             self.instance = self.cls(*args, **kwargs)
-            self.session = await engine.open_async(
-                self.instance, self.host, self.spec.get("checkpoint"), codec=self.codec, prepare=self._prepare
-            )
+            with self._restoring():
+                self.session = await engine.open_async(
+                    self.instance,
+                    self.host,
+                    self.spec.get("checkpoint"),
+                    codec=self.codec,
+                    prepare=self._prepare,
+                )
             self.calls = ExactlyOnceCalls(self.session)
             return
         # Methods block their own thread, not the loop: Ray's advice to await would be wrong.
@@ -221,9 +226,13 @@ class DurableActor:
 
     def _open_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.instance = self.cls(*args, **kwargs)
-        self.session = engine.open(
-            self.instance, self.host, self.spec.get("checkpoint"), codec=self.codec, prepare=self._prepare
-        )
+        with self._restoring():
+            self.session = engine.open(
+                self.instance, self.host, self.spec.get("checkpoint"), codec=self.codec, prepare=self._prepare
+            )
+
+    def _restoring(self) -> AbstractContextManager[None]:
+        return self.host.restoring(int(self.spec.get("max_restarts") or 0))
 
     def _prepare(self, once: ExactlyOnce) -> None:
         """Make an exactly-once session this engine's, before anything is replayed."""

@@ -186,9 +186,3 @@ def test_an_unnamed_actors_key_is_no_orphan_while_its_session_lives(store: Path)
     assert ray.get(actor.value.remote()) == 1
     del actor
     eventually(lambda: not checkpoint.open(store).keys(), "the key to go with its actor")
-
-
-def test_async_actors_refuse_to_be_verified(store: Path) -> None:
-    actor = make_async(store, exactly_once=True, verify=True).options(max_restarts=0).remote()
-    with pytest.raises(ray.exceptions.ActorDiedError, match=r"verify=True .*is not supported for"):
-        ray.get(actor.incr.remote())

@@ -322,6 +322,62 @@ def test_verify_tells_what_would_not_be_the_same(store):
     assert ray.get(careless.add.remote(2)) == 4
 
 
+def test_verify_waits_for_what_async_methods_await(store):
+    class Careless(ray.Checkpointable, store=store, exactly_once=True, verify=True):
+        def __init__(self):
+            self.n, self.order = 0, []
+
+        def save_checkpoint(self):
+            return {"n": self.n, "order": self.order}
+
+        def load_checkpoint(self, state):
+            self.n, self.order = state["n"], state["order"]
+
+        async def add(self, k, fail=False):
+            before = self.n
+            await asyncio.sleep(0)
+            assert self.n == before, "nothing that changes the state runs beside it"
+            self.n += k
+            self.order.append(k)
+            if fail:
+                raise ValueError(f"as asked at {self.n}")
+            return self.n, self.record(random.random)
+
+        async def collect(self, other):
+            got = await asyncio.gather(*(other.add.remote(k) for k in (1, 2)))
+            self.n += sum(got)
+            return got
+
+        async def roll(self):
+            await asyncio.sleep(0)
+            self.n += random.random()
+
+        @checkpoint.readonly
+        async def look(self):
+            await asyncio.sleep(0)
+            return self.n, self.order
+
+        @checkpoint.readonly
+        async def peek(self):
+            self.n += 1
+
+    careless = ray.remote(Careless).remote()
+    refs = [careless.add.remote(k) for k in range(5)] + [careless.look.remote()]
+    assert [got[0] for got in ray.get(refs)] == [0, 1, 3, 6, 10, 10]
+    with pytest.raises(ValueError, match="as asked at 13"):
+        ray.get(careless.add.remote(3, fail=True))
+    account = make_account(store).remote(100)
+    assert ray.get(careless.collect.remote(account)) == [101, 103]
+    assert ray.get(account.value.remote()) == 103, "what it called was called once"
+    assert ray.get(careless.look.remote()) == (217, [0, 1, 2, 3, 4, 3])
+    assert checkpoint.status(careless)["calls"] == 7 and ray.get(careless.checkpoint.remote())
+    with pytest.raises(checkpoint.errors.ReplayDivergedError, match="Careless.roll does not do the same"):
+        ray.get(careless.roll.remote())
+    with pytest.raises(checkpoint.errors.ReadonlyChangedError, match="Careless.peek"):
+        ray.get(careless.peek.remote())
+    assert ray.get(careless.look.remote()) == (217, [0, 1, 2, 3, 4, 3])
+
+
 def make_async(store):
     class Ledger(ray.Checkpointable, store=store, exactly_once=True):
         def __init__(self, others):

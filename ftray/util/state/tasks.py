@@ -227,7 +227,11 @@ def creation_row(actor: dict[str, Any], node_id: str) -> dict[str, Any]:
 
 
 def _creation_error(cause: dict[str, Any]) -> str:
-    names = {"constructor": "TASK_EXECUTION_EXCEPTION", "runtime_env": "RUNTIME_ENV_SETUP_FAILED"}
+    names = {
+        "constructor": "TASK_EXECUTION_EXCEPTION",
+        "restore": "TASK_EXECUTION_EXCEPTION",
+        "runtime_env": "RUNTIME_ENV_SETUP_FAILED",
+    }
     return names.get(cause.get("kind", ""), "ACTOR_DIED")
 
 

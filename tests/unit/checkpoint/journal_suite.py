@@ -368,6 +368,24 @@ class JournalSuite:
         assert life(other) == (other, 1)
         assert life(poison) == (poison, 1)
 
+    def test_how_far_a_recovery_is(self, store: Any, opened: Any) -> None:
+        assert store.read_watch(KEY) is None
+        epoch, _ = opened()
+        file = store.open_watch(KEY, epoch)
+        for data in (b"one", b"two"):
+            file.write(data)
+            assert self.reopened(store).read_watch(KEY) == data
+        file.close()
+        epoch, _ = opened(self.reopened(store))
+        assert store.read_watch(KEY) == b"two", "of the newest that has written one"
+        file = self.reopened(store).open_watch(KEY, epoch)
+        file.write(b"new")
+        file.close()
+        assert store.read_watch(KEY) == b"new"
+        store.seal(KEY, epoch, b"a seal")
+        store.settle(KEY, epoch)
+        assert self.reopened(store).read_watch(KEY) == b"new"
+
     def test_records_that_are_held_back(self, store: Any, opened: Any) -> None:
         _, journal = opened()
         fill(journal, 1, 2)

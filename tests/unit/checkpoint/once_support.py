@@ -66,7 +66,7 @@ class Lives:
         self.store = memory() if store is None else store
         self.cls, self.options = cls, options
         self.caller = Caller()
-        self.number = 0
+        self.number, self.actor = 0, "id"
         self.host: Any = None
         self.session: Any = None
 
@@ -77,10 +77,21 @@ class Lives:
         self.number += 1
         kind = cls or self.cls
         spec = engine.spec_of(kind, {**self.options, **options})
-        self.host = LocalHost("tally", class_name=kind.__name__, incarnation=self.number, caller=self.caller)
+        self.host = LocalHost(
+            "tally",
+            unique_id=self.actor,
+            class_name=kind.__name__,
+            incarnation=self.number,
+            caller=self.caller,
+        )
         background: Any = InlineBackground
         self.session = engine.open(kind(), self.host, spec, store=self.store, background=background)
         return self
+
+    def start_anew(self, **options: Any) -> Lives:
+        """Start the first incarnation of another actor with the same key."""
+        self.number, self.actor = 0, f"{self.actor}'"
+        return self.start(takeover=True, **options)
 
     @property
     def once(self) -> Any:

@@ -56,6 +56,7 @@ class TestS3(Objects):
     test_members_that_are_gone_in_another_program = None
     test_a_group_of_which_nobody_is_left = None
     test_a_plan_that_cannot_be_carried_out_is_overtaken = None
+    test_the_cut_gone_back_to_stays_until_two_newer_ones_are_there = None
 
     @pytest.fixture
     def store(self, s3_url: str) -> Store:

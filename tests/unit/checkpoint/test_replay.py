@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from typing import Any
 
 import pytest
@@ -612,6 +613,44 @@ class TestCode:
         lives.start(self.changed(migrate_call=migrate_call), code_version=4)
         assert len(lives.send(call)) == 2
         assert len(lives.start(self.changed(), code_version=4).send(call)) == 2
+
+
+class TestLongRecoveries:
+    """What takes long is saved if that makes the next recovery shorter, and else not."""
+
+    class Clock:
+        def __init__(self) -> None:
+            self.now_s = 0.0
+            self.time = time.time
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    @pytest.mark.parametrize("slow", ["store", "call"])
+    def test_saved_or_not(self, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = self.Clock()
+
+        class Slow(Tally, formerly="Tally"):
+            def incr(self, k: int = 1) -> int:
+                clock.now_s += 10.0 * (slow == "call")
+                return super().incr(k)
+
+        lives = started(cls=Slow)
+        lives.call("incr")
+        read = lives.store.read
+
+        def reading(key: str, name: Any) -> Any:
+            clock.now_s += 10.0 * (slow == "store")
+            return read(key, name)
+
+        lives.store.read = reading
+        monkeypatch.setattr(replay, "time", clock)
+        assert lives.start().call("value") == 1
+        reasons = [info.reason for info in open_store(lives.store).list(KEY)]
+        assert reasons == (["base", "replay"] if slow == "call" else ["base"])
+        for _ in range(3):
+            lives.start()
+        assert len(open_store(lives.store).list(KEY)) == len(reasons), "nothing is run again any more"
 
 
 class TestParking:

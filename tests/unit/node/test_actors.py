@@ -10,7 +10,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ftray._node import actors as m
 from ftray._node.actors import ActorTable, State
-from ftray._node.frames import EXIT_ACTOR, EXIT_SIGTERM, EXIT_TERMINATED
+from ftray._node.frames import (
+    EXIT_ACTOR,
+    EXIT_SIGTERM,
+    EXIT_TERMINATED,
+    READY_PARKED,
+    READY_TRY_AGAIN,
+)
 
 ID = b"a" * 16
 OWNER = b"o" * 28
@@ -389,3 +395,42 @@ class Walk(RuleBasedStateMachine):
 
 TestWalk = Walk.TestCase
 TestWalk.settings = settings(max_examples=60, stateful_step_count=50)
+
+
+def test_a_restore_that_failed_is_tried_again_with_pauses() -> None:
+    table = ActorTable(m.ActorSettings(backoff_s=0.1))
+    alive(table, max_restarts=-1, ready=False)
+    assert table.constructed(ID, 1, 100, b"first", 1.0, READY_TRY_AGAIN) == []
+    commands = table.worker_died(100, death("exited with code 75"), 1.0)
+    assert has(commands, m.Place) and "error" not in only(commands, m.Publish).cause
+    table.worker_found(ID, 2, 101)
+    table.constructed(ID, 2, 101, b"second", 2.0, READY_TRY_AGAIN)
+    assert only(table.worker_died(101, death("exited with code 75"), 2.0), m.SetTimer).when_s == 2.1
+    table.backoff_over(ID, 3)
+    table.worker_found(ID, 3, 102)
+    assert has(table.constructed(ID, 3, 102, b"third", 3.0, READY_PARKED), m.Kill)
+    cause = only(table.worker_died(102, death(), 3.0), m.Publish).cause
+    assert (cause["kind"], cause["error"]) == ("restore", b"third") and "it is parked" in cause["text"]
+
+
+def test_without_a_restart_left_a_failed_restore_is_the_cause() -> None:
+    table = ActorTable()
+    alive(table, max_restarts=1)
+    table.worker_died(100, death(), 5.0)
+    table.worker_found(ID, 2, 101)
+    assert table.constructed(ID, 2, 101, b"pickled", 5.0, READY_TRY_AGAIN) == []
+    cause = only(table.worker_died(101, death("exited with code 75"), 5.0), m.Publish).cause
+    assert (cause["kind"], cause["error"]) == ("restore", b"pickled")
+    assert "it could not be restored; it was restarted 1 of 1 times" in cause["text"]
+
+
+def test_the_error_of_a_restore_is_forgotten_when_another_one_succeeds() -> None:
+    table = ActorTable()
+    alive(table, max_restarts=2, ready=False)
+    table.constructed(ID, 1, 100, b"first", 1.0, READY_TRY_AGAIN)
+    for worker in (101, 102):
+        table.worker_died(worker - 1, death(), 1.0)
+        table.worker_found(ID, worker - 99, worker)
+        table.constructed(ID, worker - 99, worker, None, 1.0)
+    cause = only(table.worker_died(102, death(), 1.0), m.Publish).cause
+    assert cause["kind"] == "crash" and "error" not in cause
