@@ -25,6 +25,8 @@ MOST_BY_CHANCE = 17
 PARTS = 16
 """Where a note costs a request: into how many parts the suspected calls are divided, each time."""
 _NOTE = struct.Struct("<QQIIQQB7x")
+_PLACE, _PLACE_AT = struct.Struct("<QQ"), 24
+_NOWHERE = _PLACE.pack(0, 0)
 NOTE_BYTES = _NOTE.size
 
 
@@ -126,7 +128,10 @@ class Watch:
         """The call recorded at `position` is run again now."""
         if self._file is None or position <= self._until:
             return
-        self._until = position if self._cheap else self._part_from(position)
+        if self._cheap:
+            self._file.write(_PLACE.pack(position, position), _PLACE_AT)
+            return
+        self._until = self._part_from(position)
         self._write(position, self._until)
 
     def _part_from(self, position: int) -> int:
@@ -145,9 +150,9 @@ class Watch:
         if self.row.deaths and position >= self.row.last:
             self.row = passed(self.row)
             self._until = position
-        elif not self._cheap:
-            return
-        self._write()
+            self._write()
+        elif self._cheap:
+            self._file.write(_NOWHERE, _PLACE_AT)
 
     def over(self) -> None:
         """All recorded calls have run again: whoever died in one of them did so by chance."""

@@ -30,10 +30,10 @@ class LocalWatch:
     def __init__(self, store: LocalWatches, key: str, fd: int) -> None:
         self._store, self._key, self._fd = store, key, fd
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, at: int = 0) -> None:
         """Replace what is there."""
         try:
-            os.pwrite(self._fd, data, _HEADER.size)
+            os.pwrite(self._fd, data, 32 + at)  # twice for each call that is run again
         except OSError as error:
             raise self._store._failed("note how far the recovery is", self._key, error) from error
 

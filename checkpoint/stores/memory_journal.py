@@ -70,9 +70,10 @@ class MemoryWatch:
     def __init__(self, held: JournaledKey) -> None:
         self._held = held
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, at: int = 0) -> None:
         """Keep it."""
-        self._held.watch = data
+        before = self._held.watch or b""
+        self._held.watch = before[:at] + data + before[at + len(data) :] if at else data
 
     def close(self) -> None:
         """Nothing is open."""

@@ -93,8 +93,9 @@ class ObjectWatch:
         self._store, self._key = store, key
         self._name = f"{to_file_name(key)}/watch-{epoch:010}"
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, at: int = 0) -> None:
         """Write it anew."""
+        assert not at
         try:
             self._store.objects.write(self._name, pack("watch", data, new_token()))
         except CheckpointStoreError as error:

@@ -36,8 +36,11 @@ class Listing(NamedTuple):
 class WatchFile(Protocol):
     """A few bytes that outlive the process which has written them; a loss of power may take them."""
 
-    def write(self, data: bytes) -> None:
-        """Replace what was written before, as a whole. `CheckpointSaveError`: the medium."""
+    def write(self, data: bytes, at: int = 0) -> None:
+        """Replace what was written before, as a whole. `CheckpointSaveError`: the medium.
+
+        `at`: only what is there from this offset on, where `Store.notes_each_call`.
+        """
 
     def close(self) -> None:
         """Write no more; what was written stays until a later epoch has settled."""

@@ -375,6 +375,10 @@ class JournalSuite:
         for data in (b"one", b"two"):
             file.write(data)
             assert self.reopened(store).read_watch(KEY) == data
+        if store.notes_each_call:
+            file.write(b"o", 1)
+            assert self.reopened(store).read_watch(KEY) == b"too"
+            file.write(b"two")
         file.close()
         epoch, _ = opened(self.reopened(store))
         assert store.read_watch(KEY) == b"two", "of the newest that has written one"
