@@ -71,7 +71,7 @@ test-environments:
 	$(MAKE) --no-print-directory -j2 PYTHON=$(PYTHON) .venv/.installed-fast .venv-rayengine/.installed-fast
 
 # Ray stays on loopback, and is ended with the tests.
-ray-tests: .venv-rayengine/.installed-fast
+ray-tests: .venv-rayengine/.installed-fast .venv-rayengine/.has-client
 	$(RAYPY) -m pytest tests/ray $(RAY_ARGS)
 	FTRAY_TEST_DEADLINE_S=60 $(RAYPY) -m pytest --engine=ray tests/functional $(RAY_ARGS)
 
@@ -173,6 +173,10 @@ endef
 	@$(CHECK_MACHINE)
 	$(PYTHON) -m venv .venv-rayengine
 	$(RAYPY) -m pip --disable-pip-version-check --quiet install 'ray==2.60.*' 'cloudpickle>=3.0' 'pytest>=9' hypothesis numpy psutil fsspec rich
+	touch $@
+
+.venv-rayengine/.has-client: .venv-rayengine/.has-test
+	$(RAYPY) -m pip --disable-pip-version-check --quiet install 'ray[client]==2.60.*'
 	touch $@
 
 .venv-rayengine/.installed-%: build/wheels-%/.built .venv-rayengine/.has-test

@@ -13,8 +13,8 @@ import ray
 
 from ftray import _options, _own_methods, _signature
 from ftray._ids import ActorID
-from ftray._ray import options, shell
-from ftray._ray.calls import ours, placeholders, repeats
+from ftray._ray import client, host_flow, options, shell
+from ftray._ray.calls import CALLER, ours, placeholders, repeats
 from ftray._ray.host_handle import latest as _sent
 from ftray._ray.refs import RayObjectRef, unwrapped, wrapped
 from ftray.actor import ActorClass, ActorHandle, ActorMethod, _Meta, named_call
@@ -46,10 +46,13 @@ class RayActorMethod(ActorMethod):
         is_generator = None if arity is None else arity.is_generator
         given = options.of_method(explicit, is_generator)
         self._returns = _options.method_options(explicit, is_generator=is_generator).num_returns
-        own_shell = name == "__ray_call__" and shell.RAY_CALL in handle._ray_method_signatures
+        signatures = client.facts_of(handle).signatures
+        own_shell = name == "__ray_call__" and shell.RAY_CALL in signatures
         method = getattr(handle, shell.RAY_CALL if own_shell else name)
         self._send = method.options(**given).remote if given else method.remote
-        self._once = "__ray_checkpoint_note__" in handle._ray_method_signatures
+        here = not client.in_use()
+        self._once = here and "__ray_checkpoint_note__" in signatures
+        self._carries = here and shell.RAY_CALL in signatures
         if explicit.get("call_key"):
             self._send = _keyed(self._send, handle, meta, name, explicit["call_key"])
 
@@ -58,9 +61,15 @@ class RayActorMethod(ActorMethod):
         _signature.check(self._arity, args, kwargs)
         if repeats(self._returns):
             return placeholders(self._returns)
+        if isinstance(self._returns, str):
+            client.refuse(f"{self._meta.class_name}.{self._name}: a generator of refs")
         given = [unwrapped(a) for a in args]
         named = {key: unwrapped(a) for key, a in kwargs.items()}
         with ours():
+            if self._carries:
+                carried = host_flow.handed_on(ray._private.worker.global_worker, self._handle._actor_id)
+                if carried is not None:
+                    named[CALLER] = carried
             made = wrapped(self._send(*given, **named))
         if self._once:
             self._note(made)
@@ -80,8 +89,9 @@ class RayActorMethod(ActorMethod):
 
 def _keyed(send: Any, handle: Any, meta: _Meta, method: str, call_key: str) -> Any:
     """Return what makes a call that is known by the user's key for it; ValueError if the actor knows none."""
-    meta.exactly_once = "__ray_checkpoint_note__" in handle._ray_method_signatures
+    meta.exactly_once = "__ray_checkpoint_note__" in client.facts_of(handle).signatures
     named_call(meta, method, call_key)
+    client.refuse(f"call_key={call_key!r}")
 
     def keyed(*args: Any, **kwargs: Any) -> Any:
         import importlib
@@ -131,25 +141,20 @@ class RayActorHandle(ActorHandle[Any]):
 def _meta_of(handle: Any, groups: tuple[str, ...]) -> _Meta:
     """Read from Ray's handle what ours have to know; options of methods stay with Ray's."""
     methods: dict[str, tuple[dict[str, Any], _signature.Arity | None]] = {}
-    for name, parameters in handle._ray_method_signatures.items():
+    facts = client.facts_of(handle)
+    for name, parameters in facts.signatures.items():
         if name in _OURS or (name.startswith("__") and name != "__call__"):
             continue
-        arity = _arity(name, parameters, bool(handle._ray_method_is_generator.get(name)))
-        methods[name] = (_declared(handle, name), arity)
-    class_name = handle._ray_actor_creation_function_descriptor.class_name.rpartition(".")[2]
-    return _Meta(class_name, methods, 0, -1, groups)
-
-
-def _declared(handle: Any, name: str) -> dict[str, Any]:
-    """Return how many refs a call gives, where the class says so."""
-    number = handle._ray_method_num_returns.get(name)
-    return {} if number is None else {"num_returns": number}
+        number = facts.returns.get(name)
+        declared = {} if number is None else {"num_returns": number}  # how many refs a call gives
+        methods[name] = (declared, _arity(name, parameters, bool(facts.generators.get(name))))
+    return _Meta(facts.class_name, methods, 0, -1, groups)
 
 
 def _arity(name: str, parameters: list[inspect.Parameter], is_generator: bool) -> _signature.Arity:
     kinds = inspect.Parameter
     positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    keyword_only = [p for p in parameters if p.kind is kinds.KEYWORD_ONLY]
+    keyword_only = [p for p in parameters if p.kind is kinds.KEYWORD_ONLY and p.name != CALLER]
     return _signature.Arity(
         name,
         tuple(p.name for p in positional),

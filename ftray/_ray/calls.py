@@ -9,7 +9,7 @@ import ray
 from ray import exceptions as theirs
 
 from ftray import _core
-from ftray._ray import errors, host_flow, inside, options
+from ftray._ray import client, errors, host_flow, inside, options
 from ftray._ray.refs import RayObjectRef, unwrapped, wrapped
 from ftray.exceptions import SerializationError
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from ftray._functions import RemoteFunction
 
-_CALLER = "_ftray_caller"  # the hidden argument of a task: who it is for exactly-once actors that it calls
+CALLER = "_ftray_caller"
+"""The hidden argument of a task, or of a plain actor's method: who it is for exactly-once actors it calls."""
 _KEPT = "_on_ray"  # where a RemoteFunction keeps its caller; not pickled with it
 
 
@@ -86,14 +87,24 @@ def _caller(function: RemoteFunction[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if repeats(num_returns):
             return placeholders(num_returns)
+        if not worker.connected:
+            _check_client(name, num_returns, function._options.retry_exceptions)
         given = [unwrapped(a) for a in args]
         named = {key: unwrapped(a) for key, a in kwargs.items()}
         with ours():
             if worker.connected:
-                named[_CALLER] = host_flow.carry(worker, key)
+                named[CALLER] = host_flow.carry(worker, key)
             return wrapped(task.remote(*given, **named))
 
     return call
+
+
+def _check_client(name: str, num_returns: Any, retried: Any) -> None:
+    """Refuse what Ray's client has not."""
+    if isinstance(num_returns, str) or num_returns < 0:
+        client.refuse(f"{name}: a generator of refs")
+    if not isinstance(retried, bool):
+        client.refuse(f"{name}: retry_exceptions with a list of classes")
 
 
 def _run(function: Callable[..., Any], name: str, is_stream: bool) -> Callable[..., Any]:

@@ -34,7 +34,7 @@ from ftray._ray import starting
 
 starting.check_version(ray.__version__)
 
-from ftray._ray import actors, calls, facts, host_flow, pickles, services, states  # noqa: E402
+from ftray._ray import actors, calls, client, facts, host_flow, pickles, services, states  # noqa: E402
 from ftray._ray.refs import RayObjectRef, adopted, of_ray, unwrapped  # noqa: E402
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ class RayEngine:
             )
         self._joined = ray.is_initialized()
         self._pid = os.getpid()
-        self._context = self._join(given) if self._joined else ray.init(**given)
+        self._context = self._join(given) if self._joined else client.joined(given)
         if job_key is not None:
             host_flow.set_job_key(job_key)
         for cls, (serializer, deserializer) in _serializers.registered.items():
@@ -185,6 +185,7 @@ class RayEngine:
     def outcome(self, call: Any, timeout_s: float) -> Any:
         from ftray._ray import outcomes
 
+        client.refuse("ftray.checkpoint.outcome()")
         return outcomes.of_call(call, timeout_s)
 
     # --- facts and services

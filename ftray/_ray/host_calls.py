@@ -28,12 +28,13 @@ from ftray._core.guards import set_guard
 from ftray._core.identity import call_id
 from ftray._core.records import Head, decode_head, encode_head
 from ftray._outside import Outside
-from ftray._ray import host_acks, host_flow, host_handle
+from ftray._ray import host_acks, host_flow, host_handle, host_waits
 from ftray._ray.host import RayHost, identity_of, worker
 from ftray._ray.host_class import STEPS_METHOD
 from ftray._ray.host_codec import RayCodec
 from ftray._ray.host_groups import RayGroupPort
 from ftray._ray.host_order import Order
+from ftray._ray.refs import RayObjectRef
 from ftray.checkpoint import engine, faults
 from ftray.checkpoint.codec import Arguments
 from ftray.checkpoint.drive import drive
@@ -68,6 +69,16 @@ class _Outside(Outside):
         if not repeated and self._execution() is not None:
             _committed.set(True)
         return repeated
+
+    def patient_get(
+        self, attempt: Callable[[float | None], Any], refs: list[Any], timeout: float | None
+    ) -> Any:
+        """Wait for refs of Ray's own, see `host_waits.watch_gets`."""
+        method = self._holding()
+        if method is None or not all(isinstance(ref, ray.ObjectRef) for ref in refs):
+            return attempt(timeout)
+        wrapped = [RayObjectRef(ref) for ref in refs]
+        return self._long.patient(attempt, lambda _: True, wrapped, timeout, method)
 
 
 class DurablePort(RayGroupPort):
@@ -243,7 +254,17 @@ class DurableActor:
         once.find_method = self._find_method
         once.context = self._context
         once.producing = self._producing
-        set_guard(_Outside(once))
+        identity, here = self.host.identity, worker()
+        host_waits.serve(
+            here.actor_id.binary(),
+            here.worker_id,
+            identity.class_name,
+            identity.name,
+            self.host.is_reconstructed,
+        )
+        guard = _Outside(once)
+        set_guard(guard)
+        host_waits.watch_gets(guard.patient_get)
 
     # -- a call comes
 

@@ -307,6 +307,18 @@ def carry(worker: Any, key: bytes) -> bytes:
     )
 
 
+def handed_on(worker: Any, actor: Any) -> bytes | None:
+    """Return what goes along with a call to a plain actor, None if Ray's TaskID says as much.
+
+    A driver is not executed again, unless it has a job key, and is part of no method.
+    """
+    if not worker.connected:
+        return None
+    if worker.mode == _DRIVER and _job_root is None:
+        return None
+    return carry(worker, hashed(b"actor", actor.binary()))
+
+
 def carried(data: bytes, attempt: int) -> Flow:
     """Return the flow of a task or method that came with `data`, in its attempt number `attempt` (from 0)."""
     h = decode_head(data)

@@ -7,6 +7,7 @@ it; it is a `ftray.ObjectRef` that the core knows nothing of. A top-level argume
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -97,10 +98,22 @@ class RayObjectRef(_core.ObjectRef[Any]):
 
     async def _value(self) -> Any:
         try:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                return self._without_a_loop()
             return adopted(await self._ref)
         except Exception as error:
             failure = converted(error)
         raise failure
+
+    def _without_a_loop(self) -> Any:
+        """Return the value if it is there; nobody could wait for it."""
+        if ray.wait([self._ref], timeout=0)[0]:
+            return adopted(ray.get(self._ref))
+        raise RuntimeError(
+            "an ObjectRef can be awaited where an asyncio event loop runs; elsewhere use ftray.get(ref)"
+        )
 
     def future(self) -> Future[Any]:
         """Return a `concurrent.futures.Future` of the value; cancelling it ends the waiting, not the task."""

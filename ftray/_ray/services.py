@@ -103,6 +103,12 @@ def _keys(prefix: bytes, namespace: bytes) -> list[bytes]:
     return sorted(kv._internal_kv_list(prefix, namespace=namespace))
 
 
+def _actor_waits(**arguments: Any) -> Any:
+    from ftray._ray import host_waits  # in processes of exactly-once actors only
+
+    return host_waits.actor_waits(**arguments)
+
+
 _SERVICES: dict[str, Callable[..., Any]] = {
     "nodes": nodes,
     "cluster_resources": lambda: dict(ray.cluster_resources()),
@@ -111,6 +117,7 @@ _SERVICES: dict[str, Callable[..., Any]] = {
     "placement_group_find": placement_group_find,
     "placement_group_table": placement_group_table,
     "placement_group_remove": placement_group_remove,
+    "actor_waits": _actor_waits,
     "kv_put": _on_kv(_put),
     "kv_get": _on_kv(_get),
     "kv_exists": _on_kv(_exists),

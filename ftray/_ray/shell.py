@@ -11,12 +11,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from ftray._ray import inside, options
-from ftray._ray.calls import named_like
+import ray
+
+from ftray._ray import host_flow, inside, options
+from ftray._ray.calls import CALLER, named_like
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from ftray._signature import Arity
 
@@ -63,12 +66,12 @@ def _constructor(cls: type) -> Any:
 
     own = vars(cls).get("__init__") or getattr(cls, "__init__", None)
     if inspect.isfunction(own):
-        _sign(__init__, own, 0)
+        _sign(__init__, own, 0, False)
     return __init__
 
 
-def _sign(made: Any, function: Any, missing: int) -> None:
-    """Give a method the user's signature; `missing`: that one has no ``self``."""
+def _sign(made: Any, function: Any, missing: int, caller: bool) -> None:
+    """Give a method the user's signature; `missing`: it has no ``self``; `caller`: add the hidden one."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -80,6 +83,9 @@ def _sign(made: Any, function: Any, missing: int) -> None:
         return
     # What an annotation names may not be there on the other side.
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    if caller:
+        at = len(bare) - (bare[-1].kind is _KEYWORDS)
+        bare.insert(at, inspect.Parameter(CALLER, inspect.Parameter.KEYWORD_ONLY, default=None))
     made.__signature__ = signature.replace(
         parameters=[p if _plain(p.default) else p.replace(default=None) for p in bare],
         return_annotation=inspect.Signature.empty,
@@ -105,42 +111,62 @@ def _method(cls: type, name: str) -> Any:
         made = _plain_method(name, label)
     named_like(made, function, name)
     made.__qualname__ = f"{cls.__qualname__}.{name}"
-    _sign(made, function, isinstance(raw, staticmethod))
+    _sign(made, function, isinstance(raw, staticmethod), True)
     return made
 
 
 def _plain_method(name: str, label: str) -> Callable[..., Any]:
-    def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return inside.call(getattr(self._ftray_instance, name), label, args, kwargs, self)
+    def method(self: Any, /, *args: Any, _ftray_caller: bytes | None = None, **kwargs: Any) -> Any:
+        if _ftray_caller is None:
+            return inside.call(getattr(self._ftray_instance, name), label, args, kwargs, self)
+        with _resumed(_ftray_caller):
+            return inside.call(getattr(self._ftray_instance, name), label, args, kwargs, self)
 
     return method
 
 
 def _coroutine(name: str, label: str) -> Callable[..., Any]:
-    async def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return await inside.call_async(getattr(self._ftray_instance, name), label, args, kwargs, self)
+    async def method(self: Any, /, *args: Any, _ftray_caller: bytes | None = None, **kwargs: Any) -> Any:
+        with _resumed(_ftray_caller):
+            return await inside.call_async(getattr(self._ftray_instance, name), label, args, kwargs, self)
 
     return method
 
 
 def _stream(name: str, label: str) -> Callable[..., Any]:
-    def method(self: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        yield from inside.stream(getattr(self._ftray_instance, name), label, args, kwargs, self)
+    def method(
+        self: Any, /, *args: Any, _ftray_caller: bytes | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        with _resumed(_ftray_caller):
+            yield from inside.stream(getattr(self._ftray_instance, name), label, args, kwargs, self)
 
     return method
 
 
 def _async_stream(name: str, label: str) -> Callable[..., Any]:
-    async def method(self: Any, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for item in inside.stream_async(getattr(self._ftray_instance, name), label, args, kwargs, self):
-            yield item
+    async def method(
+        self: Any, /, *args: Any, _ftray_caller: bytes | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        with _resumed(_ftray_caller):
+            async for item in inside.stream_async(
+                getattr(self._ftray_instance, name), label, args, kwargs, self
+            ):
+                yield item
 
     return method
 
 
-def _ray_call(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def _ray_call(
+    self: Any, fn: Callable[..., Any], /, *args: Any, _ftray_caller: bytes | None = None, **kwargs: Any
+) -> Any:
     """Call ``fn(instance, ...)`` in the actor."""
-    return inside.call(fn, getattr(fn, "__qualname__", "__ray_call__"), (self._ftray_instance, *args), kwargs)
+    with _resumed(_ftray_caller):
+        label = getattr(fn, "__qualname__", "__ray_call__")
+        return inside.call(fn, label, (self._ftray_instance, *args), kwargs)
+
+
+def _resumed(caller: bytes | None) -> AbstractContextManager[None]:
+    return host_flow.resumed(ray._private.worker.global_worker, caller)
 
 
 def _repr(self: Any) -> str:

@@ -7,12 +7,14 @@ refused by name. Leaves to others: the cluster.
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import ray
 
 from ftray import _init_arguments
 from ftray._lifecycle import RayContext
+from ftray._ray import client
 from ftray.exceptions import NotSupportedError
 
 SUPPORTED_VERSIONS = ("2.60",)
@@ -116,6 +118,7 @@ def _checked(own: dict[str, Any]) -> dict[str, Any]:
     address = own.pop("address", None)
     if address is not None and not isinstance(address, str):
         raise TypeError(f"address must be a string or None, not {address!r}")
+    client.check_address(os.environ.get("RAY_ADDRESS") if address is None else address)
     env = own.pop("runtime_env", None)
     checked = _init_arguments.checked(**own)
     for name in ("num_cpus", "num_gpus"):

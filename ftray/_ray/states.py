@@ -11,6 +11,7 @@ import ray
 from ray._private.state import state
 from ray.core.generated import common_pb2, gcs_pb2
 
+from ftray._ray import client
 from ftray.exceptions import NotSupportedError
 from ftray.util.state.tables import Table
 
@@ -26,6 +27,7 @@ def table(resource: str, address: str | None) -> Table:
             f"address={address!r} is not supported on the engine 'ray': it tells of the cluster that this"
             " process has joined"
         )
+    client.refuse(f"the state of {resource}")
     if resource not in _TABLES:
         raise NotSupportedError(
             f"the state of {resource} is not supported on the engine 'ray': see `ray list {resource}` and"

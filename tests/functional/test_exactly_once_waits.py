@@ -141,3 +141,47 @@ def test_r42_a_long_wait_that_ends_is_no_circle(store):
     one, other = (make_side(store, "get").remote() for _ in range(2))
     refs = [one.ask_late.remote(other, 1.5), other.add.remote()]
     assert sorted(ray.get(refs, timeout=LONG_S)) == [1, 2]
+
+
+@ray.remote
+class Relay:
+    async def ask(self, actor):
+        return await actor.add.remote()
+
+
+@ray.remote
+class Blocking:
+    def ask(self, actor):
+        return ray.get(actor.add.remote())
+
+    def asks(self, actor):
+        yield ray.get(actor.add.remote())
+
+
+@ray.remote
+def ask_in_a_task(actor):
+    return ray.get(actor.add.remote())
+
+
+@pytest.mark.parametrize("way", ["task", "actor", "async actor", "generator"])
+def test_r41_a_chain_through_what_is_not_exactly_once(store, way):
+    class Head(ray.Checkpointable, store=store, exactly_once=True):
+        def __init__(self):
+            self.n = 0
+
+        def add(self):
+            self.n += 1
+            return self.n
+
+        def send(self, way, me, relay):
+            if way == "task":
+                return ray.get(ask_in_a_task.remote(me))
+            if way == "generator":
+                return ray.get(relay.asks.options(num_returns=1).remote(me))
+            return ray.get(relay.ask.remote(me))
+
+    head = ray.remote(Head).remote()
+    relay = Relay.remote() if way == "async actor" else Blocking.remote()
+    with pytest.raises(checkpoint.CallCycleError):
+        ray.get(head.send.remote(way, head, relay), timeout=LONG_S)
+    assert ray.get(head.add.remote(), timeout=LONG_S) == 1

@@ -83,6 +83,57 @@ def test_handles_that_ray_gives_out_name_their_calls_too(store: str, tmp_path: P
     assert get(actor.value.remote()) == 3
 
 
+def test_r42_methods_that_wait_for_each_other_by_ray_s_own_get(store: str, tmp_path: Path) -> None:
+    class Side(Checkpointable, exactly_once=True):
+        def __init__(self) -> None:
+            self.n = 0
+
+        def add(self, k: int) -> int:
+            self.n += k
+            return self.n
+
+        def cross(self, other: Any, here: str, there: str) -> int:
+            Path(here).touch()
+            eventually(Path(there).exists)
+            self.n += 1
+            return int(self.record(lambda: ray.get(other.add.remote(10))))
+
+        @readonly
+        def value(self) -> int:
+            return self.n
+
+        @readonly
+        def expires(self, gate: str) -> str:
+            """A time-out of the user's own is none of ours."""
+            try:
+                ray.get(waits_for.remote(gate), timeout=1)
+            except ray.exceptions.GetTimeoutError as error:
+                return type(error).__name__
+            return ""
+
+    @ray.remote
+    def waits_for(path: str) -> None:
+        eventually(Path(path).exists)
+
+    sides = [
+        ray.remote(Side).options(name=name, runtime_env={"env_vars": {"FTRAY_LONG_WAIT_S": "0.3"}}).remote()
+        for name in ("left", "right")
+    ]
+    marks = [str(tmp_path / name) for name in ("left", "right")]
+    refs = [sides[0].cross.remote(sides[1], *marks), sides[1].cross.remote(sides[0], *reversed(marks))]
+    errors = []
+    for ref in refs:
+        try:
+            get(ref)
+        except checkpoint.CallCycleError as error:
+            errors.append(str(error))
+    assert len(errors) == 1
+    assert "Side 'left'.cross" in errors[0] and "Side 'right'.cross" in errors[0]
+    assert get([side.value.remote() for side in sides]) == [11, 11]
+    assert get(sides[0].expires.remote(str(tmp_path / "gate"))) == "GetTimeoutError"
+    (tmp_path / "gate").touch()
+
+
 def test_a_call_without_a_name_is_known_by_ray_s_task_id(store: str, tmp_path: Path) -> None:
     actor = ray.remote(Once).remote()
     plain = {"num_returns": 1, "max_task_retries": -1}  # past what names calls, as through Ray's client

@@ -134,3 +134,24 @@ def test_a_node_dies() -> None:
 
 def test_drivers_share_a_cluster() -> None:
     assert told(DRIVERS) == {"refused": True, "ray goes on": True, "by ray": True, "second driver": True}
+
+
+VERSION = """
+import json
+
+import ray
+
+import ftray
+
+ray.__version__ = "2.9.1"
+try:
+    ftray.init(engine="ray")
+except ftray.exceptions.NotSupportedError as error:
+    print(json.dumps({"text": str(error), "started": ray.is_initialized()}))
+"""
+
+
+def test_another_version_of_ray_is_refused_by_init() -> None:
+    found = told(VERSION)
+    assert "Ray 2.9.1 is installed; ftray's engine 'ray' supports 2.60.*: pip install" in found["text"]
+    assert not found["started"]
