@@ -43,7 +43,7 @@ class SharedCluster:
         if self.options != options or not ray.is_initialized():
             self.stop()
             small = {"object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
-            ray.init(**{**small, **options})
+            ray.init(address="local", **{**small, **options})
             self.options = options
 
     def check(self) -> None:

@@ -14,29 +14,41 @@ LIMIT_S = 240  # of a test: Ray takes a second or two to start a process
 MODULES = (
     "test_actor_pool",
     "test_actors",
+    "test_await",
     "test_checkpoint",
     "test_checkpoint_group_calls",
     "test_checkpoint_groups",
     "test_checkpoint_manage",
     "test_checkpoint_stores",
+    "test_concurrency_groups",
     "test_exactly_once",
     "test_exactly_once_fencing",
     "test_exactly_once_outcomes",
     "test_exactly_once_releases",
     "test_exactly_once_rules",
     "test_exactly_once_waits",
+    "test_generator_returns",
     "test_internal_kv",
+    "test_nested_tasks",
     "test_queue",
     "test_task_errors",
     "test_tasks",
 )
 _RELEASES = "replies to tasks are released with the actor"
 _UNNAMED = "Ray does not always run what removes the checkpoints of an unnamed actor"
+_THREADS = "Ray does not name its threads"
+_LOOPS = "each concurrency group of an asynchronous actor has an event loop of its own"
+_RETURNS = "generators with a number of returns are not run again for an exception"
 _NATIVE = "about the processes and files of ftray's own node"
-_CIRCLES = "nobody looks for circles of methods that wait for each other"
 # Test (without its parameters) -> why it is not run on Ray.
 DIFFERENT = {
     "test_actors::test_async_actor_starts_calls_in_order_and_bounds_them": "Ray keeps no order of such calls",
+    "test_await::test_a_loop_that_is_closed_before_the_answer": _NATIVE,
+    "test_await::test_get_in_an_async_method_warns_once": "Ray warns, too, in its own words",
+    "test_await::test_what_nobody_awaits_any_more_is_freed": _NATIVE,
+    "test_await::test_ten_thousand_answers_wake_the_loop_once_for_a_batch": (
+        "Ray wakes a loop for each few answers"
+    ),
     "test_checkpoint_group_calls::test_what_was_sent_to_a_member_that_opens_and_takes_its_sender_back": (
         "stops the node's process, which Ray has not: tests/ray/test_checkpoint_groups.py has its like"
     ),
@@ -51,6 +63,11 @@ DIFFERENT = {
     "test_checkpoint_manage::test_a_caller_of_the_old_history_is_refused": (
         "a caller learns the history some time after its first answer"
     ),
+    "test_concurrency_groups::test_coroutines_of_each_group_are_limited": _LOOPS,
+    "test_concurrency_groups::test_each_group_has_threads_of_its_own": _THREADS,
+    "test_concurrency_groups::test_group_of_one_call": _THREADS,
+    "test_concurrency_groups::test_the_default_group_keeps_max_concurrency": _THREADS,
+    "test_concurrency_groups::test_the_default_group_of_an_async_actor_keeps_max_concurrency": _LOOPS,
     "test_exactly_once::test_an_application_level_retry_is_another_call": "retry_exceptions is refused",
     "test_exactly_once::test_callers_that_have_ended_are_forgotten": _RELEASES,
     "test_exactly_once::test_verify_tells_what_would_not_be_the_same": (
@@ -68,10 +85,9 @@ DIFFERENT = {
         "a caller learns the history some time after its first answer"
     ),
     "test_exactly_once_rules::test_tasks_that_called_are_released_and_their_callee_stays_right": _RELEASES,
-    "test_exactly_once_waits::test_r42_a_method_that_only_reads_keeps_others_out_too": _CIRCLES,
-    "test_exactly_once_waits::test_r42_async_methods": _CIRCLES,
-    "test_exactly_once_waits::test_r42_the_error_is_recorded": _CIRCLES,
-    "test_exactly_once_waits::test_r42_two_methods_that_wait_for_each_other": _CIRCLES,
+    "test_generator_returns::test_the_last_ref_of_a_dynamic_generator_is_its_exception": _RETURNS,
+    "test_generator_returns::test_too_few_values": "Ray says it in other words",
+    "test_generator_returns::test_values_before_an_exception_stay_good_with_a_number_of_returns": _RETURNS,
     "test_internal_kv::test_a_full_disk_costs_the_write_only": _NATIVE,
     "test_internal_kv::test_a_program_that_does_not_use_it_does_not_pay_for_it": _NATIVE,
     "test_internal_kv::test_the_node_runs_on_when_its_store_cannot_be_used": _NATIVE,
@@ -98,7 +114,8 @@ def chosen(items: list[pytest.Item], config: pytest.Config) -> list[pytest.Item]
     for item in items:
         module, name = item.path.stem, item.name.partition("[")[0]
         listed = item.path.parent.name == "functional" and module in MODULES
-        (kept if listed and f"{module}::{name}" not in DIFFERENT else left).append(item)
+        runs = listed and f"{module}::{name}" not in DIFFERENT
+        (kept if runs else left).append(item)
         if item.get_closest_marker("limit") is None:
             item.add_marker(pytest.mark.limit(LIMIT_S))
     config.hook.pytest_deselected(items=left)

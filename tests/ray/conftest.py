@@ -9,7 +9,13 @@ import pytest
 import ftray
 from tests.ray import both
 
-SMALL = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
+SMALL = {
+    "address": "local",  # and not one that somebody else runs on this machine
+    "num_cpus": 2,
+    "object_store_memory": 100 << 20,
+    "include_dashboard": False,
+    "log_to_driver": False,
+}
 
 
 @pytest.fixture(scope="module")
