@@ -1,15 +1,19 @@
-"""Snapshot files on a local disk, written without the GIL (rules: docs/storage-format.md, "Save").
+"""Snapshot files on a local disk, written and read without the GIL (rules: docs/storage-format.md, "Save").
 
-Owns: the checksum of payloads (CRC-64/XZ) and the steps by which a file is published. A save beside a busy actor wants the
-interpreter's lock three times, not for each system call: each time the actor stands still until it has it back.
+Owns: the checksum of payloads (CRC-64/XZ), the steps by which a file is published, and memory that large contents are read into. A
+save beside a busy actor wants the interpreter's lock three times, not for each system call: each time the actor stands still until it
+has it back. A large state's first touch of its memory takes longer than reading it; so it gets huge pages where there are some.
 
 Left to others: what is in the file (`checkpoint.format`), what a failed step means (`checkpoint.stores.local`), when to save.
 """
 # distutils: language = c++
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
+from libc.string cimport memchr, memcpy
 from libcpp cimport bool as cbool
+from libcpp.memory cimport make_shared, shared_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -21,6 +25,13 @@ cdef extern from "crc64.hpp" nogil:
     """
     uint64_t crc64_of(const char *p, size_t size, uint64_t crc) noexcept
     uint64_t crc64_plain(const char *p, size_t size, uint64_t crc) noexcept
+
+cdef extern from "Python.h":
+    object PyByteArray_FromStringAndSize(const char *content, Py_ssize_t size)
+    char *PyByteArray_AS_STRING(object)
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -39,6 +50,16 @@ cdef extern from "snapfile_sys.hpp" namespace "fts" nogil:
         int step, error
         int run(int upto) noexcept
     void c_fail_next "fts::failing.store"(int medium) noexcept
+    cdef cppclass Filling:
+        vector[iovec] parts
+        uint64_t crc
+        long long done
+        int fd, error
+        cbool claim() noexcept
+        void wait() noexcept
+    int start_filling(const shared_ptr[Filling] &filling) noexcept
+    void huge_pages(char *memory, size_t size) noexcept
+    long long read_summed(int fd, char *into, size_t size, uint64_t &crc, int &error) noexcept
     int c_unlink_all "fts::unlink_all"(
         const vector[string] &paths, const string &own_claim, const string &next_claim, int &error) noexcept
 
@@ -175,3 +196,174 @@ cdef class Publication:
         if result == FAILED:
             raise OSError(self.steps.error, os.strerror(self.steps.error))
         return result != LOOK
+
+
+# --- reading
+
+cdef enum:
+    NOGIL_MIN = 256 << 10           # copying less takes no longer than giving up the GIL
+
+
+def unset_memory(Py_ssize_t size):
+    """A bytearray of this size whose content is whatever: for who writes all of it."""
+    memory = PyByteArray_FromStringAndSize(NULL, size)
+    huge_pages(PyByteArray_AS_STRING(memory), size)
+    return memory
+
+
+def read_into(int fd, memory, uint64_t crc=0):
+    """Read from where a descriptor stands until all of `memory`, writable, is filled. Without the GIL.
+
+    Returns
+    -------
+    int
+        How many bytes there were: fewer only at the end of the file.
+    int
+        CRC-64/XZ of them, going on from `crc`.
+
+    Raises
+    ------
+    OSError
+    """
+    cdef Py_buffer into
+    cdef long long got
+    cdef int err = 0
+    PyObject_GetBuffer(memory, &into, PyBUF_WRITABLE)
+    try:
+        with nogil:
+            got = read_summed(fd, <char *>into.buf, into.len, crc, err)
+    finally:
+        PyBuffer_Release(&into)
+    if err:
+        raise OSError(err, os.strerror(err))
+    return got, crc
+
+
+cdef class ReadAhead:
+    """Memory that is filled from a descriptor by a thread of its own, which needs no interpreter.
+
+    Parameters
+    ----------
+    fd : int
+        Where it stands is where reading begins; it moves on with it. It may be closed meanwhile.
+    parts : sequence of bytearray
+        Filled one after the other. Nobody may look at them before `take` has returned.
+
+    Raises
+    ------
+    OSError
+        There is no thread to be had.
+    """
+
+    cdef shared_ptr[Filling] filling
+    cdef Pieces pieces
+    cdef int maker
+
+    def __init__(self, int fd, parts):
+        cdef iovec one
+        cdef size_t i
+        cdef int failed
+        self.pieces = Pieces(parts)
+        self.maker = getpid()
+        self.filling = make_shared[Filling]()
+        for i in range(self.pieces.held.size()):
+            one.iov_base, one.iov_len = self.pieces.held[i].buf, self.pieces.held[i].len
+            self.filling.get().parts.push_back(one)
+        self.filling.get().fd = os.dup(fd)
+        failed = start_filling(self.filling)
+        if failed:
+            self.filling.reset()
+            raise OSError(failed, os.strerror(failed))
+
+    def take(self):
+        """What was read, waiting for it if that is under way.
+
+        Returns
+        -------
+        (int, int) or None
+            How many bytes there were, fewer only at the end of the file, and their CRC-64/XZ. None: the thread has not got to run, and
+            will not read any more.
+
+        Raises
+        ------
+        OSError
+        """
+        cdef Filling *filling = self.filling.get()
+        if filling == NULL or not self.over():
+            return None
+        if filling.error:
+            raise OSError(filling.error, os.strerror(filling.error))
+        return filling.done, filling.crc
+
+    cdef bint over(self):
+        """Whether the thread has read, and has ended; it does not begin any more."""
+        cdef Filling *filling = self.filling.get()
+        if self.maker != getpid():       # a fork has no such thread
+            return False
+        if filling.claim():
+            self.filling.reset()
+            return False
+        with nogil:
+            filling.wait()
+        return True
+
+    def __dealloc__(self):
+        if self.filling.get() != NULL:
+            self.over()
+
+
+cdef class Source:
+    """What an unpickler reads, in memory. It asks for large contents with `readinto`: they are copied once, without the GIL, into memory
+    that has huge pages.
+
+    Parameters
+    ----------
+    data : bytes-like
+        Held as long as this object lives, and not to be changed.
+    """
+
+    cdef Py_buffer held
+    cdef size_t at, size
+
+    def __cinit__(self, data):
+        PyObject_GetBuffer(data, &self.held, PyBUF_SIMPLE)
+        self.size = self.held.len
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.held)
+
+    cdef bytes take(self, size_t size):
+        cdef size_t at = self.at
+        self.at += size
+        return PyBytes_FromStringAndSize(<const char *>self.held.buf + at, size)
+
+    def read(self, Py_ssize_t size=-1):
+        """See `io.BufferedIOBase.read`."""
+        cdef size_t left = self.size - self.at
+        return self.take(left if size < 0 or <size_t>size > left else <size_t>size)
+
+    def readline(self):
+        """See `io.IOBase.readline`."""
+        cdef const char *begin = <const char *>self.held.buf + self.at
+        cdef size_t left = self.size - self.at
+        cdef const char *end = <const char *>memchr(begin, 10, left) if left else NULL
+        return self.take(left if end == NULL else <size_t>(end - begin) + 1)
+
+    def readinto(self, memory):
+        """See `io.BufferedIOBase.readinto`."""
+        cdef Py_buffer into
+        cdef const char *begin = <const char *>self.held.buf + self.at
+        cdef size_t size
+        PyObject_GetBuffer(memory, &into, PyBUF_WRITABLE)
+        try:
+            size = min(<size_t>into.len, self.size - self.at)
+            if size < NOGIL_MIN:
+                memcpy(into.buf, begin, size)
+            else:
+                with nogil:
+                    huge_pages(<char *>into.buf, into.len)
+                    memcpy(into.buf, begin, size)
+        finally:
+            PyBuffer_Release(&into)
+        self.at += size
+        return size

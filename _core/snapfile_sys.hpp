@@ -1,18 +1,27 @@
-/* Publishing a file on a local disk, step by step, without Python. Rules: docs/storage-format.md, "Save". Failures are codes. */
+/* Publishing a file on a local disk, step by step, and reading it, without Python. Rules: docs/storage-format.md, "Save". Failures
+   are codes. */
 #pragma once
 #include <atomic>
 #include <cerrno>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
 #include <string>
 #include <vector>
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include "crc64.hpp"
 
 namespace fts {
 
@@ -143,6 +152,91 @@ static inline int unlink_all(const std::vector<std::string> &paths, const std::s
             return FAILED;
         }
     return DONE;
+}
+
+/* Memory that is about to be written for the first time: from 4 MiB on with huge pages if the kernel has some. A page fault for each
+   4 KiB takes several times as long as the copy. */
+static inline void huge_pages(char *memory, size_t size) noexcept {
+#ifdef MADV_HUGEPAGE
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
+    size_t begin = (reinterpret_cast<size_t>(memory) + page - 1) & ~(page - 1);
+    size_t end = (reinterpret_cast<size_t>(memory) + size) & ~(page - 1);
+    if (size >= (size_t(4) << 20)) ::madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);   /* else: only slower */
+#endif
+}
+
+/* Read until `into` is full or the file ends; returns how many bytes. What was read is summed while the cache has it. */
+static inline long long read_summed(int fd, char *into, size_t size, uint64_t &crc, int &error) noexcept {
+    size_t done = 0;
+    while (done < size) {
+        size_t part = size - done < (size_t(256) << 10) ? size - done : size_t(256) << 10;
+        ssize_t got = ::read(fd, into + done, part);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) { error = errno; break; }
+        if (got == 0) break;
+        crc = crc64_of(into + done, size_t(got), crc);
+        done += size_t(got);
+    }
+    return (long long)done;
+}
+
+/* Memory that a thread of its own fills from a descriptor. Whoever claims it first reads: the thread, when it has got a core, or
+   who wants the content before that. The thread touches the memory only if it was first. */
+struct Filling {
+    std::vector<iovec> parts;   /* who made this keeps them until `claim` has succeeded or `wait` has returned */
+    uint64_t crc = 0;
+    long long done = 0;
+    int fd = -1, error = 0;
+    std::atomic<bool> claimed{false};
+    std::mutex lock;
+    std::condition_variable changed;
+    bool over = false;
+
+    ~Filling() { Publication::close_fd(fd); }
+
+    bool claim() noexcept { return !claimed.exchange(true); }
+    void fill() noexcept {
+        for (const iovec &part : parts) {
+            long long got = read_summed(fd, static_cast<char *>(part.iov_base), part.iov_len, crc, error);
+            done += got;
+            if (got < (long long)part.iov_len) break;
+        }
+        std::lock_guard<std::mutex> held(lock);
+        over = true;
+        changed.notify_all();
+    }
+    void wait() noexcept {
+        std::unique_lock<std::mutex> held(lock);
+        while (!over) changed.wait(held);
+    }
+};
+
+using SharedFilling = std::shared_ptr<Filling>;
+
+/* 0, or what went wrong. */
+static inline int start_filling(const SharedFilling &filling) noexcept {
+    auto *own = new (std::nothrow) SharedFilling(filling);
+    if (!own) return ENOMEM;
+    auto run = [](void *arg) -> void * {
+        auto *mine = static_cast<SharedFilling *>(arg);
+        if ((*mine)->claim()) (*mine)->fill();
+        delete mine;
+        return nullptr;
+    };
+    sigset_t all, before;   /* signals are for the threads that Python knows */
+    sigfillset(&all);
+    pthread_attr_t detached;
+    int failed = pthread_attr_init(&detached);
+    if (!failed) {
+        pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+        pthread_t thread;
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        failed = pthread_create(&thread, &detached, run, own);
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+        pthread_attr_destroy(&detached);
+    }
+    if (failed) delete own;
+    return failed;
 }
 
 }

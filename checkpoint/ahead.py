@@ -2,20 +2,20 @@
 
 Only a reading: which snapshot counts is decided after the key was claimed, as always
 (`SnapshotLog.find_past`). Snapshots never change under their names, so what was read of that one before the
-claim is what is read after it; that the file is still the same one is looked at then. Owns the thread and
-what it has read. Invariants: errors mean that nothing was read ahead; whoever comes for the snapshot before
-the thread has got to run reads it himself.
+claim is what is read after it; that the file is still the same one is looked at then. The thread is none of
+Python's: a constructor that makes a large state does not let others have the interpreter meanwhile. Owns
+what was read. Invariants: errors mean that nothing was read ahead; whoever comes for the snapshot before the
+thread has got to run reads it himself.
 """
 
 from __future__ import annotations
 
-import _thread
 import os
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 from . import format
+from .errors import CheckpointFormatError
 from .keys import key_of
 from .options import validate
 from .snapshots import present
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .stores.protocol import Store
 
 Snapshot = tuple[format.Header, list[bytearray]]
-_WAITING, _READING, _OVER = 0, 1, 2
 
 
 class Ahead:
@@ -41,43 +40,27 @@ class Ahead:
     """
 
     def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
-        self._state = _WAITING
-        self._turn = threading.Lock()
-        self._ended = threading.Lock()
-        self._found: tuple[SnapshotName, tuple[int, ...], Snapshot] | None = None
-        self._ended.acquire()
-        _thread.start_new_thread(self._run, ())  # threading would wait until it has got a core
-
-    def _begin(self, state: int) -> bool:
-        with self._turn:
-            begun, self._state = self._state == _WAITING, max(self._state, state)
-            return begun
-
-    def _run(self) -> None:
+        self._found: tuple[SnapshotName, tuple[int, ...], BinaryIO, format.Reading] | None = None
         try:
-            if self._begin(_READING):
-                self._found = self._read()
+            counted = present(store, key).counted
+            if counted:
+                file = store.read(key, counted[-1])
+                self._found = counted[-1], _same(file), file, format.Reading(file)
         except Exception:  # whoever restores finds out what is wrong, and says so
             self._found = None
-        finally:
-            self._ended.release()
-
-    def _read(self) -> tuple[SnapshotName, tuple[int, ...], Snapshot] | None:
-        counted = present(self._store, self._key).counted
-        if not counted:
-            return None
-        with self._store.read(self._key, counted[-1]) as file:
-            return counted[-1], _same(file), format.read(file)
 
     def take(self, name: SnapshotName, file: BinaryIO) -> Snapshot | None:
         """Return what was read of a snapshot, which is open now as `file`; None if it was another one."""
-        if self._begin(_OVER):
-            return None  # it has not got to run: faster without
-        self._ended.acquire()
-        self._ended.release()
-        found, self._found = self._found, None
-        return found[2] if found is not None and found[:2] == (name, _same(file)) else None
+        if self._found is None:
+            return None
+        (read, same, own, reading), self._found = self._found, None
+        with own:
+            if (read, same) != (name, _same(file)):
+                return None
+            try:
+                return reading.take()
+            except (CheckpointFormatError, OSError):  # as above
+                return None
 
 
 def _same(file: BinaryIO) -> tuple[int, ...]:

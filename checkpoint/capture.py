@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from ftray._core.snapfile import Source
+
 from .errors import CheckpointCaptureError
 
 SMALL_BUFFER = 16 << 10
@@ -24,6 +26,7 @@ _ALIGN = 64
 _LARGEST_FRAME = 160 << 10  # a frame ends after 64 KiB, and with it an object of less than that
 _HUGE_PAGE = 2 << 20
 _MAX_PARTS_TRIED = 10_000
+_LARGE_STREAM = 4 << 20  # contents of that size may be in it, which then are copied as they should be
 
 
 Pieces = list[bytes] | list[memoryview]
@@ -246,4 +249,7 @@ def capture_error(
 
 def load(segments: Sequence[bytes | bytearray | memoryview]) -> object:
     """Unpickle what `StateCapturer.capture` made. The buffers become the memory of the restored arrays."""
-    return pickle.loads(segments[0], buffers=segments[1:])
+    stream, buffers = segments[0], segments[1:]
+    if len(stream) < _LARGE_STREAM:
+        return pickle.loads(stream, buffers=buffers)
+    return pickle.Unpickler(Source(stream), buffers=buffers).load()

@@ -24,7 +24,12 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     coroutine.close()
-    raise CheckpointOptionError(
+    raise no_loop()
+
+
+def no_loop() -> CheckpointOptionError:
+    """Return the error for what awaits something that only an event loop could give."""
+    return CheckpointOptionError(
         "an async method of an exactly-once actor has to wait, and its engine runs it without an event loop: "
         "open the "
         "session with engine.open_async inside of the loop"

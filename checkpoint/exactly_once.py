@@ -37,6 +37,8 @@ from .snapshots import SnapshotLog
 from .values import CALL_ID, READING, Execution, current, user_value
 
 if TYPE_CHECKING:
+    from ftray._core.reruns import Reruns
+
     from .session import ActorSession
     from .stores.leases import Lease
 
@@ -118,6 +120,9 @@ class ExactlyOnce:
             session.instance, name, None
         )
         """Returns a method by its name in calls; engines may have methods beside those of the class."""
+        self.reruns: Callable[[], Reruns] | None = None
+        """Makes what runs plain recorded calls again, in engines that need no toolkit for that; asked when
+        the ledger is that of the snapshot."""
         self.ended_calls: list[bytes] = []
         """CallIDs of calls that recovery found, or has, finished after they had begun to send: for an
         engine that tells their callees that they will not be made again."""

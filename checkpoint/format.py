@@ -17,13 +17,14 @@ the file's own length; a format once released is read for ever.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from ftray._core.snapfile import crc64
+from ftray._core.snapfile import ReadAhead, crc64, read_into, unset_memory
 
 from .errors import CheckpointFormatError
 
@@ -41,18 +42,39 @@ Buffer = bytes | bytearray | memoryview
 
 class _Digest(Protocol):
     def update(self, data: Buffer, /) -> None: ...
+    def take(self, file: BinaryIO, memory: bytearray) -> int: ...
     def digest(self) -> bytes: ...
     def hexdigest(self) -> str: ...
+
+
+def _fill(file: BinaryIO, memory: bytearray) -> int:
+    """Read until `memory` is full or the file ends; how many bytes."""
+    view, done = memoryview(memory), 0
+    while done < len(memory):
+        got = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            break
+        done += got
+    return done
 
 
 class _Crc64:
     """CRC-64/XZ in the shape of hashlib's digests; in the footer it is a little-endian number."""
 
-    def __init__(self) -> None:
-        self._crc = 0
+    def __init__(self, crc: int = 0) -> None:
+        self._crc = crc
 
     def update(self, data: Buffer) -> None:
         self._crc = crc64([data], self._crc)
+
+    def take(self, file: BinaryIO, memory: bytearray) -> int:
+        """Fill `memory` from a file, and go on with what was read; how many bytes that was."""
+        if isinstance(file, io.FileIO):  # nothing between it and its descriptor
+            got, self._crc = read_into(file.fileno(), memory, self._crc)
+            return got
+        got = _fill(file, memory)
+        self.update(memory)
+        return got
 
     def digest(self) -> bytes:
         return self._crc.to_bytes(8, "little")
@@ -61,8 +83,22 @@ class _Crc64:
         return f"{self._crc:016x}"
 
 
+class _Sha256:
+    """That of version 1."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self.update, self.digest, self.hexdigest = self._sha.update, self._sha.digest, self._sha.hexdigest
+
+    def take(self, file: BinaryIO, memory: bytearray) -> int:
+        """See `_Crc64.take`."""
+        got = _fill(file, memory)
+        self.update(memory)
+        return got
+
+
 _DIGESTS: dict[int, tuple[str, str, Callable[[], _Digest]]] = {
-    1: ("sha256", "SHA-256", hashlib.sha256),
+    1: ("sha256", "SHA-256", _Sha256),
     2: ("crc64", "CRC-64", _Crc64),
 }
 """By format version: its name in the header, its name for people, what computes it."""
@@ -192,20 +228,53 @@ def read(file: BinaryIO) -> tuple[Header, list[bytearray]]:
     """
     header = read_header(file)
     digest = _DIGESTS[header.version][2]()
-    segments = []
-    for size in header.segments:
-        segment = bytearray(size)
-        view, done = memoryview(segment), 0
-        while done < size:
-            got = file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not got:
-                raise CheckpointFormatError(f"truncated: {done} of {size} bytes of a segment")
-            done += got
-        digest.update(segment)
-        digest.update(_read_exactly(file, _padding(size), "padding"))
-        segments.append(segment)
+    segments, parts = _memory(header)
+    for part in parts:
+        done = digest.take(file, part)
+        if done != len(part):
+            raise CheckpointFormatError(f"truncated: {done} of {len(part)} bytes of a segment")
     _check(file, header, digest)
     return header, segments
+
+
+def _memory(header: Header) -> tuple[list[bytearray], list[bytearray]]:
+    """Return memory for the segments, and that for all of the payload, the padding between them included."""
+    segments = [unset_memory(size) for size in header.segments]
+    parts = [part for segment in segments for part in (segment, bytearray(_padding(len(segment))))]
+    return segments, parts
+
+
+class Reading:
+    """A snapshot that a thread of its own reads, which needs no interpreter: beside it Python goes on.
+
+    Parameters
+    ----------
+    file : io.FileIO
+        At any place. It must stay open until `take` has returned.
+
+    Raises
+    ------
+    CheckpointFormatError
+        As `read`, of prefix and header.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._header = file, read_header(file)
+        if self._header.version != FORMAT_VERSION:
+            raise CheckpointFormatError(f"format version {self._header.version} is not read ahead")
+        self._segments, parts = _memory(self._header)
+        self._payload = ReadAhead(file.fileno(), parts)
+
+    def take(self) -> tuple[Header, list[bytearray]] | None:
+        """Return what `read` would, waiting for it; None if the thread has not got to run: faster without."""
+        found = self._payload.take()
+        if found is None:
+            return None
+        done, crc = found
+        if done != self._header.payload_length:
+            raise CheckpointFormatError(f"truncated: {done} of {self._header.payload_length} bytes")
+        _check(self._file, self._header, _Crc64(crc))
+        return self._header, self._segments
 
 
 def verify(file: BinaryIO) -> Header:

@@ -85,12 +85,12 @@ def survey(records: Iterable[JournalRecord], after: int, history: str, based: bo
     """
     last, marks, calls = after, [], []
     for record in records:
-        last = record.position
-        mark = decode(record.payload)
-        if mark is not None:
-            marks.append((record.position, mark))
-        elif record.payload[0] in (_CALL, _START):
-            calls.append(record.position)
+        last, _, payload = record
+        kind = payload[0]
+        if kind in (_CALL, _START):
+            calls.append(last)
+        elif (mark := decode(payload)) is not None:
+            marks.append((last, mark))
     void = [(m.fields["first"], m.fields["last"]) for _, m in marks if m.kind == VOID]
     tail = Tail(last, void, None, 0)
     saved = [m.fields["upto"] for _, m in marks if m.kind == SAVED and m.fields["history"] == history]
@@ -103,7 +103,7 @@ def survey(records: Iterable[JournalRecord], after: int, history: str, based: bo
             raise _lost(first, based)
         void = [*void, (first, last)]
         tail = tail._replace(void=void, unwritten=(first, last))
-    return tail._replace(calls=sum(map(tail.counts, calls)))
+    return tail._replace(calls=sum(map(tail.counts, calls)) if void else len(calls))
 
 
 def _lost(first: int, based: bool) -> CheckpointCorruptedError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftray._core.records import CallRecord, ReleaseRecord, SeenRecord, StartRecord, ValueRecord, decode_record
 
@@ -36,6 +36,9 @@ from .snapshots import Past, end_of_journal, present
 from .state import attribute_names
 from .values import CALL_ID
 from .watch import Row, Watch
+
+if TYPE_CHECKING:
+    from ftray._core.reruns import Reruns
 
 REPLAY_BOUND_S = 1.0
 """Replay longer than this is saved, so that the next one is shorter."""
@@ -238,12 +241,35 @@ class _Recovery:
             faults.hit("once.replay_done")
 
     async def _replay_all(self, tail: marks.Tail) -> None:
-        for record in self._read_again():
-            if record.position > tail.last:
+        reruns = self.once.reruns() if self.once.reruns is not None and tail.calls else None
+        for position, epoch, payload in self._read_again():
+            if position > tail.last:
                 break  # of a fenced writer that goes on: never answered, and our records take its place
-            if tail.counts(record.position):
-                await self._replay_record(record.position, record.epoch, record.payload)
+            if tail.counts(position):
+                special = self.started is not None or self.refused or self._is_suspect(position)
+                if reruns is None or special or not self._rerun_plainly(reruns, position, payload):
+                    await self._replay_record(position, epoch, payload)
                 self._save_on_the_way()
+
+    def _rerun_plainly(self, reruns: Reruns, position: int, payload: bytes) -> bool:
+        """Run a record's call again if only its method has a part in it."""
+        assert self.watch is not None
+        self.watch.enter(position)
+        same = reruns.run(payload, position)
+        if same is None:
+            self.watch.nowhere()
+            return False
+        if not same:
+            record = decode_record(payload)
+            assert isinstance(record, CallRecord) and record.reply is not None
+            self._compare(position, record, record.reply, reruns.result, reruns.error)
+        self.watch.leave(position)
+        self._count()
+        self.once.position = position
+        return True
+
+    def _is_suspect(self, position: int) -> bool:
+        return self.watch is not None and position == self.watch.row.first and self.watch.row.too_many
 
     def _read_again(self) -> Iterable[JournalRecord]:
         """The records once more: of some stores they are in memory by now, others give them as needed."""
@@ -332,6 +358,9 @@ class _Recovery:
             self.watch.enter(position)
             await self._run_again(position, record, args, reply)
             self.watch.leave(position)
+        self._count()
+
+    def _count(self) -> None:
         self.session.count_replayed()
         self.replayed += 1
         if faults.active:
@@ -361,13 +390,20 @@ class _Recovery:
         execution = self.once.replaying(record.head, record.method, args, record.values)
         function, arguments, migrated = self._prepare(record.method, args, record.code_version)
         result, error = await run_method(self.once, execution, function, arguments)
-        if migrated:
-            return
-        execution.ended()
-        where = f"replay of {record.method!r}, {describe(record.head)} at position {position} of the journal,"
+        if not migrated:
+            execution.ended()
+            self._compare(position, record, reply, result, error)
+
+    def _compare(
+        self, position: int, record: CallRecord, reply: bytes, result: object, error: Exception | None
+    ) -> None:
+        """Raise unless a call that has run again says what it said the first time."""
         again = self.codec.encode_outcome(record.method, result, error)
         found = reply_difference(self.codec, (record.status, reply), again)
         if found is not None:
+            where = (
+                f"replay of {record.method!r}, {describe(record.head)} at position {position} of the journal,"
+            )
             raise ReplayDivergedError(
                 f"{where} gives another reply than the first time: {found} (recorded first). Its method "
                 "depends on something "

@@ -29,12 +29,7 @@ async def run_method(
             result = function(*arguments[0], **arguments[1])
             if hasattr(type(result), "__await__"):
                 result = await result
-        if hasattr(type(result), "__next__") or hasattr(type(result), "__anext__"):
-            raise TypeError(
-                f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "
-                "decide how far it "
-                "runs. Return a list"
-            )
+        check_result(result)
         return result, None
     except Exception as error:
         if once.is_crash(error):
@@ -42,3 +37,18 @@ async def run_method(
         return None, error
     finally:
         current.reset(token)
+
+
+async def awaited(result: Any) -> Any:
+    """Wait for what a method has returned."""
+    return await result
+
+
+def check_result(result: object) -> None:
+    """Raise if a method's caller would decide how far it runs."""
+    if hasattr(type(result), "__next__") or hasattr(type(result), "__anext__"):
+        raise TypeError(
+            f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "
+            "decide how far it "
+            "runs. Return a list"
+        )

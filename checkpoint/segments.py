@@ -13,11 +13,12 @@ finished.
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from ftray._core import segscan
 
 from .errors import CheckpointFormatError
 from .journal import MAX_RECORD_BYTES, Buffer
@@ -33,8 +34,6 @@ _CRC = struct.Struct("<I")
 DATA, MARK, END, CLOSED = 1, 2, 3, 4
 MODES = {1: "process", 2: "power"}
 _NUMBERS = {name: number for number, name in MODES.items()}
-_NONZERO = re.compile(rb"[^\0]")
-_ZEROS = bytes(32 * 1024)
 
 
 class SegmentHeader(NamedTuple):
@@ -188,45 +187,12 @@ def encode_record(
 
 def _record_at(data: bytes, offset: int, seed: int) -> Record | None:
     """Return the record at an offset if one stands there that verifies."""
-    if offset + RECORD_SIZE > len(data):
-        return None
-    crc, word, position, synced = _RECORD.unpack_from(data, offset)
-    kind, length = word >> 28, word & 0x0FFFFFFF
-    if not DATA <= kind <= CLOSED or (kind == DATA) != bool(length) or length > MAX_RECORD_BYTES:
-        return None
-    end = offset + RECORD_SIZE + length
-    padding = data[end : end + -length % 8]
-    if len(padding) != -length % 8 or padding.strip(b"\0") or synced > position:
-        return None
-    if zlib.crc32(memoryview(data)[offset + 4 : end], seed) != crc:
-        return None
-    return Record(offset, kind, position, synced, length)
-
-
-def _follows(record: Record, last: int | None, first: int) -> bool:
-    """Whether a record's position is the one that comes next; the first one of a later segment says its
-    own."""
-    if record.kind != DATA:
-        return last is None or record.position == last
-    if last is None:
-        return first in (0, record.position)
-    return record.position == last + 1
-
-
-def first_nonzero(data: bytes, offset: int) -> int | None:
-    """Return where the first byte from `offset` on stands that is not zero; None if all are."""
-    # Most of a segment is empty. Comparing is far faster than a search: only what differs is searched.
-    for start in range(offset, len(data), len(_ZEROS)):
-        part = data[start : start + len(_ZEROS)]
-        if part != (_ZEROS if len(part) == len(_ZEROS) else _ZEROS[: len(part)]):
-            found = _NONZERO.search(part)
-            assert found is not None
-            return start + found.start()
-    return None
+    found = segscan.record(data, offset, seed)
+    return None if found is None else Record(*found)
 
 
 def _beyond(data: bytes, offset: int, seed: int) -> Iterator[Record]:
-    while (found := first_nonzero(data, offset)) is not None:
+    while (found := segscan.first_nonzero(data, offset)) is not None:
         offset = found & ~7
         if (record := _record_at(data, offset, seed)) is not None:
             yield record
@@ -245,17 +211,9 @@ def scan(data: bytes) -> Scan:
     """
     header = decode_header(data)
     seed = header.seed
-    records: list[Record] = []
-    last = header.first_position - 1 if header.first_position else None
-    offset = HEADER_SIZE
-    while (record := _record_at(data, offset, seed)) is not None:
-        if not _follows(record, last, header.first_position):
-            break
-        records.append(record)
-        last, offset = record.position, record.next_offset
-        if record.kind in (END, CLOSED):
-            break
-    if first_nonzero(data, offset) is None:
+    found, offset = segscan.records(data, HEADER_SIZE, seed, header.first_position)
+    records = list(map(Record._make, found))
+    if segscan.first_nonzero(data, offset) is None:
         return Scan(header, records, None, [], len(data))
     return Scan(header, records, offset, list(_beyond(data, offset, seed)), len(data))
 

@@ -151,7 +151,12 @@ class Watch:
             self.row = passed(self.row)
             self._until = position
             self._write()
-        elif self._cheap:
+        else:
+            self.nowhere()
+
+    def nowhere(self) -> None:
+        """No recorded call runs."""
+        if self._file is not None and self._cheap:
             self._file.write(_NOWHERE, _PLACE_AT)
 
     def over(self) -> None:

@@ -116,30 +116,32 @@ class NativeCodec:
     """How this engine writes calls and replies; see `ftray.checkpoint.codec.Codec`."""
 
     def __init__(self, class_name: str) -> None:
-        self._class_name = class_name
-
-    def decode_args(self, body: bytes) -> Arguments:
-        """See `Codec.decode_args`."""
+        from ftray._core.answers import encode_outcome
         from ftray._core.callargs import deserialize_args
         from ftray._core.serial import deserialize
         from ftray.checkpoint.codec import split_args
 
-        values, at = split_args(body)
-        args, kwargs = deserialize_args(body[at:], [deserialize(value) for value in values])
+        self._class_name = class_name
+        self._encode, self._split = encode_outcome, split_args
+        self._decode_args, self._decode = deserialize_args, deserialize
+
+    def decode_args(self, body: bytes) -> Arguments:
+        """See `Codec.decode_args`."""
+        values, at = self._split(body)
+        args, kwargs = self._decode_args(body[at:], [self._decode(value) for value in values])
         return args, kwargs or {}
 
     def encode_outcome(self, method: str, result: object, error: BaseException | None) -> tuple[int, bytes]:
         """See `Codec.encode_outcome`."""
-        from ftray._core.answers import encode_outcome
-        from ftray._task_errors import make_task_error
-
         name = f"{self._class_name}.{method}"
         if error is None:
             try:
-                return _OK, encode_outcome(name, result, None)
+                return _OK, self._encode(name, result, None)
             except Exception as raised:
                 error = raised
-        return _ERROR, encode_outcome(name, None, make_task_error(error, name, os.getpid()))
+        from ftray._task_errors import make_task_error
+
+        return _ERROR, self._encode(name, None, make_task_error(error, name, os.getpid()))
 
     def decode_reply(self, status: int, reply: bytes) -> Any:
         """See `Codec.decode_reply`."""
@@ -240,6 +242,7 @@ def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
     def prepare(once: ExactlyOnce) -> None:
         from ftray._core.context import HeadContext
         from ftray._core.guards import set_guard
+        from ftray._core.reruns import Reruns
         from ftray._outside import Outside
         from ftray.checkpoint.values import READING
 
@@ -258,6 +261,8 @@ def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
                 return nullcontext()
             return of_call(execution)
 
+        if not once.session.is_async:
+            once.reruns = lambda: Reruns(once, once.host.identity.class_name)
         once.locate = lambda: _locate(executor)
         once.find_method = lambda name: _find_method(once, name)
         once.context = context

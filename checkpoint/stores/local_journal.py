@@ -19,6 +19,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ftray._core.segscan import read_descending
+
 from .. import blobs, faults, recovery, segments
 from ..errors import (
     CheckpointCorruptedError,
@@ -61,7 +63,6 @@ _NETWORK = frozenset(
 )
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing of what a file system can do."""
-_CHUNK = 64 << 10
 _READ_ATTEMPTS = 20
 
 
@@ -137,27 +138,6 @@ def _probe(path: str) -> None:
         except FileExistsError:
             return
         raise OSError(95, "exclusive creation succeeded twice")
-    finally:
-        os.close(fd)
-
-
-def read_descending(path: str) -> bytes:
-    """Read a file from its end to its start.
-
-    Whoever appends to it at the same time writes upwards: what is seen of a record means that all before it
-    is seen whole.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        size = os.fstat(fd).st_size
-        data = bytearray(size)
-        view = memoryview(data)
-        for at in reversed(range(0, size, _CHUNK)):
-            wanted = view[at : at + _CHUNK]
-            got = os.preadv(fd, [wanted], at)
-            if got != len(wanted):
-                raise OSError(5, f"short read of {path}")
-        return bytes(data)
     finally:
         os.close(fd)
 
@@ -461,7 +441,9 @@ class LocalJournals:
             scanned = self._scan(key, file, raw)
             found.insert(0, scanned)
             if isinstance(scanned, segments.Scan):
-                data[file.epoch, file.number] = raw
+                # Most of a segment is empty, and need not be kept.
+                end = scanned.records[-1].next_offset if scanned.records else 0
+                data[file.epoch, file.number] = raw[:end]
                 if scanned.data and scanned.data[0].position <= after + 1:
                     break
         return found

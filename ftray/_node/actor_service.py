@@ -55,6 +55,7 @@ _PLACE_FIELDS = ("checkpoint", "checkpoint_namespace", "checkpoint_name", "uniqu
 # What a process of an actor with checkpoints imports; some 60 ms, of which each restart would need its own.
 _TOOLKIT = [
     "ftray._checkpoint_host",
+    "ftray._core.reruns",
     "ftray._outside",
     "ftray.checkpoint.ahead",
     "ftray.checkpoint.engine",
@@ -284,6 +285,10 @@ class ActorService:
         if not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 32):
             raise ValueError(f"{seed!r} is no hash seed; a number from 0 to 2**32 - 1 is one")
         kept.hash_seed = seed
+
+    def restarts(self, key: object) -> bool:
+        """Whether a placement is that of an actor that has had a process before."""
+        return _placement(key)[1] > 1
 
     def restarts_left(self, key: object) -> bool:
         """Whether a placement's actor would be restarted after a death."""

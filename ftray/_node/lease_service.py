@@ -188,7 +188,8 @@ class LeaseService:
             client = self._node.clients.get(command.client)
             job_id = self._node.job_of(client) if client is not None else 0
             env = self._class_of(command.client, command.key).env
-        self.pool_event(lambda pool, now_s: pool.requested(alloc_id, job_id, command.is_actor, now_s, env))
+        is_actor, restart = command.is_actor, command.is_actor and self._node.actors.restarts(command.key)
+        self.pool_event(lambda pool, now_s: pool.requested(alloc_id, job_id, is_actor, now_s, env, restart))
 
     def _class_of(self, client_number: int, key: object) -> _Class:
         assert isinstance(key, int)

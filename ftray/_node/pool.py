@@ -35,6 +35,8 @@ class PoolSettings(Record):
         Bounds of the number of unused idle workers kept beyond what is asked for.
     max_starting, max_workers
         Start-ups, and processes, at a time.
+    quiet_s
+        So long no spare is made after a worker was found for an actor's restart, which wants the CPUs itself.
     idle_timeout_s
         An idle worker beyond the target leaves after so long.
     startup_timeout_s, leave_timeout_s
@@ -50,6 +52,7 @@ class PoolSettings(Record):
     spare_max: int = 4
     max_starting: int = 4
     max_workers: int = 4000
+    quiet_s: float = 0.05
     idle_timeout_s: float = 5.0
     startup_timeout_s: float = 60.0
     leave_timeout_s: float = 10.0
@@ -164,6 +167,7 @@ class Pool:
         self._generation = 0
         self._spare = settings.spare_min
         self._demand_at_s = float("-inf")
+        self._quiet_until_s = float("-inf")
         self._trials: dict[str, _Trial] = {"": _Trial()}  # by environment; others than "" while they fail
         self.trouble = ""  # why no plain worker can be started at present
         self._stopped = False
@@ -174,11 +178,18 @@ class Pool:
         """Workers can be started from now on."""
         return self._refill(now_s)
 
-    def requested(self, alloc_id: int, job_id: int, fresh: bool, now_s: float, env: str = "") -> Commands:
-        """An allocation needs a worker of an environment; ``fresh``: one that was never used."""
+    def requested(
+        self, alloc_id: int, job_id: int, fresh: bool, now_s: float, env: str = "", restart: bool = False
+    ) -> Commands:
+        """An allocation needs a worker of an environment; ``fresh``: one that was never used.
+
+        ``restart``: for an actor that somebody may be waiting for; the next spare is made a moment later.
+        """
         request = _Request(alloc_id, job_id, fresh, env)
         worker = self._best_idle(request)
         if worker is not None:
+            if restart:
+                self._quiet_until_s = now_s + self.settings.quiet_s
             return [self._bind(worker, request, now_s), *self._refill(now_s)]
         if not env and (self._requests or not self._at[Stage.STARTING]):
             self._spare = min(self.settings.spare_max, self._spare + 1)
@@ -310,6 +321,8 @@ class Pool:
         if excess:
             times.append(min(w.since_s for w in excess) + self.settings.idle_timeout_s)
         times += [t.fork_after_s for env, t in self._trials.items() if t.failures and self._missing(env) > 0]
+        if self._quiet_until_s != float("-inf") and self._missing("") > 0:
+            times.append(self._quiet_until_s)
         if self._spare > self.settings.spare_min:
             times.append(self._demand_at_s + self.settings.idle_timeout_s)
         return min(times, default=None)
@@ -436,11 +449,15 @@ class Pool:
 
     def _refill(self, now_s: float) -> Commands:
         commands: Commands = []
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = float("-inf")
         # Environments first: what waits for them cannot use a spare. The order is that of the requests.
         envs = dict.fromkeys(request.env for request in self._requests.values() if request.env)
         for env in (*envs, ""):
             trial = self._trials.get(env)
             if trial is not None and trial.failures and now_s < trial.fork_after_s:
+                continue
+            if now_s < self._quiet_until_s and not self._wanted(env):
                 continue
             for _ in range(self._missing(env)):
                 commands.append(self._start(env, now_s))

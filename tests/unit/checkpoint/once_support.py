@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from ftray.checkpoint import Checkpointable, engine, nondeterministic, readonly
+import pytest
+
+from ftray._checkpoint_host import NativeCodec
+from ftray._core.reruns import Reruns
+from ftray.checkpoint import Checkpointable, callers, engine, nondeterministic, readonly
+from ftray.checkpoint.codec import ToolkitCodec
+from ftray.checkpoint.exactly_once import ExactlyOnce
 from ftray.checkpoint.session import ActorSession
 from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost, MemoryStore, crash
 
@@ -62,6 +68,9 @@ def memory(**options: Any) -> MemoryStore:
 class Lives:
     """One actor after the other over one store, each with the same caller."""
 
+    opening: ClassVar[dict[str, Any]] = {}
+    """What `engine.open` is given besides, as by an engine of its own."""
+
     def __init__(self, store: Any = None, cls: type[Checkpointable] = Tally, **options: Any) -> None:
         self.store = memory() if store is None else store
         self.cls, self.options = cls, options
@@ -85,7 +94,9 @@ class Lives:
             caller=self.caller,
         )
         background: Any = InlineBackground
-        self.session = engine.open(kind(), self.host, spec, store=self.store, background=background)
+        self.session = engine.open(
+            kind(), self.host, spec, store=self.store, background=background, **self.opening
+        )
         return self
 
     def start_anew(self, **options: Any) -> Lives:
@@ -123,3 +134,35 @@ def session_of(lives: Lives) -> ActorSession:
     """The present session, typed."""
     session: ActorSession = lives.session
     return session
+
+
+class EngineCodec(NativeCodec):
+    """How ftray itself writes calls, for callers of this process."""
+
+    encode_args = ToolkitCodec.encode_args
+
+
+class Watched(Reruns):
+    """Notes what became of each record: True, False or None, see `Reruns.run`."""
+
+    outcomes: ClassVar[list[bool | None]] = []
+
+    def run(self, payload: bytes, position: int) -> bool | None:
+        same = super().run(payload, position)
+        if payload[0] < 128:  # no mark of the toolkit's own
+            Watched.outcomes.append(same)
+        return same
+
+
+def compiled_reruns(monkeypatch: pytest.MonkeyPatch) -> list[bool | None]:
+    """Have plain calls run again as in actors of ftray itself; returns what becomes of each record."""
+
+    def prepare(once: ExactlyOnce) -> None:
+        if not once.session.is_async:
+            once.reruns = lambda: Watched(once, "Tally")
+
+    codec: Any = EngineCodec("Tally")
+    monkeypatch.setattr(callers, "_CODEC", codec)
+    monkeypatch.setattr(Lives, "opening", {"codec": codec, "prepare": prepare})
+    monkeypatch.setattr(Watched, "outcomes", [])
+    return Watched.outcomes

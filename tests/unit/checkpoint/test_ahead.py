@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import _thread
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftray._core.snapfile import crc64
 from ftray.checkpoint import ahead, capture, format
 from ftray.checkpoint.ahead import Ahead
 from ftray.checkpoint.host import ActorIdentity
@@ -28,24 +29,42 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 @pytest.fixture
-def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Threads in which snapshots are read, one for each."""
-    found: list[int] = []
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How often a snapshot was read by who restores."""
+    found: list[str] = []
     read = format.read
 
     def counted(file: Any) -> Any:
-        found.append(_thread.get_ident())
+        found.append("read")
         return read(file)
 
     monkeypatch.setattr(format, "read", counted)
+    monkeypatch.setattr(format, "ReadAhead", AtOnce)
     return found
 
 
-def begun(store: LocalStore) -> Ahead:
-    """Return one that has read what it could."""
-    reading = Ahead(store, KEY)
-    with reading._ended:
-        return reading
+class AtOnce:
+    """Stands for a thread that has read all before anybody wants it."""
+
+    def __init__(self, fd: int, parts: list[bytearray]) -> None:
+        self._found = os.readv(fd, parts), crc64(parts)
+
+    def take(self) -> tuple[int, int] | None:
+        return self._found
+
+
+class Never(AtOnce):
+    """One that has not got a core."""
+
+    def take(self) -> None:
+        return None
+
+
+class Fails(AtOnce):
+    """One that meets a disk that cannot read."""
+
+    def take(self) -> None:
+        raise OSError(5, "an error of the medium")
 
 
 def restored(store: LocalStore, reading: Ahead) -> tuple[Past, int]:
@@ -65,73 +84,79 @@ def newest(store: LocalStore) -> Path:
     return max(directory.glob("snap-*"))
 
 
-def test_it_is_read_once_and_elsewhere(store: LocalStore, readings: list[int]) -> None:
-    past, n = restored(store, begun(store))
+def test_it_is_read_once(store: LocalStore, readings: list[str]) -> None:
+    past, n = restored(store, Ahead(store, KEY))
     assert (n, past.skipped) == (3, [])
-    assert len(readings) == 1 and readings[0] != _thread.get_ident()
+    assert not readings
 
 
-def test_a_newer_one_that_came_meanwhile_counts(store: LocalStore, readings: list[int]) -> None:
+def test_a_newer_one_that_came_meanwhile_counts(store: LocalStore, readings: list[str]) -> None:
     log, _, _ = open_log(store)
-    reading = begun(store)
+    reading = Ahead(store, KEY)
     save(log, 4)
+    readings.clear()
     assert restored(store, reading)[1] == 4
-    assert readings[-1] == _thread.get_ident()
+    assert len(readings) == 1
 
 
-def test_a_damaged_one_is_found_by_who_restores(store: LocalStore, readings: list[int]) -> None:
+@pytest.mark.parametrize("at", [-200, 3, 40, -3])
+def test_a_damaged_one_is_found_by_who_restores(store: LocalStore, readings: list[str], at: int) -> None:
     path = newest(store)
     raw = bytearray(path.read_bytes())
-    raw[-200] ^= 1
+    raw[at] ^= 1
     path.write_bytes(raw)
-    past, n = restored(store, begun(store))
+    past, n = restored(store, Ahead(store, KEY))
     assert n == 2 and len(past.skipped) == 1
-    assert readings[1] == _thread.get_ident()
+    assert len(readings) == 2, "that one, and the one before"
 
 
-def test_another_file_under_the_same_name_is_read_again(store: LocalStore, readings: list[int]) -> None:
-    reading = begun(store)
+def test_one_cut_short_while_it_is_read_is_found_by_who_restores(
+    store: LocalStore, readings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = newest(store)
+
+    class Cut(AtOnce):
+        def __init__(self, fd: int, parts: list[bytearray]) -> None:
+            os.truncate(path, path.stat().st_size - 100)
+            super().__init__(fd, parts)
+
+    monkeypatch.setattr(format, "ReadAhead", Cut)
+    past, n = restored(store, Ahead(store, KEY))
+    assert n == 2 and len(past.skipped) == 1
+
+
+def test_another_file_under_the_same_name_is_read_again(store: LocalStore, readings: list[str]) -> None:
+    reading = Ahead(store, KEY)
     path = newest(store)
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)
     copy.replace(path)
     assert restored(store, reading)[1] == 3
-    assert len(readings) == 2 and readings[1] == _thread.get_ident()
-
-
-def test_who_comes_before_the_thread_has_a_core_reads_himself(
-    store: LocalStore, readings: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    late: list[Any] = []
-    monkeypatch.setattr(ahead._thread, "start_new_thread", lambda run, _: late.append(run))
-    assert restored(store, Ahead(store, KEY))[1] == 3
-    late[0]()  # now it gets to run, and does nothing
-    assert readings == [_thread.get_ident()]
-
-
-def test_a_reading_under_way_is_waited_for(
-    store: LocalStore, readings: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running, go_on = _thread.allocate_lock(), _thread.allocate_lock()
-    running.acquire()
-    go_on.acquire()
-    read = Ahead._read
-
-    def slow(self: Ahead) -> Any:
-        running.release()
-        go_on.acquire()
-        return read(self)
-
-    monkeypatch.setattr(Ahead, "_read", slow)
-    reading = Ahead(store, KEY)
-    running.acquire()
-    _thread.start_new_thread(go_on.release, ())
-    assert restored(store, reading)[1] == 3
     assert len(readings) == 1
 
 
+@pytest.mark.parametrize("kind", [Never, Fails])
+def test_what_was_not_read_ahead_is_read_by_who_restores(
+    store: LocalStore, readings: list[str], monkeypatch: pytest.MonkeyPatch, kind: type[AtOnce]
+) -> None:
+    monkeypatch.setattr(format, "ReadAhead", kind)
+    assert restored(store, Ahead(store, KEY))[1] == 3
+    assert len(readings) == 1
+
+
+def test_whoever_is_first_reads_it(store: LocalStore) -> None:
+    for _ in range(50):
+        past, n = restored(store, Ahead(store, KEY))
+        assert (n, past.skipped) == (3, [])
+
+
+def test_one_that_nobody_takes_is_let_go(store: LocalStore) -> None:
+    for _ in range(50):
+        Ahead(store, KEY)
+
+
 def test_nothing_there(tmp_path: Path) -> None:
-    reading = begun(LocalStore(str(tmp_path)))
+    reading = Ahead(LocalStore(str(tmp_path)), KEY)
     log = SnapshotLog(LocalStore(str(tmp_path)), KEY, keep=2)
     log.claim({"pid": 1})
     log.ahead = reading

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftray._core.segscan import first_nonzero
 from ftray.checkpoint import (
     Checkpointable,
     CheckpointOptionError,
@@ -26,7 +27,6 @@ from ftray.checkpoint.keys import from_file_name, key_of, to_file_name
 from ftray.checkpoint.lineage import SnapshotName, counted, doomed, parse_id
 from ftray.checkpoint.options import restart_defaults, validate
 from ftray.checkpoint.scheduler import CAPTURE, STARVED, SaveScheduler
-from ftray.checkpoint.segments import first_nonzero
 from ftray.checkpoint.stores import connect, resolve_url
 
 N = SnapshotName

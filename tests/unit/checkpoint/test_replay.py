@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,7 +34,16 @@ from ftray.checkpoint.serving import ExactlyOnceCalls
 from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost, MemoryStore, crash
 from ftray.checkpoint.values import current
 
-from .once_support import KEY, Lives, Tally, hooks, memory, started
+from .once_support import KEY, Lives, Tally, compiled_reruns, hooks, memory, started
+
+
+@pytest.fixture(autouse=True, params=["toolkit", "engine"])
+def who_runs_plain_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of this must hold whoever runs plain calls again: the toolkit, or the engine's compiled part."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "engine":
+            compiled_reruns(patch)
+        yield
 
 
 def crash_at(lives: Lives, point: str, call: Any, nth: int = 1) -> None:
@@ -279,7 +289,9 @@ class TestReplay:
         async def life(store: MemoryStore, number: int, caller: Caller) -> int:
             host = AsyncHost("tally", class_name="Slow", incarnation=number)
             background: Any = InlineBackground
-            session = await engine.open_async(Slow(), host, store=store, background=background)
+            session = await engine.open_async(
+                Slow(), host, store=store, background=background, **Lives.opening
+            )
             reply: int = await caller.call(KEY, "slow").sent_to_async(ExactlyOnceCalls(session))
             assert session.status()["recoveries"][0]["calls_replayed"] == number - 1
             crash(session)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
+import pickle
 import random
 import resource
 import signal
+import struct
+import termios
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +21,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftray._core.snapfile import STEPS, Publication, crc64, crc64_by_tables, unlink_all
+from ftray._core.snapfile import (
+    STEPS,
+    Publication,
+    ReadAhead,
+    Source,
+    crc64,
+    crc64_by_tables,
+    read_into,
+    unlink_all,
+    unset_memory,
+)
+from ftray.checkpoint import CheckpointFormatError, capture, format
 
 from . import second_key_reader
 
@@ -152,3 +171,168 @@ def test_removing(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         unlink_all([str(tmp_path), str(files[0])], str(own), str(following))
     assert files[0].exists()
+
+
+class TestReading:
+    @pytest.mark.parametrize("size", [0, 1, 300_000, 9 << 20])
+    def test_memory_is_filled_and_summed(self, tmp_path: Path, size: int) -> None:
+        content = random.Random(size).randbytes(size)
+        (tmp_path / "file").write_bytes(b"before" + content + b"behind")
+        memory = unset_memory(size)
+        assert type(memory) is bytearray and len(memory) == size
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            file.seek(6)
+            assert read_into(file.fileno(), memory, 5) == (size, crc64([content], 5))
+            assert memory == content and file.read() == b"behind"
+
+    def test_the_end_of_the_file_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"abc")
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            assert read_into(file.fileno(), bytearray(4)) == (3, crc64([b"abc"]))
+
+    def test_what_cannot_be_read_is_told(self, tmp_path: Path) -> None:
+        fd = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(IsADirectoryError):
+                read_into(fd, bytearray(1))
+            with pytest.raises(BufferError):
+                read_into(fd, b"constant")  # type: ignore[arg-type]
+        finally:
+            os.close(fd)
+
+    @pytest.mark.parametrize("cut", [1, 100, 5 << 20, (10 << 20) + 7])
+    def test_a_snapshot_cut_short_is_told_wherever_it_ends(self, tmp_path: Path, cut: int) -> None:
+        parts = format.encode({"class": "C"}, [[b"s" * (1 << 20)], [random.Random(1).randbytes(10 << 20)]])
+        whole = b"".join(parts)
+        (tmp_path / "file").write_bytes(whole)
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            assert format.read(file) == format.read(io.BytesIO(whole))
+        # The header says how long the file was: what is missing is found before, or if it goes meanwhile.
+        with open(tmp_path / "file", "rb+", buffering=0) as file:
+            header = format.read_header(file)
+            os.truncate(tmp_path / "file", len(whole) - cut)
+            with pytest.raises(CheckpointFormatError, match="bytes long where"):
+                format.read_header(file)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(format, "read_header", lambda _: header)
+                file.seek(header.payload_offset)
+                with pytest.raises(CheckpointFormatError, match="truncated"):
+                    format.read(file)
+
+    def test_each_changed_byte_of_a_large_payload_is_found(self, tmp_path: Path) -> None:
+        whole = bytearray(b"".join(format.encode({"class": "C"}, [[bytes(5 << 20)]])))
+        for at in (100_000, 256 << 10, (5 << 20) - 1):
+            whole[at] ^= 1
+            path = tmp_path / "file"
+            path.write_bytes(whole)
+            with path.open("rb", buffering=0) as file, pytest.raises(CheckpointFormatError, match="CRC-64"):
+                format.read(file)
+            whole[at] ^= 1
+
+
+class TestReadAhead:
+    """From a pipe: the thread has begun when what was written is gone, and goes on when there is more."""
+
+    @pytest.fixture
+    def pipe(self) -> Iterator[tuple[int, int]]:
+        ends = os.pipe()
+        yield ends
+        for end in ends:
+            os.close(end)
+
+    def begun(self, pipe: tuple[int, int], parts: list[bytearray]) -> ReadAhead:
+        os.write(pipe[1], b"ab")
+        reading = ReadAhead(pipe[0], parts)
+        deadline_s = time.monotonic() + 60
+        while struct.unpack("i", fcntl.ioctl(pipe[0], termios.FIONREAD, bytes(4)))[0]:
+            assert time.monotonic() < deadline_s, "the thread has not begun"
+            time.sleep(0.001)
+        return reading
+
+    def test_what_it_reads_is_waited_for(self, pipe: tuple[int, int]) -> None:
+        parts = [bytearray(3), bytearray(), bytearray(400_000)]
+        reading = self.begun(pipe, parts)
+        content = b"ab" + random.Random(3).randbytes(400_001)
+        with open(os.dup(pipe[1]), "wb", buffering=0) as file:
+            writer = threading.Thread(target=lambda: file.write(content[2:]))
+            writer.start()
+            assert reading.take() == (len(content), crc64([content]))
+            writer.join()
+        assert b"".join(parts) == content
+        assert reading.take() == (len(content), crc64([content])), "and again"
+
+    def test_memory_is_not_let_go_while_it_is_written(self, pipe: tuple[int, int]) -> None:
+        memory = bytearray(4)
+        reading = self.begun(pipe, [memory])
+        with pytest.raises(BufferError):
+            memory.clear()
+        os.write(pipe[1], b"cd")
+        del reading  # waits
+        assert memory == b"abcd"
+        memory.clear()
+
+    def test_a_fork_does_not_wait_for_a_thread_that_it_does_not_have(self, pipe: tuple[int, int]) -> None:
+        reading = self.begun(pipe, [bytearray(4)])
+        child = os.fork()
+        if child == 0:
+            taken = reading.take()
+            del reading
+            os._exit(0 if taken is None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.write(pipe[1], b"cd")
+        assert reading.take() == (4, crc64([b"abcd"]))
+
+    def test_the_end_of_the_file_and_errors_are_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"abc")
+        for path, wanted in ((tmp_path / "file", (3, crc64([b"abc"]))), (tmp_path, None)):
+            fd = os.open(path, os.O_RDONLY)
+            found = None
+            deadline_s = time.monotonic() + 60
+            while found is None and time.monotonic() < deadline_s:
+                os.lseek(fd, 0, os.SEEK_SET)
+                reading = ReadAhead(fd, [bytearray(2), bytearray(2)])
+                time.sleep(0.001)  # else who asks is first: then nothing is read
+                try:
+                    found = reading.take()
+                except IsADirectoryError:
+                    break
+            os.close(fd)
+            assert found == wanted
+        with pytest.raises(OSError, match="Bad file"):
+            ReadAhead(fd, [])
+
+
+class TestSource:
+    def test_states_with_large_contents_come_back(self) -> None:
+        state = {
+            "bytes": random.Random(2).randbytes(6 << 20),
+            "bytearray": bytearray(b"y" * (5 << 20)),
+            "text": "\u00e4" * (3 << 20),
+            "small": [{"k": i} for i in range(30_000)],
+            "end": b"z" * 70_000,
+        }
+        captured = capture.StateCapturer().capture(state)
+        stream = bytearray(b"".join(captured.segments[0]))
+        assert len(stream) > 4 << 20
+        again: Any = capture.load([stream])
+        assert again == state and type(again["bytearray"]) is bytearray
+        again["bytearray"][0] = 1  # memory of its own
+
+    def test_a_stream_that_ends_early_is_told(self) -> None:
+        whole = pickle.dumps(b"x" * (5 << 20), 5)
+        for size in (0, 5, 4 << 20, len(whole) - 1):
+            with pytest.raises((EOFError, pickle.UnpicklingError)):
+                pickle.Unpickler(Source(whole[:size])).load()
+
+    def test_it_is_a_file(self) -> None:
+        data = b"one\ntwo\nthree"
+        ours, theirs = Source(data), io.BytesIO(data)
+        one, other = bytearray(2), bytearray(2)
+        for _ in range(2):
+            assert ours.read(2) == theirs.read(2)
+            assert ours.readinto(one) == theirs.readinto(other) and one == other
+            assert ours.readline() == theirs.readline()
+        assert ours.read() == theirs.read() and ours.read() == ours.readline() == b""
+        assert ours.readinto(one) == 0
+        with pytest.raises(BufferError):
+            ours.readinto(b"constant")  # type: ignore[arg-type]

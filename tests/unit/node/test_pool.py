@@ -67,6 +67,37 @@ def test_an_actor_gets_only_an_unused_worker_and_its_spare_is_replaced() -> None
     assert pool.counts()["starting"] >= 1
 
 
+def test_the_spare_for_a_restart_is_replaced_a_moment_later() -> None:
+    pool = make(prestart=0, quiet_s=0.05)
+    (first,) = warm(pool)
+    assert pool.requested(1, 1, True, 1.0, restart=True) == [Bind(1, first)]
+    assert pool.next_tick_s() == 1.05
+    assert pool.gone(first, 1.01) == [] and pool.ticked(1.04) == []
+    assert len(forks(pool.ticked(1.05))) == 1
+    assert pool.next_tick_s() == 1.05 + pool.settings.startup_timeout_s
+
+
+def test_who_finds_no_worker_waits_no_longer_because_of_a_restart() -> None:
+    pool = make(prestart=0, quiet_s=0.05)
+    warm(pool)
+    pool.requested(1, 1, True, 1.0, restart=True)
+    assert forks(pool.requested(2, 1, True, 1.01, restart=True)), "the actors of two processes that died"
+    pool = make(prestart=0, quiet_s=0.05)
+    warm(pool)
+    pool.requested(1, 1, True, 1.0, restart=True)
+    (other,) = forks(pool.requested(2, 1, False, 1.0, "env"))
+    assert Bind(2, other) in pool.started(other, 1.02)
+
+
+def test_after_a_restart_while_no_worker_can_be_made_time_goes_on() -> None:
+    pool = make(prestart=0, quiet_s=0.05, backoff_s=1.0)
+    warm(pool)
+    pool.requested(1, 1, True, 1.0, restart=True)
+    (number,) = forks(pool.ticked(1.05))
+    assert pool.start_failed(number, "no memory", 1.06) == []
+    assert pool.ticked(1.07) == [] and pool.next_tick_s() == 2.06
+
+
 def test_a_worker_of_one_job_never_serves_another() -> None:
     pool = make(prestart=1)
     (first,) = warm(pool)
@@ -308,8 +339,13 @@ class Walk(RuleBasedStateMachine):
             assert command.number not in self.job_of_worker, "an actor got a used worker"
         assert self.job_of_worker.setdefault(command.number, job) == job, "a worker served two jobs"
 
-    @rule(job=st.integers(1, 2), fresh=st.booleans(), env=st.sampled_from(["", "", "a", "b"]))
-    def request(self, job: int, fresh: bool, env: str) -> None:
+    @rule(
+        job=st.integers(1, 2),
+        fresh=st.booleans(),
+        env=st.sampled_from(["", "", "a", "b"]),
+        restart=st.booleans(),
+    )
+    def request(self, job: int, fresh: bool, env: str, restart: bool) -> None:
         self.next_alloc += 1
         alloc_id = self.next_alloc
         self.waiting.add(alloc_id)
@@ -317,7 +353,7 @@ class Walk(RuleBasedStateMachine):
         if fresh:
             self.fresh_allocs.add(alloc_id)
         self.env_of_alloc[alloc_id] = env
-        self.apply(self.pool.requested(alloc_id, job, fresh, self.now_s, env))
+        self.apply(self.pool.requested(alloc_id, job, fresh, self.now_s, env, restart))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
