@@ -9,7 +9,7 @@ Left to others: what is in the file (`checkpoint.format`), what a failed step me
 # distutils: language = c++
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
 from libc.string cimport memchr, memcpy
 from libcpp cimport bool as cbool
@@ -333,9 +333,20 @@ cdef class Source:
         PyBuffer_Release(&self.held)
 
     cdef bytes take(self, size_t size):
-        cdef size_t at = self.at
+        cdef bytes taken = PyBytes_FromStringAndSize(NULL, size)
+        self.copy(PyBytes_AS_STRING(taken), size)
+        return taken
+
+    cdef int copy(self, char *into, size_t size) except -1:
+        cdef const char *begin = <const char *>self.held.buf + self.at
+        if size < NOGIL_MIN:
+            memcpy(into, begin, size)
+        else:
+            with nogil:
+                huge_pages(into, size)
+                memcpy(into, begin, size)
         self.at += size
-        return PyBytes_FromStringAndSize(<const char *>self.held.buf + at, size)
+        return 0
 
     def read(self, Py_ssize_t size=-1):
         """See `io.BufferedIOBase.read`."""
@@ -352,18 +363,11 @@ cdef class Source:
     def readinto(self, memory):
         """See `io.BufferedIOBase.readinto`."""
         cdef Py_buffer into
-        cdef const char *begin = <const char *>self.held.buf + self.at
         cdef size_t size
         PyObject_GetBuffer(memory, &into, PyBUF_WRITABLE)
         try:
             size = min(<size_t>into.len, self.size - self.at)
-            if size < NOGIL_MIN:
-                memcpy(into.buf, begin, size)
-            else:
-                with nogil:
-                    huge_pages(<char *>into.buf, into.len)
-                    memcpy(into.buf, begin, size)
+            self.copy(<char *>into.buf, size)
         finally:
             PyBuffer_Release(&into)
-        self.at += size
         return size
