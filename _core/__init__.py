@@ -5,6 +5,15 @@ holds them to it. A plain name is here, for ``_core.name``. ``module.name`` is w
 moments need: it is imported from its own module, which ``import ftray`` does not have to execute.
 """
 
+from ftray._core.actorrefs import (
+    actor_at,
+    actor_place,
+    foreign_actor_ref,
+    hold_inside,
+    new_actor_ref,
+    next_actor_id,
+    saved_actor_place,
+)
 from ftray._core.calls import (
     ActorTarget,
     FunctionCaller,
@@ -13,16 +22,14 @@ from ftray._core.calls import (
     current_group,
     encode_constructor_args,
     enter_group,
-    foreign_actor_ref,
     function_definition,
     method_definition,
-    new_actor_ref,
-    next_actor_id,
 )
 from ftray._core.generators import DynamicObjectRefGenerator, ObjectRefGenerator
+from ftray._core.gets import get
 from ftray._core.guards import guard_of_process as the_guard
 from ftray._core.nodeask import ask_node, tell_node
-from ftray._core.objects import ObjectRef, actor_at, actor_place, get, saved_actor_place
+from ftray._core.objects import ObjectRef
 from ftray._core.puts import put
 from ftray._core.segments import segment_stats
 from ftray._core.session import (
@@ -61,6 +68,7 @@ __all__ = [
     "foreign_actor_ref",
     "function_definition",
     "get",
+    "hold_inside",
     "inbox_close",
     "inbox_next",
     "lineage_configure",
@@ -93,6 +101,7 @@ EXPORTS = (
     "gate.Gate",
     "gate.Outcome",
     "gate.Verdict",
+    "gets.plain_get",
     "guards.set_guard",
     "holds.begun",
     "holds.hold",
@@ -138,7 +147,6 @@ EXPORTS = (
     "snapfile.read_into",
     "snapfile.unlink_all",
     "snapfile.unset_memory",
-    "objects.plain_get",
     "waits.plain_wait",
     "worker.Executor",
 )

@@ -3,7 +3,8 @@
 Owns: the layout of F_REPLY (ReplyHead, a RetHead and bytes for each return with the refs it contains, then refs of the
 caller that this process still holds, and when the call ran). Invariants: values are encoded before any lock is taken, since that runs user
 code; an answer that hands over or keeps refs leaves only after these are registered with their owners (borrows.pyx
-holds it back as long as an acknowledgement is missing), for it ends the protection by the call.
+holds it back as long as an acknowledgement is missing), for it ends the protection by the call; a process that the user's code
+forked answers nothing, for the rings, the memory and the journal are its parent's.
 
 Leaves to others: running calls, and which status an outcome has (worker.pyx).
 """
@@ -22,7 +23,7 @@ from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.puts cimport place_shared
 from ftray._core.refs cimport refs_drain, refs_expose, refs_register
 from ftray._core.rules cimport REPLY_LAST
-from ftray._core.runtime cimport core
+from ftray._core.runtime cimport core, in_fork
 from ftray._core.segments cimport segments_drain
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, decode_value, encode_error, encode_into
 from ftray._core.types cimport CH_OPEN, OBJ_OWNED, Channel, Core, ObjEntry, same_id
@@ -35,6 +36,17 @@ cdef enum:
 cdef str no_refs(str name):
     return (f"{name} returned something that contains an ObjectRef: an exactly-once actor keeps its replies, and a ref does "
             "not outlive its owner. Return the value itself")
+
+
+cdef int end_fork() except -1:
+    """What the user's code forked came back from it: it ends, as it would at the end of a program."""
+    import os
+    import sys
+    try:
+        print(f"process {os.getpid()} was forked in a call and came back from it: it ends, only its parent's result counts",
+              file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
 
 
 cdef class Yielded:
@@ -60,6 +72,8 @@ cdef int encode_result(Buf *b, object value, list refs, size_t inline_limit=INLI
     cdef EncodedValue big
     cdef uint64_t seg = 0, off = 0
     cdef RetHead *r
+    if in_fork():
+        end_fork()
     if buf_extend(b, sizeof(RetHead)) == NULL:
         raise MemoryError()
     try:
@@ -100,6 +114,8 @@ cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1:
     cdef size_t at
     cdef RetHead *r
     cdef uint16_t i
+    if in_fork():
+        end_fork()
     for i in range(nret):
         at = b.len
         if buf_extend(b, sizeof(RetHead)) == NULL:
@@ -124,6 +140,8 @@ cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list ref
     if nret == 1:
         return encode_result(b, result, refs, inline_limit)
     if nret == 0:
+        if in_fork():
+            end_fork()
         return 0
     values = list(result)
     if len(values) != nret:

@@ -12,7 +12,7 @@ Owns: boxes and their descriptors, which futures belong to which ticket. Invaria
 its loop is gone) closes its ticket, and the task runs on; a box lives until no entry points to it; when the session
 or ftrayd ends, every future is told. asyncio and concurrent.futures are imported by who uses them, not here.
 
-Leaves to others: when a ticket is done (values.pyx), what a value is or why there is none (objects.pyx).
+Leaves to others: when a ticket is done (values.pyx), what a value is or why there is none (gets.pyx).
 """
 
 from libc.errno cimport errno
@@ -21,7 +21,8 @@ from libcpp.vector cimport vector
 from posix.unistd cimport close as close_fd
 
 from ftray._core.borrows cimport borrow_fetch
-from ftray._core.objects cimport ObjectRef, lend_cpus, take_back_cpus, usable, value_of
+from ftray._core.gets cimport lend_cpus, take_back_cpus, value_of
+from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.runtime cimport (arm_bell, core, core_enter, core_enter_in, core_leave, core_try, in_fork, poll_now, wait_python,
                                   wake_waiters)
 from ftray._core.session cimport check_usable

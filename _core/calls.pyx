@@ -6,7 +6,7 @@ before the lock is taken.
 """
 
 from cpython.list cimport PyList_GET_ITEM
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -16,22 +16,22 @@ from ftray._core.callargs cimport encode_args
 from ftray._core.cancels cimport cancel_at_owner, task_cancel
 from ftray._core.context cimport Context, child_task_id, context
 from ftray._core.events cimport events_function
-from ftray._core.flows cimport callee_key, flow_name, flow_name_call, flow_needs_root
+from ftray._core.flows cimport callee_key, flow_name_call, flow_needs_root
 from ftray._core.generators cimport ObjectRefGenerator, blank_generator, fill_generator
 from ftray._core.intake cimport intake_open
 from ftray._core.objects cimport ObjectRef, blank_ref, engine_of, fill_ref, usable
 from ftray._core.guards cimport the_guard
 from ftray._core.puts cimport placeholder_ref, put_value
-from ftray._core.refs cimport refs_borrowed, refs_expose, refs_new
-from ftray._core.runtime cimport core, core_enter, core_leave, core_make_room, core_try, session_alive, wait_python
+from ftray._core.refs cimport refs_new
+from ftray._core.runtime cimport core, core_enter, core_leave, core_make_room, core_try, session_alive
 from ftray._core.serial cimport INLINE_LIMIT, EncodedValue, encode
 from ftray._core.session cimport check_usable, raise_no_room
 from ftray._core.sites cimport current_site
 from ftray._core.tasks cimport task_submit
 from ftray._core.nodelink cimport node_actor_kill
 from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE
-from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_ACTOR, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, BlobP, Core, Id16, Id28, ObjEntry, SchedClass, SchedClassP,
-                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, has_room, mix64, note_new, store8)
+from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, Core, Id16, Id28, ObjEntry, SchedClass,
+                                TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, has_room, note_new)
 
 cdef enum:
     DEF_FUNCTION = 0
@@ -528,71 +528,6 @@ def encode_constructor_args(tuple args, dict kwargs):
     if deps:
         raise ValueError("constructor arguments still contain unresolved refs")
     return data, refs
-
-
-def new_actor_ref(bytes actor_id, bint owned_lifetime):
-    """The ref that counts the handles of an actor that this process creates; when the last goes, the actor ends
-    (unless it is detached: `owned_lifetime` False)."""
-    cdef Core *c = core()
-    cdef ObjectRef r = blank_ref()
-    cdef Id28 id
-    cdef ObjEntry *e
-    memset(id.b, 0xff, 8)
-    memcpy(id.b + 8, <const char *>actor_id, 16)
-    memset(id.b + 24, 0, 4)
-    with nogil:
-        core_enter(c)
-        e = refs_new(c, &id, True)
-        e.blob = blob_copy(b"\0", 1)
-        store8(&e.state, OBJ_INLINE)
-        if owned_lifetime:
-            e.flags |= OBJ_ACTOR
-        refs_expose(c, e)
-        actor_client(c, <Id16 *>(id.b + 8)).subscribed = 1
-        actor_client(c, <Id16 *>(id.b + 8)).state = 1
-        fill_ref(c, r, e)
-        core_leave(c)
-    return r
-
-
-def foreign_actor_ref(bytes actor_id, bytes owner):
-    """A ref to an actor that somebody else created (found by its name)."""
-    cdef Core *c = core()
-    cdef ObjectRef r = blank_ref()
-    cdef Id28 id, o
-    memset(id.b, 0xff, 8)
-    memcpy(id.b + 8, <const char *>actor_id, 16)
-    memset(id.b + 24, 0, 4)
-    memcpy(o.b, <const char *>owner, 28)
-    with nogil:
-        core_enter(c)
-        fill_ref(c, r, refs_borrowed(c, &id, &o))
-        core_leave(c)
-    return r
-
-
-def next_actor_id(bytes name):
-    """16 bytes: 12 unique, 4 of the job; made from the current context like a task id. And 16 bytes that another attempt
-    of the creator gives to the actor in its place; `name`: of its class."""
-    cdef Core *c = core()
-    cdef uint8_t task[24]
-    cdef uint8_t call[16]
-    cdef uint8_t actor[16]
-    cdef uint64_t more
-    cdef Id16 key
-    cdef Context *x = context()
-    callee_key(name, len(name), &key)
-    with nogil:
-        core_enter(c)
-        child_task_id(x, c.job, NULL, task)
-        flow_name(x, &key, call)
-        core_leave(c)
-    memcpy(&more, task, 8)
-    more = mix64(more)
-    memcpy(actor, task, 8)
-    memcpy(actor + 8, &more, 4)
-    memcpy(actor + 12, &c.job, 4)
-    return actor[:16], call[:16]
 
 
 cdef enum:

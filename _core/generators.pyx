@@ -11,7 +11,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ftray._core.intake cimport intake_next
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, wait_blocking
+from ftray._core.gets cimport wait_blocking
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref
 from ftray._core.refs cimport refs_drop_local, refs_ext, refs_new
 from ftray._core.runtime cimport core, core_enter, core_leave, core_try, session_alive
 from ftray._core.session cimport check_usable

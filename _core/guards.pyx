@@ -3,7 +3,7 @@
 Owns: the one guard of this process, a Python object (`ftray._outside.Outside`), None in every other process.
 Invariant: `Core.guards` says whether there is one, so that other processes pay one look at a flag.
 
-Leaves to others: what the guard decides (ftray/_outside.py), and who asks it (calls.pyx, objects.pyx, waits.pyx, puts.pyx).
+Leaves to others: what the guard decides (ftray/_outside.py), and who asks it (calls.pyx, objects.pyx, gets.pyx, waits.pyx, puts.pyx).
 """
 
 from ftray._core.runtime cimport core

@@ -13,7 +13,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from ftray._core.buf cimport Buf, buf_put, buf_put_u64
 from ftray._core.callargs cimport decode_args
 from ftray._core.flows cimport frame_head
-from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, value_bytes, value_of
+from ftray._core.gets cimport value_bytes, value_of
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref
 from ftray._core.borrows cimport borrow_announce
 from ftray._core.refs cimport refs_borrowed
 from ftray._core.runtime cimport core, core_enter, core_leave

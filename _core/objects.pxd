@@ -1,7 +1,7 @@
-"""ObjectRef, waiting for an entry, and the value behind a ref."""
+"""ObjectRef."""
 
-from libc.stdint cimport int64_t, uint64_t
-from ftray._core.runtime cimport condition
+from libc.stdint cimport uint64_t
+
 from ftray._core.types cimport Core, ObjEntry
 
 cdef class ObjectRef:
@@ -13,9 +13,4 @@ cdef ObjectRef blank_ref()
 cdef object engine_of(ref)
 cdef void fill_ref(Core *c, ObjectRef r, ObjEntry *e) noexcept nogil
 cdef ObjEntry *usable(ObjectRef r) except NULL
-cdef object value_of(ObjectRef r, int64_t deadline_ns)
-cdef bytes value_bytes(ObjectRef r)
-cdef void lend_cpus(Core *c) noexcept nogil
-cdef void take_back_cpus(Core *c) noexcept nogil
-cdef int wait_blocking(Core *c, condition done, void *arg, int64_t deadline_ns) except -1
-cdef int64_t deadline_of(object timeout) except -2
+cdef tuple exposed(Core *c, ObjEntry *e)

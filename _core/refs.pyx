@@ -199,6 +199,7 @@ cdef void retire(Core *c, ObjEntry *e, vector[ObjEntry *] *work) noexcept nogil:
     if e.flags & OBJ_ACTOR:
         command(c, CMD_ACTOR_RELEASED, e, 0, 0)
         e.flags &= ~OBJ_ACTOR
+        let_go_inside(e, work)          # its constructor does not run again
 
 
 cdef void refs_drop_value(Core *c, ObjEntry *e) noexcept nogil:

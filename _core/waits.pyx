@@ -3,7 +3,7 @@
 Owns: the check of its arguments, and `mark` of an entry, by which one call tells refs that stand in its list twice.
 Invariants: the order of both lists is that of the argument; when enough values are there at once, no lock is taken.
 
-Leaves to others: waiting itself (objects.pyx, runtime.pyx).
+Leaves to others: waiting itself (gets.pyx, runtime.pyx).
 """
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_GetSlice
@@ -14,7 +14,8 @@ from libc.stdlib cimport free, malloc
 
 from ftray._core.borrows cimport borrow_fetch
 from ftray._core.generators cimport ObjectRefGenerator
-from ftray._core.objects cimport ObjectRef, deadline_of, engine_of, usable, wait_blocking
+from ftray._core.gets cimport deadline_of, wait_blocking
+from ftray._core.objects cimport ObjectRef, engine_of, usable
 from ftray._core.guards cimport the_guard
 from ftray._core.runtime cimport core, core_enter, core_leave, session_alive
 from ftray._core.session cimport check_usable

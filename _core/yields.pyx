@@ -22,7 +22,8 @@ from ftray._core.answers cimport Yielded, encode_failure, encode_result
 from ftray._core.buf cimport Buf, buf_clear, buf_extend, buf_free, buf_init
 from ftray._core.generators cimport sealed_items
 from ftray._core.invocation cimport Call, Callables
-from ftray._core.objects cimport ObjectRef, usable, wait_blocking
+from ftray._core.gets cimport wait_blocking
+from ftray._core.objects cimport ObjectRef, usable
 from ftray._core.productions cimport (QUEUED_BYTES, production_find, production_has_room, production_over, production_queue_short,
                                       production_send, production_ungated)
 from ftray._core.runtime cimport core, core_enter, core_leave, core_try, wait_python

@@ -16,7 +16,7 @@ from typing import Any
 from ftray import _core
 from ftray._checkpoint_host import NativeCodec, identity_of
 from ftray._core.callnames import call_of
-from ftray._core.objects import plain_get
+from ftray._core.gets import plain_get
 from ftray._core.records import decode_head
 from ftray._core.waits import plain_wait
 from ftray.actor import ActorHandle, ActorMethod

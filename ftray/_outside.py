@@ -15,7 +15,7 @@ import struct
 from typing import Any
 
 from ftray import _core
-from ftray._core.objects import plain_get
+from ftray._core.gets import plain_get
 from ftray._core.serial import deserialize, serialize
 from ftray._core.waits import plain_wait
 from ftray._long_waits import LongWaits

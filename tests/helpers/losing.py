@@ -8,7 +8,7 @@ import numpy as np
 
 import ftray as ray
 from ftray._api import node_rpc
-from ftray._core.objects import debug_object
+from ftray._core.gets import debug_object
 from tests.helpers.sync import eventually
 
 SIZE = 200_000  # of values: more than travels inline
