@@ -12,6 +12,7 @@ import struct
 
 from ftray import _core, _lifecycle, _native_calls
 from ftray.actor import ActorHandle, checkpoint_spec
+from ftray.exceptions import RaySystemError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,10 +44,9 @@ def create(
     spec["callee_key"] = meta.key
     spec["meta"] = pickle.dumps(meta, 5)
     handle: ActorHandle[T] = ActorHandle._make(ref, meta)
-    if options.name:
-        return _send_named(handle, actor_id, spec, args, kwargs)
-    _send_when_ready(handle, actor_id, spec, args, kwargs)
-    return handle
+    if any(isinstance(a, _core.ObjectRef) for a in (*args, *kwargs.values())):
+        return _create_with_refs(handle, actor_id, spec, args, kwargs)
+    return _send(handle, actor_id, spec, _record(spec, args, kwargs))
 
 
 def _spec(actor_class: ActorClass[Any], actor_id: bytes) -> dict[str, Any]:
@@ -122,51 +122,67 @@ def _resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 
 def _waits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    refs = [a for a in (*args, *kwargs.values()) if isinstance(a, _core.ObjectRef)]
-    return (
-        bool(refs)
-        and len(_core.wait(list(dict.fromkeys(refs)), num_returns=len(set(refs)), timeout=0)[1]) > 0
-    )
+    refs = {a: None for a in (*args, *kwargs.values()) if isinstance(a, _core.ObjectRef)}
+    return len(_core.wait(list(refs), num_returns=len(refs), timeout=0)[1]) > 0
 
 
-def _send_when_ready(
-    handle: ActorHandle[Any],
+def _create_with_refs(
+    handle: ActorHandle[T],
     actor_id: bytes,
     spec: dict[str, Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> None:
-    """Send the record to the head; not before the constructor's arguments are there."""
+) -> ActorHandle[T]:
+    """Create an actor whose constructor takes values of refs; announce it if that cannot be now."""
+    failure: Exception | None = None
+    if not _waits(args, kwargs):
+        try:
+            record = _record(spec, args, kwargs)
+        except Exception as error:  # an argument is an error, or cannot be had: so is the actor
+            failure = error
+        else:
+            return _send(handle, actor_id, spec, record)
+    answer = _submit(actor_id, pickle.dumps(spec, 5), bool(spec["name"]))
+    if answer is not None and answer["existing"]:
+        return _handle_of(answer["existing"])
+    if failure is not None:
+        _give_up(actor_id, spec, failure)
+        return handle
 
     def create() -> None:
         try:
-            _send(handle, actor_id, spec, args, kwargs)
-        except Exception as error:  # an argument is an error, or cannot be had: so is the actor
-            from ftray._task_errors import dump_error, make_task_error
-            from ftray.exceptions import RayError
+            record, refs = _record(spec, args, kwargs)
+            _core.hold_inside(handle._target.ref, refs)
+            _submit(actor_id, record, False)
+        except Exception as error:
+            _give_up(actor_id, spec, error)
 
-            payload = (
-                dump_error(error)
-                if isinstance(error, RayError)
-                else make_task_error(error, spec["class_name"], 0)
-            )
-            text = f"an argument of its constructor cannot be had: {error}"
-            cause = {"kind": "creation failed", "actor_id": actor_id, "text": text, "error": payload}
-            handle._target.fail(pickle.dumps(cause, 5))
+    import threading
 
-    if not any(isinstance(a, _core.ObjectRef) for a in (*args, *kwargs.values())):
-        _send(handle, actor_id, spec, args, kwargs)
-    elif not _waits(args, kwargs):
-        create()
+    threading.Thread(target=create, name="ftray-create", daemon=True).start()
+    return handle
+
+
+def _give_up(actor_id: bytes, spec: dict[str, Any], error: Exception) -> None:
+    """Have an announced actor die of what kept it from being created."""
+    from ftray._task_errors import dump_error, make_task_error
+    from ftray.exceptions import NotInitializedError, RayError
+
+    if isinstance(error, RayError):
+        payload = dump_error(error)
     else:
-        import threading
+        payload = make_task_error(error, spec["class_name"], 0)
+    text = f"an argument of its constructor cannot be had: {error}"
+    try:
+        _submit(actor_id, pickle.dumps({**spec, "not_made": (text, payload)}, 5), False)
+    except (NotInitializedError, RaySystemError):
+        return  # the session has ended meanwhile, and its actors with it
 
-        threading.Thread(target=create, name="ftray-create", daemon=True).start()
 
-
-def _payload(
-    actor_id: bytes, spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _record(
+    spec: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bytes, list[Any]]:
+    """Return the whole record of an actor, and the refs inside its constructor's arguments."""
     blob, refs = _core.encode_constructor_args(*_resolved(args, kwargs))
     if len(blob) > _MOST_CONSTRUCTOR_BYTES:
         raise ValueError(
@@ -174,40 +190,37 @@ def _payload(
             f" keeps them by value for restarts, holds at most {_MOST_CONSTRUCTOR_BYTES}."
             " Pass large values as refs inside a list, or to a method."
         )
-    record = pickle.dumps({**spec, "args_blob": blob}, 5)
-    return actor_id + struct.pack("<I", len(record)) + record, refs
+    return pickle.dumps({**spec, "args_blob": blob}, 5), refs
 
 
-def _send(
-    handle: ActorHandle[Any],
-    actor_id: bytes,
-    spec: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    payload, refs = _payload(actor_id, spec, args, kwargs)
-    # Refs inside the arguments live as long as the creator's handle.
-    handle.__dict__["_constructor_refs"] = refs
-    _core.tell_node(_ACTOR_CREATE, payload)
-
-
-def _send_named(
-    handle: ActorHandle[Any],
-    actor_id: bytes,
-    spec: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> ActorHandle[Any]:
-    """Names are settled at once: the head answers."""
-    payload, refs = _payload(actor_id, spec, args, kwargs)
-    handle.__dict__["_constructor_refs"] = refs
+def _submit(actor_id: bytes, record: bytes, asks: bool) -> dict[str, Any] | None:
+    """Send a record to the head; if it ``asks``, return the answer."""
+    payload = actor_id + struct.pack("<I", len(record)) + record
+    if not asks:
+        _core.tell_node(_ACTOR_CREATE, payload)
+        return None
     answer = _core.ask_node(_ACTOR_CREATE, payload)
     result = pickle.loads(answer[5:])
     if not answer[0]:
         raise result
-    if result["actor_id"] != actor_id:
-        return find(spec["name"], spec["namespace"])
-    return handle
+    found: dict[str, Any] = result
+    return found
+
+
+def _send(
+    handle: ActorHandle[T], actor_id: bytes, spec: dict[str, Any], record: tuple[bytes, list[Any]]
+) -> ActorHandle[T]:
+    """Create the actor; return the handle of the one that has its name now."""
+    _core.hold_inside(handle._target.ref, record[1])
+    answer = _submit(actor_id, record[0], bool(spec["name"]))
+    return _handle_of(answer["existing"]) if answer is not None and answer["existing"] else handle
+
+
+def _handle_of(info: dict[str, Any]) -> ActorHandle[Any]:
+    """Return a handle of an actor that somebody has made."""
+    spec = info["spec"]
+    ref = _core.foreign_actor_ref(spec["actor_id"], spec["owner"])
+    return ActorHandle._make(ref, pickle.loads(spec["meta"]))
 
 
 def find(name: str, namespace: str | None) -> ActorHandle[Any]:
@@ -218,6 +231,4 @@ def find(name: str, namespace: str | None) -> ActorHandle[Any]:
     if info is None or "spec" not in info:
         where = "this namespace" if namespace is None else f"namespace {namespace!r}"
         raise ValueError(f"there is no living actor named {name!r} in {where}")
-    spec = info["spec"]
-    ref = _core.foreign_actor_ref(spec["actor_id"], spec["owner"])
-    return ActorHandle._make(ref, pickle.loads(spec["meta"]))
+    return _handle_of(info)

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 
 _MAX_STORY = 16
+# A creation that waits for so long for the end of the actor of that name is told to its user.
+_POSTPONED_S = 5.0
 _PLACE_FIELDS = ("checkpoint", "checkpoint_namespace", "checkpoint_name", "unique_id", "class_name")
 # What a process of an actor with checkpoints imports; some 60 ms, of which each restart would need its own.
 _TOOLKIT = [
@@ -101,6 +103,8 @@ class ActorService:
         self.waits = WaitTable()
         self.releases = CallerReleases(self._tell_actor)
         self._toolkit_shared = False
+        # Creations that wait for a name: client, frame and request, the oldest first.
+        self._postponed: dict[tuple[str, str], list[tuple[Client, ActorCreate, int]]] = {}
         self.discards = Discards(node)
 
     # Frames ---------------------------------------------------------------------------------------
@@ -127,16 +131,51 @@ class ActorService:
             return
         except Exception as error:
             raise ProtocolError(f"ACTOR_CREATE with an unusable spec: {error!r}") from error
-        if self.table.info(spec.actor_id) is None:
-            self._kept[spec.actor_id] = kept
-        self.apply(self.table.created(spec, client.number, req))
-        if self.table.info(spec.actor_id) is None:
-            self._kept.pop(spec.actor_id, None)
+        self._create(client, frame, req, spec, kept)
+
+    def _create(
+        self, client: Client, frame: ActorCreate, req: int, spec: machine.Spec, kept: _Kept
+    ) -> None:
+        fields, actor_id = kept.fields, spec.actor_id
+        if "not_made" in fields:
+            self.apply(self.table.not_made(actor_id, *fields["not_made"]))
+            return
+        wanted = self.table.awaits_creation(actor_id)
+        if wanted:
+            self._kept[actor_id] = kept
+        commands = self.table.created(spec, client.number, req, announced="args_blob" not in fields)
+        for command in commands:
+            if isinstance(command, machine.Postponed):
+                self._postpone(client, frame, req, command)
+        self.apply(commands)
+        if not wanted:
+            return
+        if self.table.info(actor_id) is None:
+            self._kept.pop(actor_id, None)
         elif fields["checkpoint"] is not None:
             self._share_toolkit()
             if fields["checkpoint"].get("exactly_once"):
-                self.releases.created(spec.actor_id)
-                self._keep_place(spec.actor_id, fields)
+                self.releases.created(actor_id)
+                self._keep_place(actor_id, fields)
+
+    def _postpone(self, client: Client, frame: ActorCreate, req: int, command: machine.Postponed) -> None:
+        key = (command.namespace, command.name)
+        self._postponed.setdefault(key, []).append((client, frame, req))
+        text = (
+            f"an actor named {command.name!r} is created when the one that has the name has ended: it is to"
+            " end, and runs what was called before"
+        )
+        self._node.loop.set_timer(
+            ("name", *key),
+            time.monotonic() + _POSTPONED_S,
+            lambda: self._node.warn_job(self._node.job_of(client), text),
+        )
+
+    def _name_free(self, key: tuple[str, str]) -> None:
+        self._node.loop.set_timer(("name", *key), None, lambda: None)
+        for client, frame, req in self._postponed.pop(key, ()):
+            if self._node.clients.get(client.number) is client:
+                self.on_create(client, frame, req)
 
     def _share_toolkit(self) -> None:
         """Have the zygote import what actors with checkpoints need: their restarts do not wait for it."""
@@ -386,6 +425,8 @@ class ActorService:
                     self._discard(kept)
                 self.releases.gone(command.actor_id)
                 self._node.groups.actor_dead(command.actor_id)
+            elif isinstance(command, machine.NameFree):
+                self._name_free((command.namespace, command.name))
 
     def _set_timer(self, actor_id: bytes, incarnation: int, when_s: float) -> None:
         self._node.loop.set_timer(
@@ -474,7 +515,9 @@ class ActorService:
             return
         if isinstance(command, machine.Created):
             if command.req:
-                result = {"actor_id": command.actor_id, "existing": command.existing}
+                # In the same step: it may be dead when its creator could ask for it.
+                info = self._node.rpc.actor_info(client, command.actor_id) if command.existing else False
+                result = {"actor_id": command.actor_id, "existing": info}
                 self._node.clients.send(client, RpcReply(1, pickle.dumps(result)), command.req)
         elif command.req:
             self._node.clients.send(client, RpcReply(0, pickle.dumps(ValueError(command.text))), command.req)

@@ -5,11 +5,13 @@ A pure state machine: methods are events, their results are commands; time is an
 Owns: every actor's state and incarnation, names, restart budgets and backoff, subscribers, causes of death.
 Invariants: one process an incarnation; an incarnation starts only after its predecessor's process is known to
 be dead; events of another incarnation or another process change nothing; a name is free in the very step in
-which its actor is dead; DEAD is final.
+which its actor is dead, and whoever wants the name of an actor that is about to end waits for that step; DEAD
+is final.
 Leaves to others: processes and resources (``pool``, ``scheduler``), the spec's blobs, frames.
 
 States: PENDING -> ALIVE -> (RESTARTING -> ALIVE)* -> DEAD. ALIVE begins when a process is assigned: calls
-queue behind the constructor.
+queue behind the constructor. An actor whose constructor's arguments are awaited is *announced* first: it is
+PENDING, can be named, found and killed, and is placed when it is created.
 """
 
 from __future__ import annotations
@@ -151,6 +153,23 @@ class Refused(Command):
     text: str
 
 
+class Postponed(Command):
+    """A creation that waits until a name is free: give ``created`` again after `NameFree`."""
+
+    client: int
+    req: int
+    actor_id: bytes
+    namespace: str
+    name: str
+
+
+class NameFree(Command):
+    """The actor that had a name is dead."""
+
+    namespace: str
+    name: str
+
+
 class SetTimer(Command):
     """Give ``backoff_over`` at ``when_s``."""
 
@@ -166,6 +185,7 @@ class Forget(Command):
 
 
 class _Phase(IntEnum):
+    ANNOUNCED = 0
     PLACING = 1
     RUNNING = 2
     BACKOFF = 3
@@ -177,6 +197,7 @@ class _Actor:
         self.spec = spec
         self.state = State.PENDING
         self.phase = _Phase.PLACING
+        self.announced = False
         self.incarnation = 1
         self.worker: int | None = None
         self.ready_s: float | None = None
@@ -188,6 +209,11 @@ class _Actor:
         self.error = b""  # serialised error of the constructor, or of the restore
         self.cause: Cause | None = None
         self.subscribers: dict[int, None] = {}
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its end is certain, and only its process is not dead yet."""
+        return self.doom is not None or self.intended not in (None, EXIT_SIGTERM)
 
 
 class ActorTable:
@@ -203,16 +229,15 @@ class ActorTable:
 
     # Creation -------------------------------------------------------------------------------------
 
-    def created(self, spec: Spec, client: int, req: int) -> Commands:
-        """A client creates an actor; it is subscribed to it."""
-        if spec.actor_id in self._actors:
-            return [
-                Refused(
-                    client, req, spec.actor_id, f"an actor with the id {spec.actor_id.hex()} exists already"
-                )
-            ]
+    def created(self, spec: Spec, client: int, req: int, announced: bool = False) -> Commands:
+        """A client creates an actor, or says that it will (``announced``); it is subscribed to it."""
+        known = self._actors.get(spec.actor_id)
+        if known is not None:
+            return self._again(known, client, req, announced)
         holder = self._names.get((spec.namespace, spec.name)) if spec.name else None
         if holder is not None:
+            if self._actors[holder].is_leaving:
+                return [Postponed(client, req, spec.actor_id, spec.namespace, spec.name)]
             if not spec.get_if_exists:
                 text = (
                     f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living actor; "
@@ -225,11 +250,30 @@ class ActorTable:
         self._actors[spec.actor_id] = actor
         if spec.name:
             self._names[spec.namespace, spec.name] = spec.actor_id
-        return [
-            Created(client, req, spec.actor_id, existing=False),
-            self._publish(actor),
-            Place(spec.actor_id, 1, restart=False),
-        ]
+        commands: Commands = [Created(client, req, spec.actor_id, existing=False), self._publish(actor)]
+        if announced:
+            actor.announced, actor.phase = True, _Phase.ANNOUNCED
+            return commands
+        return [*commands, Place(spec.actor_id, 1, restart=False)]
+
+    def _again(self, actor: _Actor, client: int, req: int, announced: bool) -> Commands:
+        """A client creates an actor that is known: as announced, or by mistake."""
+        actor_id = actor.spec.actor_id
+        if actor.announced and not announced:
+            if actor.phase is _Phase.ANNOUNCED:
+                actor.phase = _Phase.PLACING
+                return [Place(actor_id, 1, restart=False)]
+            if actor.state is State.DEAD:
+                return []  # it ended meanwhile, of which its creator was told
+        return [Refused(client, req, actor_id, f"an actor with the id {actor_id.hex()} exists already")]
+
+    def not_made(self, actor_id: bytes, text: str, error: bytes) -> Commands:
+        """An announced actor cannot be created; ``error`` (serialised) is why."""
+        actor = self._actors.get(actor_id)
+        if actor is None or actor.phase is not _Phase.ANNOUNCED:
+            return []
+        actor.error = error
+        return self._die(actor, self._cause(actor, "creation failed", text))
 
     def worker_found(self, actor_id: bytes, incarnation: int, worker: int) -> Commands:
         """A process is there for an incarnation."""
@@ -392,13 +436,15 @@ class ActorTable:
     # Queries --------------------------------------------------------------------------------------
 
     def lookup(self, name: str, namespace: str) -> Spec | None:
-        """Return the living actor of that name."""
+        """Return the living actor of that name, unless it is about to end."""
         actor_id = self._names.get((namespace, name))
-        return None if actor_id is None else self._actors[actor_id].spec
+        if actor_id is None or self._actors[actor_id].is_leaving:
+            return None
+        return self._actors[actor_id].spec
 
     def names(self) -> list[tuple[str, str]]:
-        """Return (namespace, name) of every living named actor, sorted."""
-        return sorted(self._names)
+        """Return (namespace, name) of every living named actor that is not about to end, sorted."""
+        return sorted(name for name, actor_id in self._names.items() if not self._actors[actor_id].is_leaving)
 
     def info(self, actor_id: bytes) -> dict[str, Any] | None:
         """Return what is known of an actor, None when nothing is."""
@@ -418,6 +464,11 @@ class ActorTable:
             "worker": actor.worker,
             "cause": actor.cause,
         }
+
+    def awaits_creation(self, actor_id: bytes) -> bool:
+        """Whether a creation under this id would not be a mistake: it is unknown, or announced."""
+        actor = self._actors.get(actor_id)
+        return actor is None or actor.phase is _Phase.ANNOUNCED
 
     def actor_ids(self) -> list[bytes]:
         """Return every actor that is known, the dead ones that are remembered included."""
@@ -496,9 +547,10 @@ class ActorTable:
         actor.state = State.DEAD
         actor.phase = _Phase.OVER
         actor.cause = cause
+        commands += (self._publish(actor), Forget(actor.spec.actor_id))
         if actor.spec.name:
             del self._names[actor.spec.namespace, actor.spec.name]
-        commands += (self._publish(actor), Forget(actor.spec.actor_id))
+            commands.append(NameFree(actor.spec.namespace, actor.spec.name))
         actor.subscribers.clear()
         self._dead[actor.spec.actor_id] = None
         if len(self._dead) > MAX_TOMBSTONES:

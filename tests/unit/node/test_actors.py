@@ -146,7 +146,7 @@ def test_kill_is_final_when_the_process_is_dead_and_not_before() -> None:
     table = ActorTable()
     alive(table, max_restarts=-1, name="n")
     assert only(table.killed(ID, no_restart=True), m.Kill).worker == 100
-    assert table.lookup("n", "ns") is not None
+    assert not has(table.created(spec(b"b" * 16, name="n"), OTHER, 0), m.Place)
     commands = table.worker_died(100, death(), 5.0)
     assert only(commands, m.Publish).cause["kind"] == "killed"
     assert table.lookup("n", "ns") is None
@@ -232,6 +232,83 @@ class TestNames:
         assert has(table.created(spec(b"b" * 16, name="n"), DRIVER, 0), m.Place)
 
 
+    def test_the_name_of_an_actor_that_is_to_end_is_waited_for(self) -> None:
+        for again in (False, True):
+            for end in (
+                lambda table: table.killed(ID, no_restart=True),
+                lambda table: table.out_of_scope(ID),
+                lambda table: table.owner_died(OWNER, "left"),
+                lambda table: table.ended(ID, "group_removed", "its group was removed"),
+                lambda table: table.exit_announced(ID, 100, EXIT_ACTOR),
+            ):
+                table = ActorTable()
+                alive(table, name="n", max_restarts=1)
+                end(table)
+                assert table.lookup("n", "ns") is None and table.names() == []
+                other = spec(b"b" * 16, name="n", get_if_exists=again)
+                assert table.created(other, OTHER, 9) == [m.Postponed(OTHER, 9, b"b" * 16, "ns", "n")]
+                assert table.info(b"b" * 16) is None
+                commands = table.worker_died(100, death(), 5.0)
+                assert commands[-1] == m.NameFree("ns", "n")
+                assert only(table.created(other, OTHER, 9), m.Created).actor_id == b"b" * 16
+                table.check()
+
+    def test_an_actor_that_is_restarted_keeps_its_name(self) -> None:
+        table = ActorTable()
+        alive(table, name="n", max_restarts=1)
+        table.killed(ID, no_restart=False)
+        table.exit_announced(ID, 100, EXIT_SIGTERM)
+        found = table.created(spec(b"b" * 16, name="n", get_if_exists=True), OTHER, 9)
+        assert only(found, m.Created) == m.Created(OTHER, 9, ID, existing=True)
+        assert table.names() == [("ns", "n")]
+
+
+class TestAnnounced:
+    """Actors that are created when their constructor's arguments are there."""
+
+    def test_it_is_there_and_placed_when_it_is_created(self) -> None:
+        table = ActorTable()
+        table.subscribed(ID, OTHER, 0.0)
+        commands = table.created(spec(name="n"), DRIVER, 5, announced=True)
+        assert only(commands, m.Created) == m.Created(DRIVER, 5, ID, existing=False)
+        assert only(commands, m.Publish).clients == (DRIVER, OTHER) and not has(commands, m.Place)
+        assert table.backoff_over(ID, 0) == [], "who subscribed early waits as long as it takes"
+        assert table.lookup("n", "ns") is not None and table.awaits_creation(ID)
+        assert table.created(spec(name="n"), DRIVER, 0) == [m.Place(ID, 1, restart=False)]
+        assert not table.awaits_creation(ID)
+        assert has(table.created(spec(name="n"), DRIVER, 0), m.Refused)
+        table.check()
+
+    def test_it_can_end_before(self) -> None:
+        for end in (
+            lambda table: table.killed(ID, no_restart=True),
+            lambda table: table.owner_died(OWNER, "left"),
+            lambda table: table.out_of_scope(ID),
+        ):
+            table = ActorTable()
+            table.created(spec(name="n"), DRIVER, 5, announced=True)
+            commands = end(table)
+            assert only(commands, m.Publish).state is State.DEAD and has(commands, m.NameFree)
+            assert not has(commands, m.CancelPlace)
+            assert table.created(spec(name="n"), DRIVER, 0) == []
+            assert table.not_made(ID, "no argument", b"e") == []
+            table.check()
+
+    def test_it_may_never_be_made(self) -> None:
+        table = ActorTable()
+        table.created(spec(), DRIVER, 0, announced=True)
+        table.subscribed(ID, OTHER, 0.0)
+        publish = only(table.not_made(ID, "an argument cannot be had", b"e"), m.Publish)
+        assert publish.clients == (DRIVER, OTHER) and publish.cause["error"] == b"e"
+        assert "an argument cannot be had" in publish.cause["text"]
+        assert table.not_made(b"b" * 16, "unknown", b"") == []
+
+    def test_what_is_placed_is_not_unmade(self) -> None:
+        table = ActorTable()
+        alive(table)
+        assert table.not_made(ID, "too late", b"e") == []
+
+
 class TestSubscribers:
     def test_everybody_hears_of_changes_until_they_leave(self) -> None:
         table = ActorTable()
@@ -280,6 +357,8 @@ class Walk(RuleBasedStateMachine):
         self.workers: dict[int, tuple[bytes, int]] = {}
         self.dead: set[bytes] = set()
         self.last: dict[bytes, tuple[int, State]] = {}
+        self.announced: dict[bytes, m.Spec] = {}
+        self.waiting: dict[tuple[str, str], list[m.Spec]] = {}
         self.next = 0
 
     def apply(self, commands: list[m.Command]) -> None:
@@ -302,6 +381,20 @@ class Walk(RuleBasedStateMachine):
                 self.dead.add(command.actor_id)
             elif isinstance(command, m.Publish):
                 self.published(command)
+            elif isinstance(command, m.NameFree):
+                for made in self.waiting.pop((command.namespace, command.name), ()):
+                    self.submit(made)
+
+    def submit(self, made: m.Spec, announced: bool = False) -> None:
+        self.next += 1
+        commands = self.table.created(made, DRIVER, self.next, announced)
+        for command in commands:
+            if isinstance(command, m.Postponed):
+                assert command.name and self.table.lookup(command.name, command.namespace) is None
+                self.waiting.setdefault((command.namespace, command.name), []).append(made)
+            elif isinstance(command, m.Created) and announced and not command.existing:
+                self.announced[made.actor_id] = made
+        self.apply(commands)
 
     def published(self, command: m.Publish) -> None:
         if command.state is State.DEAD:
@@ -315,13 +408,24 @@ class Walk(RuleBasedStateMachine):
         restarts=st.integers(-1, 2),
         again=st.booleans(),
         detached=st.booleans(),
+        announced=st.booleans(),
     )
-    def create(self, name: str, restarts: int, again: bool, detached: bool) -> None:
+    def create(self, name: str, restarts: int, again: bool, detached: bool, announced: bool) -> None:
         self.next += 1
         actor_id = self.next.to_bytes(16, "big")
         owner = b"" if detached else OWNER
         made = spec(actor_id, name=name, max_restarts=restarts, get_if_exists=again, owner=owner)
-        self.apply(self.table.created(made, DRIVER, self.next))
+        self.submit(made, announced)
+
+    @precondition(lambda self: self.announced)
+    @rule(data=st.data(), made=st.booleans())
+    def arguments(self, data: st.DataObject, made: bool) -> None:
+        actor_id = data.draw(st.sampled_from(sorted(self.announced)))
+        announced = self.announced.pop(actor_id)
+        if made:
+            self.submit(announced)
+        else:
+            self.apply(self.table.not_made(actor_id, "an argument cannot be had", b"e"))
 
     @precondition(lambda self: self.placing)
     @rule(data=st.data(), ok=st.booleans())
@@ -383,12 +487,14 @@ class Walk(RuleBasedStateMachine):
             assert self.table.info(actor_id)["state"] == "DEAD"  # type: ignore[index]
 
     def teardown(self) -> None:
-        """Everything is killed: every actor ends, every name is free."""
-        for actor_id in sorted(self.last):
-            self.apply(self.table.killed(actor_id, no_restart=True))
-        for worker in sorted(self.workers):
-            del self.workers[worker]
-            self.apply(self.table.worker_died(worker, death(), self.now_s))
+        """Everything is killed: every actor ends, every name is free, nobody waits for one."""
+        while any(state is not State.DEAD for _incarnation, state in self.last.values()):
+            for actor_id in sorted(self.last):
+                self.apply(self.table.killed(actor_id, no_restart=True))
+            for worker in sorted(self.workers):
+                del self.workers[worker]
+                self.apply(self.table.worker_died(worker, death(), self.now_s))
+        assert not self.waiting
         assert self.table.names() == []
         assert all(info["state"] == "DEAD" for i in self.table.actor_ids() if (info := self.table.info(i)))
 
