@@ -204,3 +204,50 @@ tell("text", ray.get(fork_inside.remote()))
     driver.expect("parent works")
     driver.finish()
     driver.check_nothing_left()
+
+
+def test_a_child_that_returns_from_the_call_that_forked_it_answers_nothing(start_driver):
+    driver = start_driver(
+        f"""{SETUP}
+import asyncio, os
+
+def forks(how):
+    pid = os.fork()
+    if pid == 0 and how == "raises":
+        raise ValueError("in the child")
+    if pid:
+        os.waitpid(pid, 0)  # it ends by itself
+    return pid
+
+@ray.remote(num_returns=2)
+def forks_two(how):
+    return forks(how), 0
+
+@ray.remote
+def generates():
+    yield forks("returns")
+
+@ray.remote
+class Plain:
+    def forks(self, how):
+        return forks(how)
+
+@ray.remote
+class Async:
+    async def forks(self, how):
+        return forks(how)
+
+plain, loop = Plain.remote(), Async.remote()
+for how in ("returns", "raises"):
+    for call in (ray.remote(forks), forks_two, plain.forks, loop.forks):
+        for _ in range(2):
+            made = call.remote(how)
+            pid = ray.get(made[0] if isinstance(made, list) else made)
+            assert pid > 0, (call, how, pid)
+assert [ray.get(ref) > 0 for ref in generates.remote()] == [True]
+{STILL_WORKS}
+"""
+    )
+    driver.expect("parent works")
+    driver.finish()
+    driver.check_nothing_left()
