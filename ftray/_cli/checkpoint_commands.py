@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import click
 
@@ -164,6 +165,8 @@ def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_j
             click.echo(
                 f"{result['key']}: {result['snapshots']} snapshots, {result['records']} records: {state}"
             )
+        if not results:
+            click.echo(f"there are no keys in {reader.url}")
     if any(result["problems"] for result in results):
         sys.exit(1)
 
@@ -200,7 +203,7 @@ def restore(
 
     if (snapshot is None) == (savepoint is None):
         raise click.UsageError("give the id of a snapshot (see `ftray checkpoint show`), or --from FILE")
-    reader = _open(store)
+    reader = _open(store, may_be_new=savepoint is not None)
     if snapshot is not None:
         key = _resolve(reader, key)
     info = reader.describe(key)
@@ -333,14 +336,21 @@ def _remove(
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def _open(store: str | None) -> CheckpointReader:
+def _open(store: str | None, may_be_new: bool = False) -> CheckpointReader:
     from ftray.checkpoint import open as open_reader
     from ftray.checkpoint.options import default_store
 
+    if store == "":  # an unset variable of a script, say: the default is not meant
+        raise click.UsageError("--store is empty: give a path or a URL, or leave it out")
     url = store or default_store()
     if url.startswith(_OF_A_CLUSTER):
         _join(url)
-    return open_reader(url)
+    reader = open_reader(url)
+    scheme, _, path = reader.url.partition("://")
+    place = unquote(path)
+    if not may_be_new and store is not None and scheme == "file" and not os.path.exists(place):
+        raise click.ClickException(f"there is no store at {place}: no such directory")
+    return reader
 
 
 def _join(url: str) -> None:
@@ -439,7 +449,7 @@ def _holder(info: KeyInfo) -> str:
         return f"{len(info.members)} members"
     if holder is None:
         return "nobody"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_unix_s"] or 0))
+    since = _time(holder["since_unix_s"] or 0)
     lives = {True: "lives", False: "has ended", None: "may live"}[holder["lives"]]
     return f"{holder['class']}, process {holder['pid']} on {holder['host']} since {since}, {lives}"
 
@@ -451,7 +461,7 @@ def _show_snapshots(snapshots: list[SnapshotInfo]) -> None:
         [
             info.id,
             "yes" if info.counts else "no",
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.created_unix_s)),
+            _time(info.created_unix_s),
             info.calls,
             _size(info.size_bytes),
             info.journal_position,
@@ -469,7 +479,13 @@ def _show_record(found: dict[str, Any], as_json: bool) -> None:
         output.show_data(found, "json")
         return
     for name, value in found.items():
+        if name.endswith("_unix_s"):
+            name, value = name.removesuffix("_unix_s"), _time(value)
         click.echo(f"{name}: {output.text_of(value)}")
+
+
+def _time(unix_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
 
 
 def _size(size_bytes: float) -> str:

@@ -192,6 +192,26 @@ def test_a_store_that_is_none(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "nonsense" in done.output
 
 
+@pytest.mark.parametrize("command", [["ls"], ["verify"], ["prune", "--yes"], ["rm", "--orphans", "--yes"]])
+def test_a_store_that_is_not_there_is_a_mistake(command: list[str], tmp_path: Path) -> None:
+    missing = tmp_path / "no such"
+    for store in (str(missing), f"file://{missing}"):
+        done = CliRunner().invoke(command_line.group, ["checkpoint", *command, "--store", store])
+        assert done.exit_code == 1 and f"no store at {missing}" in done.output.replace("\n", "")
+    missing.mkdir()
+    done = CliRunner().invoke(command_line.group, ["checkpoint", *command, "--store", str(missing)])
+    assert done.exit_code == 0 and ("0 keys" in done.output or "no keys" in done.output)
+
+
+def test_an_empty_store_is_not_the_default_one(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        command_line.group,
+        ["checkpoint", "ls", "--store", ""],
+        env={"FTRAY_CHECKPOINT_STORE": str(tmp_path)},
+    )
+    assert done.exit_code == 2 and "--store is empty" in done.output
+
+
 def test_live_without_a_node(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         command_line.group,
