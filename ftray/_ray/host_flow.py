@@ -1,9 +1,8 @@
 """Who calls: identities of the calls that a process of a Ray program makes to exactly-once actors.
 
 A *flow* is one execution of a driver, a task or a method. Its calls to one callee are numbered from 1, and
-the
-CallID of each is made of the flow's own CallID, the callee's key and that number (docs/exactly-once.md). The
-flow's own CallID is
+the CallID of each is made of the flow's own CallID, the callee's key and that number
+(docs/exactly-once.md). The flow's own CallID is
 
 * of a driver's main thread: its root, made of the cluster's id and the job, or of its job key;
 * of a task or method of Ray: made of its TaskID, which it keeps when Ray retries it, and not when what
@@ -148,14 +147,22 @@ class Flow:
         n = callee.n + 1
         if not reads:
             callee.n = n
+        return self._head(key, n, acked=0 if self.keeps else acked, history=callee.history)
+
+    def carry(self, key: bytes) -> bytes:
+        """Return who the next task or plain actor's method of `key` is."""
+        n = self.carried[key] = self.carried.get(key, 0) + 1
+        return self._head(key, n)
+
+    def _head(self, key: bytes, n: int, acked: int = 0, history: int = 0) -> bytes:
         return encode_head(
             root_kind=self.root_kind,
             root=self.root,
             parent=self.parent,
             call_id=call_id(self.parent, key, n, 0),
             n=n,
-            acked=0 if self.keeps else acked,
-            history=callee.history,
+            acked=acked,
+            history=history,
             attempts=self.attempts,
             chain=self.chain,
         )
@@ -294,17 +301,7 @@ def carry(worker: Any, key: bytes) -> bytes:
     key : bytes
         16 bytes that name the function, or the actor.
     """
-    here = flow(worker)
-    n = here.carried[key] = here.carried.get(key, 0) + 1
-    return encode_head(
-        root_kind=here.root_kind,
-        root=here.root,
-        parent=here.parent,
-        call_id=call_id(here.parent, key, n, 0),
-        n=n,
-        attempts=here.attempts,
-        chain=here.chain,
-    )
+    return flow(worker).carry(key)
 
 
 def handed_on(worker: Any, actor: Any) -> bytes | None:
