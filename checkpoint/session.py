@@ -43,7 +43,7 @@ from .outcomes import OUTCOME_METHOD
 from .pace import Pace
 from .scheduler import CAPTURE, EVERY, STARVED, SaveScheduler
 from .snapshots import Past, SnapshotLog
-from .state import attribute_names
+from .state import attribute_names, own_dict
 
 if TYPE_CHECKING:
     from .exactly_once import ExactlyOnce
@@ -149,6 +149,7 @@ class ActorSession:
     def remember(self, names_after_init: frozenset[str], past: Past) -> None:
         """Take over what was found: attributes that ``__init__`` made, and the snapshot restored."""
         self._names_after_init = names_after_init
+        own_dict(self._instance)
         self._status.restored(past)
         if past.newest:
             self._calls_before = self._calls_captured = self._calls_saved = past.newest.header.fields["calls"]

@@ -8,6 +8,7 @@ deleted go.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import GetSetDescriptorType
 
 from .errors import CheckpointLoadError
 
@@ -64,3 +65,15 @@ def drop_attributes(instance: object, names: list[str]) -> None:
     """Remove attributes that ``__init__`` made and the saved object no longer had."""
     for name in names:
         vars(instance).pop(name, None)
+
+
+def own_dict(instance: object) -> None:
+    """Give the instance a ``__dict__`` that shares no keys with those of its class's other instances.
+
+    One that shares them is fast as long as nobody looks at it (PEP 659, and "Key-Sharing Dictionaries", PEP 412).
+    A capture looks, and from then on each ``self.name`` in a method takes twice as long; in a dict of its own
+    a tenth longer than before.
+    """
+    descriptor = next((vars(base)["__dict__"] for base in type(instance).__mro__ if "__dict__" in vars(base)), None)
+    if isinstance(descriptor, GetSetDescriptorType) and type(vars(instance)) is dict:
+        object.__setattr__(instance, "__dict__", dict(vars(instance)))
