@@ -34,7 +34,7 @@ enum { ACT_NONE = 0, ACT_EXIT = 1, ACT_RAISE = 2, ACT_STALL = 3, ACT_STOP = 4 };
 enum { P_NONE, P_CREATED, P_ZEROED, P_SEG_SYNCED, P_RENAMED, P_DIR_SYNCED, P_PAST_SYNCED, P_HALF, P_WRITTEN, P_SYNCED,
        P_RECHECKED, P_ENDED, P_MARKED, P_CLOSED };
 enum { NEXT_NONE, NEXT_MAKING, NEXT_READY };
-static constexpr size_t HEADER = 4096, COPY = 2048, RECORD = 24, MAX_RECORD = 64u << 20;
+static constexpr size_t HEADER = 4096, COPY = 2048, RECORD = 24, MAX_RECORD = 64u << 20, STEADY = 4u << 20;
 static constexpr size_t L_FENCE = 40, L_DOUBT = 48, L_RUNNING = 56, L_CALL = 64, L_ROW_CALL = 80, L_ROW = 96, LIFE = 4096;
 
 struct Part { const char* data; size_t size; };
@@ -70,10 +70,15 @@ struct Segment {
     char* map = nullptr;
     size_t size = 0, used = 0;
     uint32_t number = 0, seed = 0;
-    void close_all() noexcept {
+    uint64_t ends = 0;           /* once it is full: position of its last record */
+    void unmap() noexcept {
         if (map) munmap(map, size);
+        map = nullptr;
+    }
+    void close_all() noexcept {
+        unmap();
         if (fd >= 0) ::close(fd);
-        map = nullptr; fd = -1;
+        fd = -1;
     }
 };
 

@@ -30,6 +30,7 @@ struct Journal : Maker {
     std::atomic<uint64_t> n_records{0}, n_commits{0}, n_bytes{0};
     char* life = nullptr;
     bool life_writable = false;
+    bool named = false;                       /* PROCESS, the journal's thread: the names of all segments are durable */
     char own_claim[40], next_claim[40];
     /* Callbacks: under `called`, so that nobody is called after `silence`. */
     std::recursive_mutex called;
@@ -101,7 +102,11 @@ struct Journal : Maker {
         size_t least = (HEADER + record + RECORD + 4095) & ~size_t(4095);
         return next_size > least ? next_size : least;
     }
-    void grow_next() noexcept { next_size = next_size * 4 < c.max_size ? next_size * 4 : c.max_size; }
+    /* What is prepared takes room on the disk: large only for who has filled many. */
+    void grow_next() noexcept {
+        size_t most = c.mode == PROCESS && n_bytes.load() < 32 * STEADY && c.max_size > STEADY ? STEADY : c.max_size;
+        next_size = next_size * 4 < most ? next_size * 4 : most;
+    }
 
     /* Under `lock`: a segment that was made and never used. */
     void forget_next() noexcept {
@@ -203,6 +208,7 @@ struct Journal : Maker {
             if (failure.load() != OK) { fresh.close_all(); return 0; }
             err = put_bare(cur, bare(END, cur.seed, last.load()));
             if (!err) err = hit(P_ENDED);
+            cur.ends = last.load();
             retired.push_back(cur);
             cur = fresh;
             if (err) { fail_locked(MEDIUM, err, "end a journal segment"); return 0; }
@@ -253,6 +259,7 @@ struct Journal : Maker {
         if (!size || size > MAX_RECORD) { code = BAD_SIZE; return 0; }
         if (generation.load(std::memory_order_relaxed) != born) { code = FORKED; return 0; }
         uint64_t position = 0;
+        bool wake = false;   /* told after the lock is free: who is woken under it sleeps again at once */
         try {
             std::unique_lock<std::mutex> guard(lock);
             if ((code = failure.load(std::memory_order_relaxed)) != OK) return 0;
@@ -260,7 +267,7 @@ struct Journal : Maker {
             if (c.mode == POWER) {
                 queue_record(parts, n, size);
                 position = last.load(std::memory_order_relaxed);
-                if (asleep && takeable()) { asleep = false; work.notify_one(); }
+                if (asleep && takeable()) { asleep = false; wake = true; }
             } else if (put_record(guard, parts, n, size)) {
                 int err = hit(P_WRITTEN);
                 if (err) fail_locked(MEDIUM, err, "write a record");
@@ -272,10 +279,12 @@ struct Journal : Maker {
                     durable.store(position, std::memory_order_release);
                 }
                 look_ahead();
-                if (asleep || !retired.empty()) { asleep = false; work.notify_one(); }
+                wake = asleep || !retired.empty();
+                asleep = false;
             }
             code = failure.load();   /* the journal's thread tells of it */
         } catch (...) { code = NO_MEMORY; return 0; }
+        if (wake) work.notify_one();
         if (code != OK) return 0;
         if (position) { n_records.fetch_add(1, std::memory_order_relaxed); n_bytes.fetch_add(size, std::memory_order_relaxed); }
         return position;
@@ -480,13 +489,31 @@ struct Journal : Maker {
         if (hit(P_CLOSED)) fail(MEDIUM, EIO, "close the journal");
     }
 
+    /* What is full, and the present segment as well if `whole`, with their names. */
+    int sync_process(std::vector<Segment>& full, int fd, bool whole) noexcept {
+        int err = 0;
+        for (auto& s : full) {
+            s.unmap();          /* first: to clean a page that is mapped interrupts every processor that runs a thread of ours */
+            if (!err && fdatasync(s.fd)) err = errno;
+            s.close_all();
+        }
+        if (!err && whole && fdatasync(fd)) err = errno;
+        if (!err && !named && fsync(c.dir_fd)) err = errno;
+        return err ? err : hit(P_SYNCED);
+    }
+    /* A full segment is synced at once, the present one only now and then: its pages have just been written with zeros,
+       which would go to the medium once more, and each would be write-protected on the way and fault when a record comes. */
     void run_process() noexcept {
+        using Clock = std::chrono::steady_clock;
+        const auto interval = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(c.sync_interval_s));
         uint64_t done = c.first_position - 1;
         bool last_round = false;
+        auto due = Clock::now() + interval;
         while (!last_round) {
-            std::vector<Segment> old;
+            std::vector<Segment> full;
             uint64_t upto;
             int fd;
+            bool whole;
             {
                 std::unique_lock<std::mutex> guard(lock);
                 auto called_for = [&] { return stopping || !retired.empty() || flush_wanted || failure.load() != OK; };
@@ -494,26 +521,29 @@ struct Journal : Maker {
                     asleep = true;
                     work.wait(guard, [&] { return !asleep || called_for(); });
                     asleep = false;
+                    due = Clock::now() + interval;
                 }
-                work.wait_for(guard, std::chrono::duration<double>(c.sync_interval_s), called_for);
+                work.wait_until(guard, due, called_for);
                 if (failure.load() != OK) return;
                 last_round = stopping;
+                whole = stopping || flush_wanted || Clock::now() >= due;
                 flush_wanted = false;
-                old.swap(retired);
-                upto = last.load();
+                full.swap(retired);
+                upto = whole ? last.load() : full.empty() ? done : full.back().ends;
                 fd = cur.fd;
             }
-            int err = 0;
-            for (auto& s : old) { if (!err && fdatasync(s.fd)) err = errno; s.close_all(); }
-            if (upto != done) {
-                if (!err) err = fdatasync(fd) ? errno : hit(P_SYNCED);
-                if (err) { fail(MEDIUM, err, "fdatasync the journal"); return; }
+            bool grown = upto != done;
+            if (!full.empty()) named = false;       /* the present segment is a new one */
+            if (grown) {
+                if (int err = sync_process(full, fd, whole)) { fail(MEDIUM, err, "fdatasync the journal"); return; }
+                named = true;
                 n_commits.fetch_add(1, std::memory_order_relaxed);
                 done = upto;
                 synced = upto;
-                mark_process(last_round ? ENDED : MARK);
-            } else if (err) { fail(MEDIUM, err, "fdatasync the journal"); return; }
-            else if (last_round) mark_process(ENDED);
+            }
+            if (last_round) mark_process(ENDED);
+            else if (grown && whole) mark_process(MARK);    /* else the records that follow say so */
+            if (whole) due = Clock::now() + interval;
             if (fence_set()) { fail(FENCED, 0, "fence"); return; }
         }
         if (fdatasync(cur.fd)) { fail(MEDIUM, errno, "fdatasync the journal"); return; }

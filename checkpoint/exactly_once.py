@@ -396,8 +396,7 @@ class ExactlyOnce:
         if faults.active:
             faults.hit("once.save_waits")
         if self.journal is not None:
-            self.journal.flush()
-            self.journal.wait(fields["journal_position"], DURABLE_TIMEOUT_S)
+            _wait_durable(self.journal, int(fields["journal_position"]))
 
     def saved(self, name: SnapshotName, fields: Mapping[str, Any]) -> None:
         """On the saving thread: the snapshot is durable."""
@@ -418,8 +417,7 @@ class ExactlyOnce:
         if self.journal is None or not (due or self._base_due):
             return
         mark = self.journal.append(marks.encode(marks.SAVED, upto=upto, history=self.log.history))
-        self.journal.flush()
-        self.journal.wait(mark, DURABLE_TIMEOUT_S)
+        _wait_durable(self.journal, mark)
         self.releases.durable(self.journal.durable_position)  # a read may wait for this very record
         if faults.active:
             faults.hit("once.barrier_saved")
@@ -578,3 +576,10 @@ def describe(head: bytes) -> str:
     caller = "named by its key" if h.keyed else f"number {h.n} of caller {h.parent.hex()}"
     retry = f", retry {h.retry}" if h.retry else ""
     return f"call {h.call_id.hex()} ({caller}{retry})"
+
+
+def _wait_durable(journal: Journal, position: int) -> None:
+    """Wait for a position; what is durable already (all, in `process`) needs no work of the medium."""
+    if journal.durable_position < position:
+        journal.flush()
+    journal.wait(position, DURABLE_TIMEOUT_S)

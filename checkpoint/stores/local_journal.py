@@ -41,7 +41,7 @@ _SEGMENT = re.compile(r"journal-(\d{10,})-(\d{6,})\.(process|power)")
 _LIFE = re.compile(r"epoch-(\d{10,})\.live")
 _BLOB = re.compile(r"blob-(\d{10,})-([A-Za-z0-9_-]+)")
 _FIRST_SIZE = 256 << 10
-_MAX_SIZE = {"process": 4 << 20, "power": 16 << 20}
+_MAX_SIZE = {"process": 16 << 20, "power": 16 << 20}
 _IN_PLACE = frozenset({"ext2", "ext3", "ext4", "xfs", "tmpfs"})
 """File systems where a page that was written once never needs space again, so that it may be mapped."""
 _NETWORK = frozenset(

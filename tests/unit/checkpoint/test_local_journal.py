@@ -27,6 +27,8 @@ from ftray.checkpoint.stores import life, local_files
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.stores.local_journal import check_exactly_once
 
+from tests.helpers.sync import eventually
+
 from .journal_suite import KEY, WAIT_S, begin, fill, payload, read, upto
 from .support import in_child
 
@@ -126,6 +128,22 @@ def test_dying_at_any_step_loses_nothing_that_was_answered(
     assert status == faults.EXIT_STATUS or (status == 0 and (nth > 1 or not reached)), point
     if (tmp_path / DIRECTORY).exists():
         _check_history(tmp_path, durability, max(told, default=0))
+
+
+def test_process_syncs_what_is_full_and_leaves_the_present_segment_to_the_interval(tmp_path: Path) -> None:
+    store = small(tmp_path)
+    store.journal_sync_interval_s = 3600.0
+    _, journal = begin(store, "process")
+    journal.inject("file.journal.synced", "stall")
+    while len(segments(tmp_path)) < 2 or not journal.wait_stalled(0.0):
+        journal.append(payload(journal.last_position + 1))
+    synced = journal.stats()["synced"]
+    journal.release()
+    eventually(lambda: journal.stats()["synced"] > synced)
+    assert 0 < journal.stats()["synced"] < journal.last_position
+    journal.flush()
+    eventually(lambda: journal.stats()["synced"] == journal.last_position)
+    journal.close(WAIT_S)
 
 
 @BOTH
