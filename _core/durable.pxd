@@ -21,6 +21,8 @@ cdef class DurableCalls:
     cdef object once, journal
     cdef readonly object verifier       # runs each call twice, for tests; None
     cdef frozenset readonly, by_snapshot, own
+    cdef frozenset poison               # CallIDs that have killed too often
+    cdef str usual                      # a method of neither kind: the same object, as a rule, in the next call
     cdef uint64_t epoch                 # history << 32 | epoch, as replies carry it
     cdef readonly object parked         # calls whose replies would be too many, in order
     cdef dict attached                  # CallID -> calls that repeat one under way
@@ -31,6 +33,7 @@ cdef class DurableCalls:
     cdef Entrance enter(self, Callables callables, Call call) except *
     cdef int begin(self, Call call) except -1
     cdef int finish(self, Call call, uint8_t status, Buf *b) except -1
+    cdef int settle(self, Call call, uint8_t status) except -1
     cdef Entrance enter_read(self, Call call) except *
     cdef bint may_start(self, Call call) except -1
     cdef int look(self, Call call) except -1

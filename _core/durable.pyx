@@ -50,6 +50,7 @@ cdef class DurableCalls:
         self.own = UNJOURNALLED
         self.readonly = frozenset(once.readonly_names)
         self.by_snapshot = frozenset(once.nondeterministic_names)
+        self.poison = once.poison
         self.epoch = epoch
         self.parked = collections.deque()
         self.attached = {}
@@ -148,8 +149,10 @@ cdef class DurableCalls:
             from ftray.exceptions import NotSupportedError
             raise NotSupportedError(f'{call.name}: num_returns="streaming" and "dynamic" are not supported for exactly-once actors, whose '
                                     "answers wait until what they tell of is durable. Return a list")
-        if call.method in self.readonly:
-            return self.enter_read(call)
+        if call.method is not self.usual:
+            if call.method in self.readonly:
+                return self.enter_read(call)
+            self.usual = None if call.method in self.by_snapshot else call.method
         self.view(call, &v)
         if self.parked and not call.parked:
             ledger_acknowledge(self.gate.ledger.state, v.head)      # may make room for those before it
@@ -158,7 +161,7 @@ cdef class DurableCalls:
         outcome = self.gate.admit_c(&v, True)
         call.position = self.gate.verdict_position          # also of a refusal, when it says something of its caller
         if outcome == NEW:
-            if self.once.poison and self.call_id(&v) in self.once.poison:
+            if self.poison and self.call_id(&v) in self.poison:
                 return self.poisoned(&v, call)
             call.entered = True
             return ENTER_RUN
@@ -256,21 +259,32 @@ cdef class DurableCalls:
         return call.outside
 
     cdef int finish(self, Call call, uint8_t status, Buf *b) except -1:
-        """An entered call has run, and `b` (behind its ReplyHead) is its reply: record both. Its answer gets a position."""
+        """An entered call has run, and `b` (behind its ReplyHead) is its reply: record both. Its answer gets a position.
+
+        `settle` comes next, when the answer has left: whoever waits for it does not wait for our books.
+        """
         cdef CallView v
         cdef const char *reply = b.data + sizeof(ReplyHead)
         cdef size_t size = b.len - sizeof(ReplyHead)
-        if call.outside is not None or call.method in self.by_snapshot:
+        if call.outside is not None or (call.method is not self.usual and call.method in self.by_snapshot):
             call.position = self.once.finish(self.execution_of(call), status, PyBytes_FromStringAndSize(reply, size))
         else:
             self.view(call, &v)
-            call.position = self.gate.finish_c(&v, status, reply, size)
+            call.position = self.gate.record_c(&v, status, reply, size)
+            call.unsettled = True
             if self.local is not None:
                 self.local.running_c(NULL)
             else:
                 self.journal.running(None)
         call.entered = False
         call.recorded = True
+        return 0
+
+    cdef int settle(self, Call call, uint8_t status) except -1:
+        """A call that was recorded is entered as answered."""
+        if call.unsettled:
+            call.unsettled = False
+            self.gate.settle_c(call_head(&call.t), (<TaskHead *>call.t.frame.data).head_size, status)
         return 0
 
     cdef int set_aside(self, Call call) except -1:

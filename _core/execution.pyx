@@ -123,8 +123,6 @@ cdef class Execution:
             except BaseException as e:
                 self.durable.crash(e)       # what it did is in the state and in no record: nobody may see it
                 raise
-            if self.after_call is not None:
-                self.tell_after(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         elif call.reads:
             self.durable.look(call)
         return 0
@@ -158,6 +156,10 @@ cdef class Execution:
     cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1:
         """The call was answered: so are its repetitions, and the next that wait for room may come."""
         cdef Call other
+        if call.recorded:
+            self.durable.settle(call, status)
+            if self.after_call is not None and (self.counter is None or not self.counter.counted(call.method)):
+                self.tell_after(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         for other in self.durable.repetitions(call):
             other.position = max(other.position, call.position)
             other.nret = call.nret
@@ -429,6 +431,7 @@ cdef class Execution:
                 raise MemoryError()
             encode_results(&b, call.name, 1, None, [], RECORDED_LIMIT)
             self.durable.finish(call, REPLY_OK, &b)
+            self.durable.settle(call, REPLY_OK)
         finally:
             buf_free(&b)
         return 0

@@ -313,11 +313,16 @@ cdef void take_spent(Core *c) noexcept nogil:
     c.spent_notes.clear()
 
 
+cdef uint64_t report_ns = 0             # when the last batch was wanted at the latest
+
+
 cdef void flow_timer(Core *c) noexcept nogil:
     """Reports go in batches, soon."""
-    cdef uint64_t at = mono_ns() + REPORT_NS
-    if c.timer_ns == 0 or at < c.timer_ns:
-        c.timer_ns = at
+    global report_ns
+    if c.timer_ns == 0 or c.timer_ns > report_ns:       # else somebody will look soon enough
+        report_ns = mono_ns() + REPORT_NS
+        if c.timer_ns == 0 or report_ns < c.timer_ns:
+            c.timer_ns = report_ns
     if c.spent_notes.size() >= REPORT_SIZE:
         flow_report(c)
 

@@ -29,13 +29,19 @@ cdef class Gate:
     cdef uint8_t verdict_status
     cdef uint64_t verdict_position
     cdef Blob *verdict_reply
+    # The reply of a call that is recorded and not settled yet, and its position.
+    cdef Blob *unsettled
+    cdef uint64_t unsettled_position
 
     cdef int admit_c(self, const CallView *c, bint mutating) except -1                 # an Admission of ledger.pxd
     cdef int admit_newer(self, const CallView *c, int outcome) except -1
     cdef bint stale_c(self, const char *head) noexcept nogil                           # an accepted call that must not start any more
     cdef int forget_c(self, const char *head, size_t head_size) except -1
     cdef uint64_t start_c(self, const CallView *c) except 0                            # position
-    cdef uint64_t finish_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0
+    # It has run: the record is appended. Nothing may be asked of the gate before `settle_c` has entered it as answered.
+    cdef uint64_t record_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0
+    cdef int settle_c(self, const char *head, size_t head_size, uint8_t status) except -1
+    cdef uint64_t finish_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0      # both
     cdef uint64_t log(self, uint8_t kind, const CallView *c, uint64_t digest, uint8_t status, const char *reply, size_t reply_size) except 0
     cdef uint64_t log_large(self, uint8_t kind, const CallView *c, uint64_t digest, uint8_t status, bytes reply) except 0
     cdef uint64_t append(self, const char *payload, size_t size) except 0

@@ -123,6 +123,8 @@ cdef class Gate:
 
     def __dealloc__(self):
         buf_free(&self.scratch)
+        if self.unsettled != NULL:
+            blob_drop(self.unsettled)
 
     # --- for engines in C
 
@@ -168,19 +170,31 @@ cdef class Gate:
         cdef Entry *e = accepted(self.ledger, c.head, c.head_size)
         return self.log(RECORD_START, c, e.digest, 0, NULL, 0)
 
-    cdef uint64_t finish_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0:
+    cdef uint64_t record_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0:
         cdef Entry *e = accepted(self.ledger, c.head, c.head_size)
-        cdef uint64_t position
-        cdef Blob *answer = blob_value(reply, reply_size)
+        cdef Blob *answer
+        if self.unsettled != NULL:
+            raise RuntimeError("a call was recorded and never settled")
+        answer = blob_value(reply, reply_size)
         if answer == NULL:
             raise MemoryError(f"no memory for a reply of {reply_size} bytes")
         try:
-            position = self.log(RECORD_CALL, c, e.digest, status, reply, reply_size)
-            e = accepted(self.ledger, c.head, c.head_size)      # the journal may be Python code
+            self.unsettled_position = self.log(RECORD_CALL, c, e.digest, status, reply, reply_size)
         except:
             blob_drop(answer)
             raise
-        ledger_settle(self.ledger.state, e, status, answer, position)
+        self.unsettled = answer
+        return self.unsettled_position
+
+    cdef int settle_c(self, const char *head, size_t head_size, uint8_t status) except -1:
+        cdef Entry *e = accepted(self.ledger, head, head_size)      # after what may have been Python code
+        ledger_settle(self.ledger.state, e, status, self.unsettled, self.unsettled_position)
+        self.unsettled = NULL
+        return 0
+
+    cdef uint64_t finish_c(self, const CallView *c, uint8_t status, const char *reply, size_t reply_size) except 0:
+        cdef uint64_t position = self.record_c(c, status, reply, reply_size)
+        self.settle_c(c.head, c.head_size, status)
         return position
 
     cdef uint64_t log(self, uint8_t kind, const CallView *c, uint64_t digest, uint8_t status, const char *reply, size_t reply_size) except 0:

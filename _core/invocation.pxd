@@ -20,6 +20,7 @@ cdef class Call:
     cdef uint64_t position      # in the journal of an exactly-once actor: the answer waits until that is durable; 0: it does not
     cdef bint reads             # a read-only method of an exactly-once actor
     cdef uint64_t seen          # of the journal, by a read-only method of an exactly-once actor
+    cdef bint unsettled         # recorded, and not entered as answered yet
     cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
     cdef bint recorded          # by an exactly-once actor: the answer is what everybody gets who asks again
     cdef bint parked            # waits for room among the replies that this actor keeps
