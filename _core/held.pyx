@@ -18,6 +18,10 @@ from ftray._core.flows cimport flow_over
 from ftray._core.runtime cimport core_enter, core_leave
 from ftray._core.types cimport CH_OPEN, Channel, Core, HeldCaller, HeldReply
 
+cdef enum:
+    SPARE_FRAMES = 1024     # as many as callers have in flight, as a rule
+    SPARE_SIZE = 512
+
 
 cdef void held_push(Core *c, Channel *ch, uint64_t position, bint gated, const char *frame, uint64_t size) noexcept nogil:
     """Keep an answer (a whole frame) until `position` is durable."""
@@ -26,6 +30,9 @@ cdef void held_push(Core *c, Channel *ch, uint64_t position, bint gated, const c
     h.position = position
     h.ch = ch
     h.gated = gated
+    if not c.spare_frames.empty():
+        h.frame.swap(c.spare_frames.back())
+        c.spare_frames.pop_back()
     h.frame.assign(frame, size)
 
 
@@ -51,6 +58,9 @@ cdef void held_release(Core *c, uint64_t position) noexcept nogil:
         c.durable_position = position
     while not c.held.empty() and c.held.front().position <= c.durable_position:
         send(c, &c.held.front())
+        if c.spare_frames.size() < SPARE_FRAMES and c.held.front().frame.capacity() <= SPARE_SIZE:
+            c.spare_frames.emplace_back()
+            c.spare_frames.back().swap(c.held.front().frame)
         c.held.pop_front()
     while not c.held_callers.empty() and c.held_callers.front().position <= c.durable_position:
         flow_over(c, &c.held_callers.front().id)

@@ -16,7 +16,7 @@ ends (session.pyx).
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ftray._core.actors cimport actors_pump_waiting
 from ftray._core.cancels cimport cancel_due_kills
@@ -38,6 +38,7 @@ cdef extern from *:
     """
     #include <sys/epoll.h>
     #include <pthread.h>
+    #include <sched.h>
     #include "spare.hpp"
     #include "types.hpp"
     // Never destroyed: when the process exits, and in a forked child of it, threads (or what they left half done) are
@@ -76,6 +77,7 @@ cdef extern from *:
     int count_bits_from(uint64_t) nogil
     void watch_forks() nogil
     bint fork_seen() nogil
+    int sched_yield() noexcept nogil
     int spare_fill(Core *) nogil
     void spare_drop(Core *) nogil
 
@@ -84,6 +86,9 @@ cdef enum:
     TICKS_TO_REST = 5
     HEARTBEAT_NS = 1000000000
     SPIN_GRACE_NS = 5000
+    HELD_SPINS = 12         # times `spin_ns`: most of an fdatasync of a fast disk
+    SURE_SPINS = 4          # the same, with a score above SURE
+    SURE = 12
     BG_EPOLL = 0
     BG_PARKED = 1
     BG_ASLEEP = 2
@@ -238,37 +243,72 @@ cdef bint core_poll(Core *c) noexcept nogil:
     return progress
 
 
-cdef bint spin(Core *c) noexcept nogil:
-    """Watch the inbox for about as long as a wake-up would cost. Without the lock. True when something came."""
-    cdef uint64_t start, now, until
+cdef uint64_t patience(Core *c, bint held) noexcept nogil:
+    """For how long to watch the inbox now: as long as a wake-up costs, and not at all when that has been in vain lately.
+
+    Where it has been worth while all the time, something else has taken a processor for a moment: both sides would go to sleep and wake
+    each other up, often on one processor, for many calls. So that is watched for longer. `held`: answers wait for the
+    journal. Who gets one calls again, as a rule, so that the time of an fdatasync is watched as well; not where that
+    takes much longer than waking up.
+    """
+    if c.max_spinners == 0:
+        return 0
+    if held and c.held_score > 0:
+        return HELD_SPINS * c.spin_ns
+    if c.spin_score > 0:
+        return (SURE_SPINS if c.spin_score > SURE else 1) * c.spin_ns
+    c.spin_skip += 1
+    if c.spin_skip & 31:
+        return 0
+    return HELD_SPINS * c.spin_ns if held else c.spin_ns
+
+
+cdef bint spin(Core *c, bint held) noexcept nogil:
+    """Watch the inbox. Without the lock. True when something came. `held`: see `patience`.
+
+    Who has one of the machine's few places watches without a pause, for `spin_ns`; before and after that whoever wants the processor
+    gets it.
+    """
+    cdef uint64_t now, limit = patience(c, held)
+    cdef uint64_t start = mono_ns() if limit else 0
+    cdef int32_t *score = &c.held_score if limit == HELD_SPINS * c.spin_ns else &c.spin_score
     cdef int i, place = -1
-    if c.max_spinners == 0 or c.spin_ns == 0:
-        return False
-    if c.spin_score <= 0:
-        c.spin_skip += 1
-        if c.spin_skip & 31:
-            return False
-    start = mono_ns()
+    cdef bint lets_others = False
     now = start
-    while now - start < c.spin_ns:
+    while now - start < limit:
         for i in range(32):
             if load64(&c.me.summary):
-                if place >= 0:
-                    store64(&c.spinners[place], 0)
+                leave_spinner_place(c, place)
                 c.n_spin_hits += 1
-                c.spin_score = min(c.spin_score + 2, 16)
+                if lets_others and limit == SURE_SPINS * c.spin_ns:
+                    score[0] -= 1       # if that is so each time, sleeping is better
+                else:
+                    score[0] = min(score[0] + 2, 16)
                 return True
             cpu_relax()
         now = mono_ns()
-        if place < 0:
+        if lets_others:
+            sched_yield()
+        elif place < 0:
             place = take_spinner_place(c, now)
             if place < 0 and now - start > SPIN_GRACE_NS:
-                return False
+                if limit == c.spin_ns:
+                    return False
+                lets_others = True
+        elif now - start > c.spin_ns:
+            leave_spinner_place(c, place)
+            place = -1
+            lets_others = True
+    leave_spinner_place(c, place)
+    if limit:
+        c.n_spin_misses += 1
+        score[0] = max(score[0] - 1, -8)
+    return False
+
+
+cdef inline void leave_spinner_place(Core *c, int place) noexcept nogil:
     if place >= 0:
         store64(&c.spinners[place], 0)
-    c.n_spin_misses += 1
-    c.spin_score = max(c.spin_score - 1, -8)
-    return False
 
 
 cdef int take_spinner_place(Core *c, uint64_t now) noexcept nogil:
@@ -386,7 +426,7 @@ cdef void arm_bell(Core *c) noexcept nogil:
 
 cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
     """One step of leading: look, spin, sleep. Codes as `rest`."""
-    cdef bint hit
+    cdef bint hit, held
     cdef int code
     if core_poll(c):
         c.sem_exec += 1
@@ -394,8 +434,9 @@ cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
             poll_sockets(c)
         return 1
     if may_spin and timeout_ns != 0:
+        held = not c.held.empty()
         lock_drop(&c.lock)
-        hit = spin(c)
+        hit = spin(c, held)
         lock_take(&c.lock)
         if hit:
             core_poll(c)
@@ -491,6 +532,7 @@ cdef void trim_idle(Core *c) noexcept nogil:
         c.trimmed_ms = now
         c.entry_slab.trim()
         c.task_slab.trim()
+        c.spare_frames.clear()
         if c.memory_short:
             spare_fill(c)
     if at >= 0 and <uint64_t>at <= now:

@@ -419,6 +419,7 @@ struct Core {
     Slot *me = nullptr;
     int max_spinners = 0;
     int32_t spin_score = 8;
+    int32_t held_score = 8;          // the same, while answers wait for the journal
     uint32_t spin_skip = 0;
     uint64_t spin_ns = 0;
     // descriptors
@@ -531,6 +532,7 @@ struct Core {
     std::deque<std::pair<uint32_t, Blob *>> py_inbox;
     uint32_t py_gen = 0;             // (futex)
     std::deque<HeldReply> held;      // in order of their positions
+    std::vector<std::string> spare_frames;   // room for the next of them
     std::deque<HeldCaller> held_callers;
     uint64_t durable_position = 0;   // of the journal of the actor that lives here
     uint64_t held_ceiling = ~0ull;   // no answer above this leaves, durable or not

@@ -377,6 +377,7 @@ cdef extern from "types.hpp" nogil:
         Slot *me
         int max_spinners
         int32_t spin_score
+        int32_t held_score
         uint32_t spin_skip
         uint64_t spin_ns
         int epoll_fd, listen_fd, node_fd, event_fd, dir_fd
@@ -435,6 +436,7 @@ cdef extern from "types.hpp" nogil:
         vector[Id16] done_callers
         vector[CallNote *] spent_notes
         deque[HeldReply] held
+        vector[string] spare_frames
         deque[HeldCaller] held_callers
         uint64_t durable_position, held_ceiling
         vector[TaskRec *] ready
