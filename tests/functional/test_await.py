@@ -480,7 +480,7 @@ def test_a_thread_of_an_async_actor_blocks_beside_its_loop(tmp_path):
 def test_a_ref_that_a_method_returns_stays_a_ref(gate):
     inner = held.remote(gate, 1)
     outer = ray.get(Async.remote().plain.remote([inner]), timeout=DEADLINE_S)
-    assert type(outer) is ray.ObjectRef
+    assert isinstance(outer, ray.ObjectRef)
     gate.open()
     assert ray.get(outer) == 1
 

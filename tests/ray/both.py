@@ -44,6 +44,7 @@ _NATIVE = "about the processes and files of ftray's own node"
 DIFFERENT = {
     "test_actors::test_async_actor_starts_calls_in_order_and_bounds_them": "Ray keeps no order of such calls",
     "test_await::test_a_loop_that_is_closed_before_the_answer": _NATIVE,
+    "test_await::test_a_task_that_awaits_lends_its_cpus": "a task lends its CPUs in get and wait only",
     "test_await::test_get_in_an_async_method_warns_once": "Ray warns, too, in its own words",
     "test_await::test_what_nobody_awaits_any_more_is_freed": _NATIVE,
     "test_await::test_ten_thousand_answers_wake_the_loop_once_for_a_batch": (
