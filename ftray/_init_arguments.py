@@ -87,7 +87,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "num_cpus": _options.amount,
     "num_gpus": _gpus,
     "resources": _resources,
-    "object_store_memory": _options.integer(LEAST_STORE_BYTES, " (bytes)"),
+    "object_store_memory": _options.integer(LEAST_STORE_BYTES, " (bytes)", highest=2**63 - 1),
     "object_spilling_directory": _options.text,
     "labels": _labels,
     "namespace": _options.text,

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_RETRIES = 3
 MAX_NUM_RETURNS = 65535
+MOST = 2**31 - 1  # of what is counted: the core has 32 bits for it
 RESOURCE_QUANTUM = 0.0001  # smallest amount of a resource, as Ray has it
+_MOST_NAME_BYTES = 65_535  # of a resource's name
 _MAX_RETRIES_VARIABLES = ("FTRAY_TASK_MAX_RETRIES", "RAY_TASK_MAX_RETRIES")
 
 
@@ -122,7 +124,7 @@ def _wrong(option: str, value: Any, allowed: str) -> str:
     return f"{option}={text} ({type(value).__name__}) is not valid: {allowed}"
 
 
-def _integer(lowest: int, meaning: str) -> Callable[[str, Any], int]:
+def _integer(lowest: int, meaning: str, highest: int = MOST) -> Callable[[str, Any], int]:
     def check(option: str, value: Any) -> int:
         allowed = f"it must be an integer >= {lowest}{meaning}"
         if isinstance(value, bool):
@@ -133,6 +135,8 @@ def _integer(lowest: int, meaning: str) -> Callable[[str, Any], int]:
             raise TypeError(_wrong(option, value, allowed)) from None
         if number < lowest:
             raise ValueError(_wrong(option, value, allowed))
+        if number > highest:
+            raise ValueError(_wrong(option, value, f"{allowed}, and at most {highest}"))
         return number
 
     return check
@@ -180,6 +184,8 @@ def _resources(option: str, value: Any) -> dict[str, float]:
             raise TypeError(_wrong(option, value, f"the name {name!r} must be a non-empty string"))
         if name in instead:
             raise ValueError(_wrong(option, value, f"for {name!r} use the option {instead[name]}="))
+        if len(_text(f"a name in {option}", name).encode()) > _MOST_NAME_BYTES:
+            raise ValueError(_wrong(option, value, f"a name has at most {_MOST_NAME_BYTES} bytes"))
         amounts[name] = _quantity(f"{option}[{name!r}]", amount)
     return amounts
 
@@ -227,6 +233,10 @@ def _text(option: str, value: Any) -> str:
         raise TypeError(_wrong(option, value, "it must be a string"))
     if not value:
         raise ValueError(_wrong(option, value, "it must not be empty"))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(_wrong(option, value, f"it must be text that UTF-8 can express: {error}")) from None
     return value
 
 

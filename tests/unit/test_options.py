@@ -423,3 +423,48 @@ def test_default_retries_come_from_the_environment_at_use(environ, expected, mon
 def test_wrong_environment_is_named(variable, value):
     with pytest.raises(ValueError, match=f"{variable}={value!r}"):
         default_max_retries({variable: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("task", "max_retries"),
+        ("task", "max_calls"),
+        ("actor", "max_restarts"),
+        ("actor", "max_task_retries"),
+        ("actor", "max_concurrency"),
+        ("actor", "max_pending_calls"),
+        ("method", "max_task_retries"),
+    ],
+)
+def test_numbers_that_the_core_has_no_room_for(kind, option):
+    assert check(kind, {option: _options.MOST}) == {option: _options.MOST}
+    for number in (2**31, 2**63, 10**30):
+        with pytest.raises(ValueError, match=f"{option}={number}.* at most {_options.MOST}"):
+            check(kind, {option: number})
+
+
+def test_a_concurrency_group_of_more_than_the_core_has_room_for():
+    with pytest.raises(ValueError, match="at most"):
+        check("actor", {"concurrency_groups": {"io": 10**30}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given_options"),
+    [
+        ("task", {"name": "\ud800"}),
+        ("actor", {"name": "\ud800"}),
+        ("actor", {"namespace": "a\udfff"}),
+        ("method", {"call_key": "\ud800"}),
+        ("task", {"resources": {"\ud800": 1}}),
+    ],
+)
+def test_text_that_nothing_can_encode(kind, given_options):
+    with pytest.raises(ValueError, match="UTF-8"):
+        check(kind, given_options)
+
+
+def test_the_name_of_a_resource_has_a_limit():
+    assert check("task", {"resources": {"a" * 65_535: 1}})
+    with pytest.raises(ValueError, match="65535 bytes"):
+        check("task", {"resources": {"ü" * 40_000: 1}})
