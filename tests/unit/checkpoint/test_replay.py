@@ -657,6 +657,7 @@ class TestLongRecoveries:
 
         lives.store.read = reading
         monkeypatch.setattr(replay, "time", clock)
+        monkeypatch.setattr(replay, "REPLAY_BOUND_S", 1.0)
         assert lives.start().call("value") == 1
         reasons = [info.reason for info in open_store(lives.store).list(KEY)]
         assert reasons == (["base", "replay"] if slow == "call" else ["base"])
