@@ -17,6 +17,7 @@ from tests.helpers.sync import eventually
 
 # A shared runtime may keep, per live process it talks to, a bounded number of descriptors.
 DESCRIPTORS_PER_PEER = 12
+SETTLED_S = 40.0  # at a load of 40, giving back has taken 9 s
 
 
 def shared_memory_files() -> set[str]:
@@ -71,7 +72,7 @@ class Footprint:
 
     def check_restored(self) -> None:
         try:
-            eventually(lambda: not self.differences(), timeout_s=10)
+            eventually(lambda: not self.differences(), timeout_s=SETTLED_S)
         except TimeoutError:
             raise AssertionError(f"left after shutdown(): {self.differences()}") from None
 
@@ -86,7 +87,7 @@ class Footprint:
             ("descriptors", self._few_descriptors),
         ):
             try:
-                eventually(condition, timeout_s=10)
+                eventually(condition, timeout_s=SETTLED_S)
             except TimeoutError:
                 raise AssertionError(f"{what} not given back: {self._story()}") from None
 
