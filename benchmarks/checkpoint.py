@@ -92,7 +92,8 @@ def ratio(rates: dict[str, list[float]], ours: str, other: str) -> float:
 def synchronous(bench: Bench, budget: Budget) -> list[Line]:
     steps = bench.synchronous()
     bench.beside_disk(budget.size(500, 5))
-    call_s, sync_s = bench.beside_disk(budget.size(4000, 20))  # first: what `process` has written keeps the disk busy
+    # First: what `process` has written keeps the disk busy.
+    call_s, sync_s = bench.beside_disk(budget.size(4000, 20))
     rates = in_turns(steps, budget, budget.size(12, 2))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     limit = 1 / (sync_s + 1 / middle["plain"])

@@ -26,7 +26,6 @@ from ftray.checkpoint import (
 from ftray.checkpoint.stores import life, local_files
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.stores.local_journal import check_exactly_once
-
 from tests.helpers.sync import eventually
 
 from .journal_suite import KEY, WAIT_S, begin, fill, payload, read, upto

@@ -1,4 +1,4 @@
-"""The dict of an actor's attributes: after a capture has looked at it, methods reach them as fast as before."""
+"""An actor's attributes are reached as fast after a capture has looked at them as before."""
 
 from __future__ import annotations
 
