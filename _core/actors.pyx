@@ -77,6 +77,8 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
         t = a.queue.head
         if t.state == TASK_WAITS_DEPS or a.ch.outq_bytes > (1 << 20):
             return
+        if c.memory_short and a.ch.outq_bytes:      # here it waits without a copy
+            return
         list_remove(&a.queue, t)
         if t.flags & TASK_CANCELLED:
             task_fail(c, t, ERR_CANCELLED, NULL, 0)

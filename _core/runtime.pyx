@@ -80,6 +80,7 @@ cdef extern from *:
     int sched_yield() noexcept nogil
     int spare_fill(Core *) nogil
     void spare_drop(Core *) nogil
+    bint spare_waits
 
 cdef enum:
     TICK_NS = 1000000
@@ -554,6 +555,8 @@ cdef void *background(void *arg) noexcept nogil:
     cdef uint64_t seen = 0
     cdef uint32_t word
     cdef int calm = 0
+    global spare_waits
+    spare_waits = True
     lock_take(&c.lock)
     while not c.stopping:
         beat(c)

@@ -10,6 +10,7 @@
 // Owns: the address space, this process's new_handler. Included by runtime.pyx alone, whose extension has the one state.
 #pragma once
 #include "types.hpp"
+#include <ctime>
 #include <new>
 #include <sys/mman.h>
 
@@ -34,6 +35,21 @@ static Spare &spare() {
     return *made;
 }
 
+// The background thread has nobody to tell at all, and others may be about to give memory back: it waits for that.
+static thread_local bool spare_waits = false;
+static thread_local uint64_t spare_short_since_ns = 0, spare_short_last_ns = 0;
+static constexpr uint64_t SPARE_WAIT_NS = 10000000000ull, SPARE_PAUSE_NS = 2000000ull;
+
+static bool spare_wait() {
+    uint64_t now = mono_ns();
+    if (now - spare_short_last_ns > SPARE_WAIT_NS) spare_short_since_ns = now;   // not the same shortage any more
+    if (!spare_waits || now - spare_short_since_ns > SPARE_WAIT_NS) return false;
+    struct timespec pause = {0, (long)SPARE_PAUSE_NS};
+    nanosleep(&pause, nullptr);
+    spare_short_last_ns = mono_ns();
+    return true;
+}
+
 // Called by `new`, and by whoever has no memory: returns if it is worth trying again, else throws bad_alloc.
 static void spare_give_up() {
     Spare &s = spare();
@@ -42,7 +58,7 @@ static void spare_give_up() {
     s.drop();
     if (was) store32(&s.core->memory_short, 1);
     lock_drop(&s.lock);
-    if (was) return;
+    if (was || spare_wait()) return;
     if (s.before) s.before();
     else throw std::bad_alloc();
 }
