@@ -88,7 +88,7 @@ cdef enum:
     HEARTBEAT_NS = 1000000000
     SPIN_GRACE_NS = 5000
     HELD_SPINS = 12         # times `spin_ns`: most of an fdatasync of a fast disk
-    SURE_SPINS = 4          # the same, with a score above SURE
+    SURE_SPINS = 25         # the same, with a score above SURE
     SURE = 12
     BG_EPOLL = 0
     BG_PARKED = 1
