@@ -52,6 +52,8 @@ class Plain:
         try:
             ray.get(refs)
         finally:
+            while not ray.get_runtime_context().is_canceled():  # which may come later than the door opens
+                time.sleep(0.001)
             box.post("parent ends")
 
 

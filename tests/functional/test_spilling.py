@@ -341,6 +341,7 @@ def test_a_directory_of_the_users_choice_is_left_empty_and_swept(fill, start_dri
         wait_ended([node])
         driver.say("end")
         driver.finish(status=None)
+        driver.check_processes_ended()  # the node's, which are told of its death by the kernel
     (place / "of somebody else").mkdir()
     assert list(place.glob("ftray-spill-*"))
     assert fill(object_spilling_directory=str(place))["spilled_objects"]

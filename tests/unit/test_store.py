@@ -41,7 +41,9 @@ def nothing_leaks() -> Iterator[None]:
     before = (open_fds(), mapped_segments(), live_handles())
     yield
     gc.collect()
-    assert (open_fds(), mapped_segments(), live_handles()) == before
+    after = (open_fds(), mapped_segments(), live_handles())
+    assert after[1:] == before[1:]
+    assert after[0] <= before[0], "what an earlier test's thread closes meanwhile is no leak"
 
 
 @pytest.fixture(params=[True, False], ids=["populate", "fallocate"])
