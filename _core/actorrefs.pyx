@@ -7,7 +7,7 @@ Leaves to others: calling it (calls.pyx), where its process is (actors.pyx), han
 """
 
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from ftray._core.actors cimport actor_client
 from ftray._core.context cimport Context, child_task_id, context
@@ -15,9 +15,14 @@ from ftray._core.flows cimport callee_key, flow_name
 from ftray._core.identity cimport FTRAY_HANDLE_MARK
 from ftray._core.objects cimport ObjectRef, blank_ref, exposed, fill_ref, usable
 from ftray._core.objects import rebuild_ref
-from ftray._core.refs cimport refs_borrowed, refs_contain, refs_expose, refs_new
+from ftray._core.refs cimport refs_contain, refs_expose, refs_new
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.types cimport OBJ_ACTOR, OBJ_INLINE, Core, Id16, Id28, ObjEntry, blob_copy, mix64, store8
+
+
+cdef bytes object_id_of(bytes actor_id):
+    """Of the object that stands for an actor."""
+    return b"\xff" * 8 + actor_id + b"\0" * 4
 
 
 def new_actor_ref(bytes actor_id, bint owned_lifetime):
@@ -25,11 +30,10 @@ def new_actor_ref(bytes actor_id, bint owned_lifetime):
     (unless it is detached: `owned_lifetime` False)."""
     cdef Core *c = core()
     cdef ObjectRef r = blank_ref()
+    cdef bytes object_id = object_id_of(actor_id)
     cdef Id28 id
     cdef ObjEntry *e
-    memset(id.b, 0xff, 8)
-    memcpy(id.b + 8, <const char *>actor_id, 16)
-    memset(id.b + 24, 0, 4)
+    memcpy(id.b, <const char *>object_id, 28)
     with nogil:
         core_enter(c)
         e = refs_new(c, &id, True)
@@ -60,18 +64,7 @@ def hold_inside(ObjectRef ref not None, list refs not None):
 
 def foreign_actor_ref(bytes actor_id, bytes owner):
     """A ref to an actor that somebody else created (found by its name)."""
-    cdef Core *c = core()
-    cdef ObjectRef r = blank_ref()
-    cdef Id28 id, o
-    memset(id.b, 0xff, 8)
-    memcpy(id.b + 8, <const char *>actor_id, 16)
-    memset(id.b + 24, 0, 4)
-    memcpy(o.b, <const char *>owner, 28)
-    with nogil:
-        core_enter(c)
-        fill_ref(c, r, refs_borrowed(c, &id, &o))
-        core_leave(c)
-    return r
+    return rebuild_ref(object_id_of(actor_id), owner)
 
 
 def next_actor_id(bytes name):

@@ -158,7 +158,7 @@ cdef class Execution:
         cdef Call other
         if call.recorded:
             self.durable.settle(call, status)
-            if self.after_call is not None and (self.counter is None or not self.counter.counted(call.method)):
+            if self.after_call is not None:
                 self.tell_after(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         for other in self.durable.repetitions(call):
             other.position = max(other.position, call.position)
@@ -404,8 +404,7 @@ cdef class Execution:
             call.name = "?"
             call.nret = h.nret
         if begun and self.after_call is not None and not call.entered:
-            if self.counter is None or not self.counter.counted(call.method):
-                error = self.after(call, error)
+            error = self.after(call, error)
         if call.left is not None:
             self.count(call.left)
         if error is None and call.cancelled:
@@ -469,10 +468,10 @@ cdef class Execution:
         return error
 
     cdef int tell_after(self, str method) except -1:
-        if self.counter is not None:
-            return self.counter.count(method)
-        self.after_call(method)
-        return 0
+        if self.counter is None:
+            self.after_call(method)
+            return 0
+        return 0 if self.counter.counted(method) else self.counter.count(method)
 
     def leave(self, error):
         """The user's code ends the process (sys.exit): as if it had died, but with its own code."""

@@ -32,15 +32,13 @@ def group_name(key: str) -> str | None:
     return key[len(KEY_PREFIX) :] if key.startswith(KEY_PREFIX) else None
 
 
-def _notes(store: Store, key: str) -> list[str]:
-    return [name for name in store.list_blobs(key) if name.startswith(_NOTE_PREFIX)]
+def _notes(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.startswith(_NOTE_PREFIX)]
 
 
 def read_note(store: Store, key: str, names: Sequence[str] | None = None) -> dict[str, Any] | None:
     """Return what a key says of its group; None if it is in none. `names`: of its blobs, if known."""
-    if names is None:
-        names = store.list_blobs(key)
-    notes = [name for name in names if name.startswith(_NOTE_PREFIX)]
+    notes = _notes(store.list_blobs(key) if names is None else names)
     return format.decode_record(store.read_blob(key, notes[-1])) if notes else None
 
 
@@ -52,7 +50,7 @@ def write_note(store: Store, key: str, epoch: int, record: Mapping[str, Any]) ->
 
 def forget(store: Store, key: str, epoch: int) -> None:
     """The key is in no group any more."""
-    store.delete_blobs(key, _notes(store, key), epoch)
+    store.delete_blobs(key, _notes(store.list_blobs(key)), epoch)
 
 
 def forget_unheld(store: Store, key: str) -> None:

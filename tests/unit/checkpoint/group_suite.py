@@ -87,12 +87,7 @@ class GroupSuite:
     def test_back_to_an_older_cut(self, store: Store) -> None:
         with self.world(store) as world:
             group = world.group()
-            cuts, books = [], []
-            for _ in range(2):
-                world.traffic()
-                world.settle()
-                cuts.append(group.save())
-                books.append(world.books())
+            cuts, books = _two_cuts(world, group)
             assert group.restore(cuts[0]) == cuts[0]
             assert world.books() == books[0]
             assert [(info.id, info.counts) for info in group.list()] == [(cuts[0], True), (cuts[1], False)]
@@ -104,12 +99,7 @@ class GroupSuite:
     def test_the_cut_gone_back_to_stays_until_two_newer_ones_are_there(self, store: Store) -> None:
         with self.world(store) as world:
             group = world.group()
-            cuts, books = [], []
-            for _ in range(2):
-                world.traffic()
-                world.settle()
-                cuts.append(group.save())
-                books.append(world.books())
+            cuts, books = _two_cuts(world, group)
             group.restore(cuts[0])
             with faults.armed("group.publish", FencedError("no")), pytest.raises(FencedError, match="no"):
                 group.save()
@@ -354,6 +344,17 @@ def _blobs(store: Store, cut: str) -> dict[str, str]:
     from ftray.checkpoint.lineage import parse_id
 
     return cutfiles.blobs_of(store, KEY, parse_id(cut))
+
+
+def _two_cuts(world: World, group: Any) -> tuple[list[str], list[Any]]:
+    """Save a group twice, with traffic before each; return the cuts, and the books of those moments."""
+    cuts, books = [], []
+    for _ in range(2):
+        world.traffic()
+        world.settle()
+        cuts.append(group.save())
+        books.append(world.books())
+    return cuts, books
 
 
 def _send(world: World, call: Any) -> Any:

@@ -130,6 +130,12 @@ def started(**options: Any) -> Lives:
     return Lives(**options).start()
 
 
+def repeat_last_record(lives: Lives) -> None:
+    """Damage a journal in memory: its last record stands there twice."""
+    records = lives.store._keys[KEY].records
+    records.append(records[-1]._replace(position=records[-1].position + 1))
+
+
 def session_of(lives: Lives) -> ActorSession:
     """The present session, typed."""
     session: ActorSession = lives.session

@@ -34,7 +34,7 @@ from ftray.checkpoint.serving import ExactlyOnceCalls
 from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost, MemoryStore, crash
 from ftray.checkpoint.values import current
 
-from .once_support import KEY, Lives, Tally, compiled_reruns, hooks, memory, started
+from .once_support import KEY, Lives, Tally, compiled_reruns, hooks, memory, repeat_last_record, started
 
 
 @pytest.fixture(autouse=True, params=["toolkit", "engine"])
@@ -395,9 +395,7 @@ class TestDamage:
     def test_records_that_contradict_each_other_are_told(self) -> None:
         lives = started()
         lives.call("incr")
-        held = lives.store._keys[KEY]
-        last = held.records[-1]
-        held.records.append(last._replace(position=last.position + 1))
+        repeat_last_record(lives)
         with pytest.raises(CheckpointCorruptedError, match="contradicts itself at position"):
             lives.start()
 

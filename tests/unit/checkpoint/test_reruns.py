@@ -16,7 +16,7 @@ from ftray._core.reruns import Reruns
 from ftray.checkpoint import CheckpointCorruptedError, CheckpointOptionError, ReplayDivergedError
 from ftray.checkpoint.values import current
 
-from .once_support import KEY, EngineCodec, Lives, Tally, compiled_reruns, started
+from .once_support import KEY, EngineCodec, Lives, Tally, compiled_reruns, repeat_last_record, started
 
 
 @pytest.fixture
@@ -206,9 +206,7 @@ def test_the_end_of_the_process_is_no_reply(outcomes: list[bool | None]) -> None
 def test_a_record_twice_is_told(outcomes: list[bool | None]) -> None:
     lives = started()
     lives.call("incr")
-    held = lives.store._keys[KEY]
-    last = held.records[-1]
-    held.records.append(last._replace(position=last.position + 1))
+    repeat_last_record(lives)
     with pytest.raises(CheckpointCorruptedError, match="contradicts itself at position"):
         lives.start()
     assert outcomes == [True, None]
