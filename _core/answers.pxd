@@ -15,6 +15,7 @@ cdef class Yielded:
     cdef int add(self, object value) except -1
     cdef int add_failure(self, bytes payload, uint16_t n) except -1
 
+cpdef int end_if_forked() except -1
 cdef int encode_result(Buf *b, object value, list refs, size_t inline_limit=*) except -1
 cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list refs, size_t inline_limit=*) except -1
 cdef str no_refs(str name)

@@ -38,13 +38,15 @@ cdef str no_refs(str name):
             "not outlive its owner. Return the value itself")
 
 
-cdef int end_fork() except -1:
-    """What the user's code forked came back from it: it ends, as it would at the end of a program."""
+cpdef int end_if_forked() except -1:
+    """What the user's code forked came back from it: it ends, as it would at the end of a program. Asked wherever that
+    code returns or raises, before anything of the runtime is touched: its locks are as other threads left them."""
+    if not in_fork():
+        return 0
     import os
-    import sys
     try:
-        print(f"process {os.getpid()} was forked in a call and came back from it: it ends, only its parent's result counts",
-              file=sys.stderr, flush=True)
+        os.write(2, f"process {os.getpid()} was forked in a call and came back from it: it ends, only its parent's "
+                    "result counts\n".encode())
     finally:
         os._exit(0)
 
@@ -72,8 +74,6 @@ cdef int encode_result(Buf *b, object value, list refs, size_t inline_limit=INLI
     cdef EncodedValue big
     cdef uint64_t seg = 0, off = 0
     cdef RetHead *r
-    if in_fork():
-        end_fork()
     if buf_extend(b, sizeof(RetHead)) == NULL:
         raise MemoryError()
     try:
@@ -114,8 +114,6 @@ cdef int encode_failure(Buf *b, bytes payload, uint16_t nret) except -1:
     cdef size_t at
     cdef RetHead *r
     cdef uint16_t i
-    if in_fork():
-        end_fork()
     for i in range(nret):
         at = b.len
         if buf_extend(b, sizeof(RetHead)) == NULL:
@@ -140,8 +138,6 @@ cdef int encode_results(Buf *b, str name, uint16_t nret, object result, list ref
     if nret == 1:
         return encode_result(b, result, refs, inline_limit)
     if nret == 0:
-        if in_fork():
-            end_fork()
         return 0
     values = list(result)
     if len(values) != nret:

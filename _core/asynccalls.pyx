@@ -12,6 +12,7 @@ import collections
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from ftray._core.answers cimport end_if_forked
 from ftray._core.awaits cimport LoopWatch, watch_actor_loop
 from ftray._core.beside cimport Beside
 from ftray._core.context cimport CallContext, context_durable, context_fill, context_variable
@@ -258,11 +259,14 @@ cdef class AsyncCalls(Beside):
             if self.execution.before_call is not None:
                 self.execution.before_call(call.method)
             begun = True
-            result = call.function(*call.args, **(call.kwargs or {}))
-            if type(result) is not ObjectRef and hasattr(result, "__await__"):      # a ref is a result like others
-                result = await result
-            if h.flags & TASK_STREAM or is_generator(result):
-                result = await run_generator_async(call, result, self.execution.callables)
+            try:
+                result = call.function(*call.args, **(call.kwargs or {}))
+                if type(result) is not ObjectRef and hasattr(result, "__await__"):      # a ref is a result like others
+                    result = await result
+                if h.flags & TASK_STREAM or is_generator(result):
+                    result = await run_generator_async(call, result, self.execution.callables)
+            finally:
+                end_if_forked()
         except SystemExit as e:
             if not call.exits:
                 self.execution.leave(e)

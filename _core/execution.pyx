@@ -14,7 +14,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
-from ftray._core.answers cimport Yielded, count_results, encode_failure, encode_results, no_refs, send_reply
+from ftray._core.answers cimport Yielded, count_results, encode_failure, encode_results, end_if_forked, no_refs, send_reply
 from ftray._core.awaits cimport loops_take_back_cpus
 from ftray._core.buf cimport Buf, buf_extend, buf_free, buf_init, buf_put
 from ftray._core.cancels cimport cancel_children
@@ -362,12 +362,15 @@ cdef class Execution:
             if self.before_call is not None:
                 self.before_call(call.method)
             begun = True
-            if call.kwargs is None:
-                result = call.function(*call.args)
-            else:
-                result = call.function(*call.args, **call.kwargs)
-            if h.flags & TASK_STREAM or is_generator(result):
-                result = run_generator(call, result, self.callables)
+            try:
+                if call.kwargs is None:
+                    result = call.function(*call.args)
+                else:
+                    result = call.function(*call.args, **call.kwargs)
+                if h.flags & TASK_STREAM or is_generator(result):
+                    result = run_generator(call, result, self.callables)
+            finally:
+                end_if_forked()
         except SystemExit as e:
             if not (self.left or call.exits):
                 self.leave(e)

@@ -14,7 +14,7 @@ from cpython.contextvars cimport PyContextVar_Reset, PyContextVar_Set
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from ftray._core.answers cimport encode_results
+from ftray._core.answers cimport encode_results, end_if_forked
 from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.callargs cimport decode_args
 from ftray._core.context cimport Context, context_begin, context_durable, context_end, thread_call
@@ -200,6 +200,7 @@ cdef class Reruns:
                     except StopIteration as done:
                         result = done.value
             finally:
+                end_if_forked()
                 if context_end(&saved):
                     self.once.ended_calls.append(execution.call_id)
             if type(result) not in PLAIN_RESULTS:

@@ -18,7 +18,7 @@ Leaves to others: what runs when, and the answer (worker.pyx, answers.pyx); what
 from libc.stdint cimport uint16_t, uint64_t
 from libcpp.vector cimport vector
 
-from ftray._core.answers cimport Yielded, encode_failure, encode_result
+from ftray._core.answers cimport Yielded, encode_failure, encode_result, end_if_forked
 from ftray._core.buf cimport Buf, buf_clear, buf_extend, buf_free, buf_init
 from ftray._core.generators cimport sealed_items
 from ftray._core.invocation cimport Call, Callables
@@ -79,6 +79,7 @@ cdef class Producer:
 
     cdef bint take(self, object value) except -1:
         """A value was yielded; False when no more are wanted."""
+        end_if_forked()
         if self.p == NULL:
             if self.count == self.call.nret:
                 complain(f"{self.call.name} yields more than num_returns={self.call.nret} values: the others are left out")
@@ -233,6 +234,7 @@ cdef class Producer:
         """The result of the call. An exception is raised on, or stands where the values end."""
         cdef TaskHead *h = <TaskHead *>self.call.t.frame.data
         cdef Yielded out
+        end_if_forked()
         self.settle()
         if self.p == NULL:
             return self.finish_returns(error)

@@ -325,6 +325,7 @@ def _crash(error: BaseException) -> NoReturn:
 
 def _construct(spec: dict[str, Any]) -> Any:
     """Make the instance."""
+    from ftray._core.answers import end_if_forked
     from ftray._core.callargs import deserialize_args
     from ftray._pickling import unpickle_function
 
@@ -333,7 +334,10 @@ def _construct(spec: dict[str, Any]) -> Any:
     _enter_job()
     cls = unpickle_function(spec["class_blob"])
     args, kwargs = deserialize_args(spec["args_blob"])
-    return cls(*args, **(kwargs or {}))
+    try:
+        return cls(*args, **(kwargs or {}))
+    finally:
+        end_if_forked()
 
 
 def _ready(error: bytes | None, outcome: int = _MADE) -> None:

@@ -113,18 +113,12 @@ def test_a_call_that_may_not_run_again(store, tmp_path):
     began = tmp_path / "began"
     once = actor.add_when.options(max_task_retries=0).remote(str(began), str(tmp_path / "never"))
     eventually(began.exists, timeout_s=LONG_S)
-    os.kill(next_pid(actor), signal.SIGKILL)
+    os.kill(ray.util.state.get_actor(actor._actor_id.hex())["pid"], signal.SIGKILL)
     with pytest.raises(ray.exceptions.ActorUnavailableError):
         ray.get(once, timeout=LONG_S)
     assert ray.get([actor.add.remote() for _ in range(5)], timeout=LONG_S) == [1, 2, 3, 4, 5]
     assert outcome(once) == ("not committed", None), "later calls have not acknowledged what had no reply"
     assert ray.get(actor.value.remote()) == 5
-
-
-def next_pid(actor):
-    return ray.nodes() and next(
-        row["pid"] for row in ray.util.state.list_actors() if row["actor_id"] == actor._actor_id.hex()
-    )
 
 
 def test_a_reply_that_was_lost_with_its_process(store, tmp_path):

@@ -215,6 +215,8 @@ def forks(how):
     pid = os.fork()
     if pid == 0 and how == "raises":
         raise ValueError("in the child")
+    if pid == 0 and how == "exits":
+        raise SystemExit(3)
     if pid:
         os.waitpid(pid, 0)  # it ends by itself
     return pid
@@ -224,8 +226,15 @@ def forks_two(how):
     return forks(how), 0
 
 @ray.remote
-def generates():
-    yield forks("returns")
+def generates(how):
+    yield forks(how)
+
+@ray.remote
+class Made:
+    def __init__(self, how):
+        self.pid = forks(how)
+    def forked(self):
+        return self.pid
 
 @ray.remote
 class Plain:
@@ -238,13 +247,14 @@ class Async:
         return forks(how)
 
 plain, loop = Plain.remote(), Async.remote()
-for how in ("returns", "raises"):
+for how in ("returns", "raises", "exits"):
     for call in (ray.remote(forks), forks_two, plain.forks, loop.forks):
         for _ in range(2):
             made = call.remote(how)
             pid = ray.get(made[0] if isinstance(made, list) else made)
             assert pid > 0, (call, how, pid)
-assert [ray.get(ref) > 0 for ref in generates.remote()] == [True]
+    assert [ray.get(ref) > 0 for ref in generates.remote(how)] == [True]
+    assert ray.get(Made.remote(how).forked.remote()) > 0
 {STILL_WORKS}
 """
     )

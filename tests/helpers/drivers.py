@@ -63,7 +63,7 @@ class Driver:
         script = workdir / f"driver_{self.mark[:8]}.py"
         script.write_text(PRELUDE + textwrap.dedent(source))
         self.process = subprocess.Popen(
-            [*wrapper, sys.executable, "-u", *python_flags, str(script), *args],
+            [*wrapper, sys.executable, "-u", "-X", "faulthandler", *python_flags, str(script), *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,7 +115,7 @@ class Driver:
         except queue.Empty:
             raise DriverFailedError(self._story(f"did not tell {word!r} within {timeout_s} s")) from None
         if told is None:
-            raise DriverFailedError(self._story(f"ended without telling {word!r}"))
+            raise DriverFailedError(self._story(f"{self._ending()} without telling {word!r}"))
         if told[0] != word:
             raise DriverFailedError(self._story(f"told {told} instead of {word!r}"))
         return told[1]
@@ -156,6 +156,14 @@ class Driver:
             raise DriverFailedError(self._story(f"ended with status {got}, not {status}"))
         self._join(DEADLINE_S)
         return "\n".join(self.out)
+
+    def _ending(self) -> str:
+        """What has become of a program whose output is closed, once all it wrote has been read."""
+        self._join(2)
+        try:
+            return f"ended with status {self.process.wait(2)}"
+        except subprocess.TimeoutExpired:
+            return "closed its output"
 
     def _join(self, timeout_s: float) -> None:
         for reader in self._readers:
