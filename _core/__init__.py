@@ -88,6 +88,7 @@ __all__ = [
 EXPORTS = (
     *__all__,
     "answers.decode_outcome",
+    "answers.end_if_forked",
     "answers.encode_outcome",
     "callargs.deserialize_args",
     "context.HeadContext",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import ftray as ray
+from ftray import _printer
 from tests.helpers import processes
 from tests.helpers.drivers import Driver
 from tests.helpers.guard import dump_to
@@ -137,6 +138,20 @@ def runtime(request: pytest.FixtureRequest, shared_runtime: SharedRuntime) -> It
         shared_runtime.drop()  # pytest keeps a failed test's frames, and so its refs
     else:
         shared_runtime.check()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What the runtime has told its user. (`capfd` may lose what is written while it is read.)"""
+    lines: list[str] = []
+    write = _printer._write
+
+    def tell(stream: int, out: list[str]) -> None:
+        lines.extend(out)
+        write(stream, out)
+
+    monkeypatch.setattr(_printer, "_write", tell)
+    return lambda: "\n".join(lines)
 
 
 @pytest.fixture

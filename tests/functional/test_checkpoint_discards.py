@@ -224,6 +224,7 @@ class TestSessionsThatEnd:
             os.kill(pid, signal.SIGSTOP)  # they would remove their own when they see the end of the session
         os.kill(node, signal.SIGKILL)
         os.kill(driver.pid, signal.SIGKILL)
+        wait_ended([*pids, node])  # one that gives back its memory has no environment to be known by any more
         driver.check_processes_ended()
         left = keys(store)
         assert len(left) == 2 and checkpoint.prune(store) == left and keys(store) == []

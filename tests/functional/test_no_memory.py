@@ -40,10 +40,12 @@ def limit(room_bytes):
 
 def fill(make):
     made = []
+    ballast = bytearray(2 << 20)        # what this program needs for itself when it goes on
     try:
         while True:
             made.append(make(len(made)))
     except MemoryError as error:
+        del ballast
         return made, str(error)
 
 for kind, (make, get, right) in KINDS.items():

@@ -157,14 +157,11 @@ def test_strategies_that_one_node_can_follow(strategy, reserve):
     assert ray.get(tasks) == [group, group]
 
 
-def test_strict_spread_waits_and_says_why(reserve, capfd):
+def test_strict_spread_waits_and_says_why(reserve, told):
     group = reserve({"CPU": 1}, {"CPU": 1}, strategy="STRICT_SPREAD", wait=False, name="far apart")
     task = here.options(scheduling_strategy=InGroup(group)).remote()
-    told = []
-    eventually(
-        lambda: told.append(capfd.readouterr().err) or "STRICT_SPREAD puts its 2" in "".join(told), "warned"
-    )
-    assert "'far apart' cannot be placed" in "".join(told) and "one" in "".join(told)
+    eventually(lambda: "STRICT_SPREAD puts its 2" in told(), "warned")
+    assert "'far apart' cannot be placed" in told() and "one" in told()
     assert not group.wait(0.05) and free() == 4
     assert placement_group_table(group)["stats"]["scheduling_state"] == "INFEASIBLE"
     remove_placement_group(group)
@@ -173,11 +170,10 @@ def test_strict_spread_waits_and_says_why(reserve, capfd):
     assert reserve({"CPU": 1}, strategy="STRICT_SPREAD").wait(20)
 
 
-def test_more_than_the_node_has_waits_and_says_what_lacks(reserve, capfd):
+def test_more_than_the_node_has_waits_and_says_what_lacks(reserve, told):
     group = reserve({"CPU": 3}, {"CPU": 2, "moon": 1}, wait=False)
-    told = []
-    eventually(lambda: told.append(capfd.readouterr().err) or "moon: 1 asked, 0" in "".join(told), "warned")
-    assert "CPU: 5 asked, 4 in total" in "".join(told)
+    eventually(lambda: "moon: 1 asked, 0" in told(), "warned")
+    assert "CPU: 5 asked, 4 in total" in told()
     assert not group.wait(0)
 
 

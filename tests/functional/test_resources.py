@@ -191,7 +191,7 @@ def test_the_node_is_a_resource_by_its_address_and_as_the_head():
     eventually(all_resources_back, "resources back")
 
 
-def test_more_of_a_node_than_there_is_or_another_node_is_waited_for(capfd):
+def test_more_of_a_node_than_there_is_or_another_node_is_waited_for(told):
     """With a warning that names it, for tasks and for groups."""
 
     @ray.remote(num_cpus=0)
@@ -200,14 +200,7 @@ def test_more_of_a_node_than_there_is_or_another_node_is_waited_for(capfd):
 
     refs = [one.options(resources={name: 2}).remote() for name in ("node:127.0.0.9", "node:127.0.0.1")]
     group = util.placement_group([{"node:127.0.0.8": 1}])
-    said = ""
-
-    def told():
-        nonlocal said
-        said += capfd.readouterr().err
-        return all(f"node:127.0.0.{number}" in said for number in (9, 8, 1))
-
-    eventually(told, "each is named")
+    eventually(lambda: all(f"node:127.0.0.{number}" in told() for number in (9, 8, 1)), "each is named")
     assert ray.wait(refs, timeout=0)[0] == []
     assert not group.wait(0.01)
     for ref in refs:

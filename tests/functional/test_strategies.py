@@ -128,21 +128,17 @@ def test_labels_that_the_node_has(hard):
     assert run(NodeLabelSchedulingStrategy(hard, soft={"zone": In("z")})) == [here()] * 2
 
 
-def test_labels_that_no_node_has_are_waited_for_with_a_warning(capfd):
+def test_labels_that_no_node_has_are_waited_for_with_a_warning(told):
     strategy = NodeLabelSchedulingStrategy({"zone": In("b"), "disk": Exists()})
     refs = [node.options(scheduling_strategy=strategy).remote() for _ in range(3)]
     actor = Member.options(scheduling_strategy=strategy).remote()
     call = actor.node.remote()
-    told = []
 
     def warned():
-        told.append(capfd.readouterr().err)
-        return "actor Member cannot be placed" in "".join(told) and "node cannot be scheduled" in "".join(
-            told
-        )
+        return "actor Member cannot be placed" in told() and "node cannot be scheduled" in told()
 
     eventually(warned, "warnings")
-    text = "".join(told)
+    text = told()
     assert "no node has the labels zone in(b)" in text and "disk=fast" in text
     assert text.count("node cannot be scheduled") == 1
     assert not ray.wait([*refs, call], timeout=0.1)[0]
