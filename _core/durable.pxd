@@ -40,6 +40,7 @@ cdef class DurableCalls:
     cdef int set_aside(self, Call call) except -1
     cdef object verify(self, Call call, uint8_t status, Buf *b)
     cdef uint64_t may_leave(self) except? 0
+    cdef void rest(self) noexcept
     cdef int view(self, Call call, CallView *v) except -1
     cdef object execution_of(self, Call call)
     cdef char *skip_deps(self, Call call, char *p, char *end) except NULL

@@ -84,6 +84,11 @@ cdef class DurableCalls:
             if position <= told:
                 return
 
+    cdef void rest(self) noexcept:
+        """No call is at hand: what was journalled need not wait for more."""
+        if self.local is not None:
+            self.local.rest_c()
+
     cdef int view(self, Call call, CallView *v) except -1:
         """The call as records have it; good as long as the call's frame and `deps` are there."""
         cdef TaskHead *h = <TaskHead *>call.t.frame.data

@@ -61,6 +61,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
         void wait_news(uint64_t seen) noexcept
         void want_news(uint64_t position) noexcept
         void flush() noexcept
+        void rest() noexcept
         cbool hold_back(uint64_t position) noexcept
         void stop() noexcept
         cbool wait_stopped(double timeout_s) noexcept
@@ -87,6 +88,7 @@ cdef class LocalJournal:
     cdef void running_c(self, const char* call_id) noexcept nogil       # 16 bytes, or NULL
     cdef void set_callbacks_c(self, Durable on_durable, Failed on_failed, void* arg) noexcept nogil
     cdef void silence_c(self) noexcept nogil    # after it returns, neither callback runs or will
+    cdef void rest_c(self) noexcept nogil       # whoever appends has no more at hand
     cdef int failure_c(self) noexcept nogil     # JournalCode
     cdef object _error(self, int code)
     cdef object _failed(self)

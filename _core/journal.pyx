@@ -213,6 +213,9 @@ cdef class LocalJournal:
     cdef void silence_c(self) noexcept nogil:
         self.j.silence()
 
+    cdef void rest_c(self) noexcept nogil:
+        self.j.rest()
+
     cdef int failure_c(self) noexcept nogil:
         return failure_of(self.j)
 
@@ -281,6 +284,15 @@ cdef class LocalJournal:
         """Begin to make durable now what was appended."""
         self._check_process()
         self.j.flush()
+
+    def rest(self):
+        """Say that no further record is at hand.
+
+        Who has said so once is expected to say it again each time: until then records that come while others are
+        made durable (`power`) wait for more to be written with them, for up to a millisecond.
+        """
+        self._check_process()
+        self.rest_c()
 
     def hold_back(self, position):
         """Write no record from `position` on (None: write all) until this is called again; False in `process`."""

@@ -1,6 +1,7 @@
 /* What the journal's writer stands on: constants of the format, CRC-32, whole writes, a segment's descriptor and map,
    one armed fault point, the making of segments. See journal_sys.hpp. */
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -35,6 +36,7 @@ enum { P_NONE, P_CREATED, P_ZEROED, P_SEG_SYNCED, P_RENAMED, P_DIR_SYNCED, P_PAS
        P_RECHECKED, P_ENDED, P_MARKED, P_CLOSED };
 enum { NEXT_NONE, NEXT_MAKING, NEXT_READY };
 static constexpr size_t HEADER = 4096, COPY = 2048, RECORD = 24, MAX_RECORD = 64u << 20, STEADY = 4u << 20;
+static constexpr int64_t GATHER_NS = 1000000;
 static constexpr size_t L_FENCE = 40, L_DOUBT = 48, L_RUNNING = 56, L_CALL = 64, L_ROW_CALL = 80, L_ROW = 96, LIFE = 4096;
 
 struct Part { const char* data; size_t size; };

@@ -60,6 +60,8 @@ cdef class Executor(Execution):
             if self.pools is not None:
                 self.pools.cancel_asked()
             c.exec_tick = 0
+            if self.durable is not None and self.calls is None:
+                self.durable.rest()
             wait_python(c, work_here, NULL, -1)
 
     def run(self):

@@ -14,7 +14,8 @@ import pytest
 
 from tests import ROOT
 
-SOURCE = re.sub(r"/\*.*?\*/|//[^\n]*", "", Path(ROOT, "_core", "journal_sys.hpp").read_text(), flags=re.S)
+FILES = [Path(ROOT, "_core", name).read_text() for name in ("journal_append.hpp", "journal_sys.hpp")]
+SOURCE = re.sub(r"/\*.*?\*/|//[^\n]*", "", "".join(FILES), flags=re.S)
 FENCE = "std::atomic_thread_fence(std::memory_order_seq_cst);"
 
 
