@@ -49,6 +49,7 @@ cdef class Execution:
     cdef int cancel_submitted(self, Call call) except -1
     cdef int tell_error(self, Call call, object error) except -1
     cdef int enter_group(self, Call call) except -1
+    cdef inline bint counted(self, Call call) noexcept
     cdef object after(self, Call call, object error)
     cdef int tell_after(self, str method) except -1
 

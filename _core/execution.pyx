@@ -406,7 +406,7 @@ cdef class Execution:
         if call.name is None:
             call.name = "?"
             call.nret = h.nret
-        if begun and self.after_call is not None and not call.entered:
+        if begun and self.after_call is not None and not call.entered and not self.counted(call):
             error = self.after(call, error)
         if call.left is not None:
             self.count(call.left)
@@ -460,6 +460,10 @@ cdef class Execution:
             raise RuntimeError("the frame of a call is cut short")
         return 0
 
+    cdef inline bint counted(self, Call call) noexcept:
+        """Whether all that was to be done after the call was to count it, which is done."""
+        return self.counter is not None and self.counter.counted(call.method)
+
     cdef object after(self, Call call, object error):
         """The checkpoint session's hook; returns the error that the call ends with."""
         if self.after_call is None or self.left:
@@ -474,7 +478,7 @@ cdef class Execution:
         if self.counter is None:
             self.after_call(method)
             return 0
-        return 0 if self.counter.counted(method) else self.counter.count(method)
+        return self.counter.count(method)
 
     def leave(self, error):
         """The user's code ends the process (sys.exit): as if it had died, but with its own code."""

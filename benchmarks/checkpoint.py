@@ -150,18 +150,18 @@ def pipelined(bench: Bench, budget: Budget) -> list[Line]:
 def snapshots(bench: Bench, budget: Budget) -> list[Line]:
     """What snapshots take of the rate, how many are made, how many calls a crash would have cost at worst."""
     lines = []
+    # Long turns: what saving may take at once is only a small part of one.
+    turn = Budget(budget.measure_s * 2, budget.warmup_s, budget.smoke)
     for title, (steps, actors) in bench.snapshots().items():
-        before = {name: ftray.checkpoint.status(actors[name]) for name in ("saved", "unbounded")}
-        # Long turns: what saving may take at once is only a small part of one.
-        turn = Budget(budget.measure_s * 2, budget.warmup_s, budget.smoke)
-        rates = in_turns(steps, turn, budget.size(12, 2))
+        # Each by itself: what one writes without a bound keeps the disk busy in the other's turn.
         for name, bounds in (("saved", (3.0, 1.0)), ("unbounded", (None, None))):
+            before = ftray.checkpoint.status(actors[name])
+            rates = in_turns({side: steps[side] for side in ("plain", name)}, turn, budget.size(20, 2))
             what = f"snapshot each 1,000 calls, 1 MB, {title}"
             what += "" if name == "saved" else ", save_share=1"
             share = 1 - ratio(rates, name, "plain")
             lines.append(Line(f"{what}: cost", share * 100, "%", None, "", *bounds, True))
-            after = ftray.checkpoint.status(actors[name])
-            lines += _of_saves(what, before[name], after)
+            lines += _of_saves(what, before, ftray.checkpoint.status(actors[name]))
         bench.end(actors)
     return lines
 

@@ -56,7 +56,7 @@ def test_a_busy_appender_has_fewer_commits_than_records(tmp_path: Path) -> None:
         assert journal.append(payload(position)) == position
     journal.rest()
     journal.wait(3000, WAIT_S)
-    assert 1 <= journal.stats()["commits"] < 1500
+    assert journal.stats()["commits"] < 1500
     journal.close(WAIT_S)
     assert read(LocalStore(str(tmp_path))) == upto(3000)
 
