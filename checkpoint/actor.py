@@ -93,7 +93,8 @@ class Checkpointable:
         What the snapshots are found under. Default: ``namespace/name`` of a named actor; an unnamed actor's
         snapshots serve its own restarts and go with it.
     restore : {"auto", "never", "require"}
-        Restore if there is a snapshot; start from ``__init__`` in any case; refuse to start without one.
+        Restore if there is a snapshot; start from ``__init__``, though the actor's own restarts restore what
+        it has saved; refuse to start without one.
     checkpoint_version : int
         Version of the state's meaning. A snapshot of another version goes through `migrate_checkpoint`.
     durability : {"process", "power"} or None

@@ -255,9 +255,16 @@ def holder(host: Host) -> dict[str, Any]:
     }
 
 
+def begins_anew(host: Host, options: Options, log: SnapshotLog) -> bool:
+    """Whether the actor does not want what is there. Its restarts do, once one of them has begun anew."""
+    return options.restore == "never" and not (
+        host.is_reconstructed and log.sealed_by(host.identity.unique_id)
+    )
+
+
 def restore(instance: actor.Checkpointable, host: Host, options: Options, log: SnapshotLog) -> Past:
     """Give the instance its newest saved state, and return what was found."""
-    if options.restore == "never" and not (options.exactly_once and host.is_reconstructed):
+    if begins_anew(host, options, log):
         return Past(None, [], [], [], "")
     past = log.find_past()
     for line in [*past.skipped, *past.notes]:

@@ -155,7 +155,7 @@ class _Recovery:
     # -- the snapshot
 
     def _restore(self) -> None:
-        self.fresh = self.options.restore == "never" and not self.host.is_reconstructed
+        self.fresh = engine.begins_anew(self.host, self.options, self.log)
         if self.fresh:
             self._set_aside()
         else:

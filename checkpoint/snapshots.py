@@ -116,6 +116,7 @@ class SnapshotLog:
         self.store, self.key, self.keep = store, key, keep
         self.epoch = 0
         self.history = ""
+        self._actor = ""
         self.last_sequence = 0
         self.ahead: Ahead | None = None
         self._settled = False
@@ -126,6 +127,10 @@ class SnapshotLog:
     def counted(self) -> list[SnapshotName]:
         """The kept snapshots that count, oldest first; once the past is sealed."""
         return list(self._counted)
+
+    def sealed_by(self, actor: str) -> bool:
+        """Whether the newest seal is that of an incarnation of this actor."""
+        return bool(actor) and present(self.store, self.key).sealed.get("actor") == actor
 
     @property
     def sealed(self) -> bool:
@@ -145,6 +150,7 @@ class SnapshotLog:
         record = format.encode_record(
             {**holder, "key": self.key, "boot_id": boot_id(), "since_unix_s": time.time()}
         )
+        self._actor = str(holder.get("actor", ""))
         for _ in range(_CLAIM_ATTEMPTS):
             listing = self.store.scan(self.key)
             if check is not None and listing.claims:
@@ -218,6 +224,7 @@ class SnapshotLog:
                 "history": self.history,
                 "base": base.id if base else None,
                 "line": [n.id for n in self._counted],
+                **({"actor": self._actor} if self._actor else {}),
                 **(extra or {}),
             }
         )

@@ -24,6 +24,7 @@ from ftray.checkpoint import (
     ReplyExpiredError,
     StaleCallerError,
     engine,
+    faults,
     readonly,
 )
 from ftray.checkpoint import open as open_store
@@ -529,6 +530,22 @@ class TestPolicies:
             lives.send(stale)
         lives.start(restore="never")
         assert lives.call("value") == 2, "a restart of it restores"
+
+
+    @pytest.mark.parametrize("mode", [{"exactly_once": False, "every": 1}, {}], ids=["snapshot", "journal"])
+    def test_restarts_of_one_that_never_restores(self, mode: dict[str, Any]) -> None:
+        """They restore what it has saved and nothing older, also if the processes before did not get far."""
+        lives = started(**mode)
+        lives.call("incr", 7)
+        lives.number, lives.actor = 0, "new"
+        for point in ("restore.claimed", "restore.claimed", "restore.sealed"):
+            with faults.armed(point, faults.SimulatedCrash()), pytest.raises(faults.SimulatedCrash):
+                lives.start(restore="never")
+        for n in range(3):
+            assert lives.start(restore="never").call("value") == n
+            lives.call("incr")
+        lives.number, lives.actor = 0, "newer"
+        assert lives.start().call("value") == 3
 
 
 def _failing(*_: object) -> None:
