@@ -163,7 +163,7 @@ async def open_async(
     before_claim(session, host, code_version)
     names_after_init = attribute_names(instance)
     log.claim(holder(host))
-    with parking.counted(log, host.identity.unique_id, code_version):
+    with parking.counted(log, host, code_version):
         _open_snapshots(session, host, options, names_after_init)
     actor.sessions[id(instance)] = session
     return session

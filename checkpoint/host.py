@@ -76,6 +76,12 @@ class Host(Protocol):
     def is_reconstructed(self) -> bool:
         """Whether an earlier incarnation of this very actor ended without intent."""
 
+    def predecessor_fault(self) -> str:
+        """How the process before this one ended, if by a fault of its own: a signal such as SIGSEGV, an exit.
+
+        "" if somebody else has ended it or asked for its end, or if that is not known.
+        """
+
     @property
     def max_concurrency(self) -> int:
         """How many methods may run at once. Above 1 the engine also calls `ActorSession.before_call`."""
@@ -122,6 +128,10 @@ class ProcessHost:
     def report_incident(self, incident: Incident) -> None:
         """See `Host.report_incident`: one line."""
         print(f"checkpoint {incident.kind}: {incident.message}", file=sys.stderr, flush=True)
+
+    def predecessor_fault(self) -> str:
+        """See `Host.predecessor_fault`: most engines do not tell."""
+        return ""
 
     def crashed(self, error: BaseException) -> None:
         """See `Host.crashed`."""

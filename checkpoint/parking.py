@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     CheckpointCaptureError,
     CheckpointError,
+    CheckpointFormatError,
     CheckpointKeyInUseError,
+    CheckpointLoadError,
     CheckpointNotFoundError,
     CheckpointOptionError,
     CheckpointParkedError,
@@ -28,10 +30,14 @@ from .errors import (
     FencedError,
     ReplayCrashedError,
 )
+from .format import decode_record
 from .keys import EPHEMERAL_PREFIX
+from .snapshots import present
 from .stores.protocol import Store
+from .watch import after_death, decode
 
 if TYPE_CHECKING:
+    from .host import Host
     from .snapshots import SnapshotLog
 
 PARK_AFTER = 3
@@ -121,18 +127,27 @@ def parked(store: Store, key: str, cause: str) -> CheckpointParkedError:
     return error
 
 
-def note(store: Store, key: str, epoch: int, actor: str, code_version: int, error: BaseException) -> bool:
-    """Write a failure down; returns whether it was the last one allowed."""
+def note(
+    store: Store,
+    key: str,
+    epoch: int,
+    actor: str,
+    code_version: int,
+    error: BaseException,
+    failed: int | None = None,
+) -> bool:
+    """Write a failure down, by default of the own epoch; returns whether it was the last one allowed."""
+    failed = failed or epoch
     if _is_final(error) or isinstance(error, MEDIUM):  # the engine does not try again, or as long as it takes
         return False
     record = {
-        "epoch": epoch,
+        "epoch": failed,
         "actor": actor,
         "code_version": code_version,
         "cause": said(error),
         "parked": isinstance(error, ReplayCrashedError),
     }
-    store.put_blob(key, epoch, f"{_PREFIX}{epoch}", [json.dumps(record).encode()], durability="process")
+    store.put_blob(key, epoch, f"{_PREFIX}{failed}", [json.dumps(record).encode()], durability="process")
     return _too_many(_of(_failures(store, key), actor, code_version))
 
 
@@ -154,9 +169,37 @@ def forget(store: Store, key: str, epoch: int) -> None:
         store.delete_blobs(key, names, epoch)
 
 
+def _count_death(log: SnapshotLog, host: Host, actor: str, code_version: Callable[[], int]) -> None:
+    """The process before this one may have ended itself on the way: one more failure, which nobody has noted.
+
+    One that others have ended gets further the next time; one that died while it ran a recorded call again
+    is the watch's, which can tell the call.
+    """
+    fault = host.predecessor_fault() if host.is_reconstructed else ""
+    before = log.epoch - 1
+    if not fault or present(log.store, log.key).sealed.get("epoch") == before:
+        return
+    if f"{_PREFIX}{before}" in log.store.list_blobs(log.key) or _claimant(log, before) != actor:
+        return
+    if after_death(decode(log.store.read_watch(log.key))).too_many:
+        return
+    error = CheckpointLoadError(f"the process that restored it ended itself: {fault}")
+    if note(log.store, log.key, log.epoch, actor, code_version(), error, before):
+        raise parked(log.store, log.key, said(error)) from error
+
+
+def _claimant(log: SnapshotLog, epoch: int) -> object:
+    try:
+        return decode_record(log.store.read_claim(log.key, epoch)).get("actor")
+    except (CheckpointFormatError, OSError):
+        return None
+
+
 @contextmanager
-def counted(log: SnapshotLog, actor: str, code_version: Callable[[], int]) -> Iterator[None]:
+def counted(log: SnapshotLog, host: Host, code_version: Callable[[], int]) -> Iterator[None]:
     """A recovery of a key that was claimed: an error in it is noted, and the last one allowed parks."""
+    actor = host.identity.unique_id
+    _count_death(log, host, actor, code_version)
     try:
         yield
     except Exception as error:

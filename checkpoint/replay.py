@@ -71,7 +71,7 @@ async def open_exactly_once(
     session.exactly_once.nonce = identity["nonce"]
     actor.sessions[id(instance)] = session
     try:
-        with parking.counted(log, host.identity.unique_id, lambda: code):
+        with parking.counted(log, host, lambda: code):
             await _recover(session, host, options, codec, holder)
     except Exception:
         session.exactly_once.let_go()

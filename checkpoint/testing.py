@@ -181,6 +181,7 @@ class LocalHost:
         self.identity = ActorIdentity(namespace, name, unique_id, class_name)
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
+        self.fault = ""
         self.incidents: list[Incident] = []
         self.fenced_by: list[BaseException] = []
         self.crashed_by: list[BaseException] = []
@@ -190,6 +191,10 @@ class LocalHost:
         self._calls: ExactlyOnceCalls | None = None
         self._actions: deque[Callable[[], None]] = deque()
         self._arrived = threading.Condition()
+
+    def predecessor_fault(self) -> str:
+        """Return ``fault``, which the test has set."""
+        return self.fault
 
     def run_between_calls(self, action: Callable[[], None]) -> None:
         """Queue `action` for the next `run_actions`."""

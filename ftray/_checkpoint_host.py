@@ -5,12 +5,13 @@ its calls are written.
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import contextmanager, nullcontext
 
 from ftray._core import holds
 from ftray._lifecycle import ask
 from ftray._node import hash_seeds
-from ftray.checkpoint.host import ActorIdentity, ProcessHost
+from ftray.checkpoint.host import CRASHED, ActorIdentity, ProcessHost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ftray.checkpoint.exactly_once import ExactlyOnce
     from ftray.checkpoint.session import ActorSession
 
+_FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+_ASKED = (0, CRASHED, 75)  # exit statuses of ends that the toolkit itself has asked for
 _OK, _ERROR, _CANCELLED, _RETRY = 0, 1, 2, 4  # statuses of replies, see _core/rules.pxd
 
 
@@ -66,6 +69,17 @@ class NativeHost(ProcessHost):
         if hash_seeds.is_ours() and self._restarts:
             ask("hash_seed", {"seed": seed})
             self._start_again()
+
+    def predecessor_fault(self) -> str:
+        """See `Host.predecessor_fault`."""
+        from ftray._node.frames import DEATH_EXIT, DEATH_SIGNAL
+
+        death = ask("predecessor_death", {})
+        if death is None:
+            return ""
+        kind, code = death["kind"], death["code"]
+        own = (kind == DEATH_SIGNAL and code in _FAULTS) or (kind == DEATH_EXIT and code not in _ASKED)
+        return str(death["text"]) if own else ""
 
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""

@@ -327,6 +327,11 @@ class ActorService:
             raise ValueError(f"{seed!r} is no hash seed; a number from 0 to 2**32 - 1 is one")
         kept.hash_seed = seed
 
+    def predecessor_death(self, client: Client) -> dict[str, Any] | None:
+        """Return how the last process of a client's actor has ended (RPC ``predecessor_death``)."""
+        actor_id = client.worker.actor_id if client.worker is not None else None
+        return self.table.last_death(actor_id) if actor_id else None
+
     def restarts(self, key: object) -> bool:
         """Whether a placement is that of an actor that has had a process before."""
         return _placement(key)[1] > 1

@@ -474,6 +474,11 @@ class ActorTable:
         """Return every actor that is known, the dead ones that are remembered included."""
         return list(self._actors)
 
+    def last_death(self, actor_id: bytes) -> Cause | None:
+        """Return how the actor's process before the present one has ended; None if there was none."""
+        actor = self._actors.get(actor_id)
+        return None if actor is None or actor.cause is None else actor.cause.get("death")
+
     def serving_worker(self, actor_id: bytes) -> int | None:
         """Return the worker of an actor whose constructor has ended; None if it is not there, or not yet."""
         actor = self._actors.get(actor_id)

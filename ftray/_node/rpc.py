@@ -76,6 +76,7 @@ class RpcService:
             "processes": node.state.processes,
             "actor_states": node.actors.states,
             "hash_seed": node.actors.set_hash_seed,
+            "predecessor_death": node.actors.predecessor_death,
             "dump_stacks": node.workers.dump_stacks,
         }
         # These reply themselves, later.

@@ -51,6 +51,34 @@ def fragile(store: Path, **options: Any) -> Any:
     return ray.remote(max_restarts=-1, max_task_retries=-1)(Fragile)
 
 
+def fatal(store: Path, **options: Any) -> Any:
+    """An actor of which the first `tries` restarts end while they load its state, as the trap says."""
+
+    class Fatal(ray.Checkpointable, store=store, **options):
+        def __init__(self, starts: Any, trap: str, tries: int = 1000) -> None:
+            self.n, self.trap = 0, trap
+            self.ends = starts.bump() <= tries
+
+        def save_checkpoint(self) -> Any:
+            return self.n
+
+        def load_checkpoint(self, state: Any) -> None:
+            if self.ends and os.path.exists(self.trap):
+                with open(self.trap) as file:
+                    ENDS[file.read()]()
+            self.n = state
+
+        def add(self) -> int:
+            self.n += 1
+            return self.n
+
+        @checkpoint.readonly
+        def pid(self) -> int:
+            return os.getpid()
+
+    return ray.remote(max_restarts=-1, max_task_retries=-1)(Fatal)
+
+
 def end(actor: Any) -> None:
     pid = ray.get(actor.pid.remote(), timeout=LONG_S)
     os.kill(pid, signal.SIGKILL)
@@ -103,6 +131,37 @@ def named_again(remote: Any, tally: Tally, broken: Path) -> Any:
         return remote.remote(tally, str(broken), 99)
     except ValueError:
         return None
+
+
+@pytest.mark.parametrize("exactly_once", [False, True])
+@pytest.mark.parametrize("end_", ["crashed", "exited"])
+def test_a_load_that_ends_every_process_parks(
+    tmp_path: Path, tally: Tally, end_: str, exactly_once: bool
+) -> None:
+    trap = tmp_path / "trap"
+    actor = fatal(tmp_path / "store", every=1, exactly_once=exactly_once).remote(tally, str(trap))
+    ray.get(actor.add.remote(), timeout=LONG_S)
+    ray.get(actor.checkpoint.remote(), timeout=LONG_S)
+    trap.write_text(end_)
+    end(actor)
+    error = why_dead(actor)
+    assert "the process that restored it ended itself" in str(error)
+    assert "SIGSEGV" in str(error) if end_ == "crashed" else "3" in str(error)
+    assert "CheckpointParkedError" in {type(c).__name__ for c in causes(error)}
+    assert tally.count == 5, "the first, three that died, and one that did not try"
+    found = checkpoint.status(actor)
+    assert found["state"] == "parked" and len(found["failed_recoveries"]) == 3
+
+
+def test_loads_that_others_end_do_not(tmp_path: Path, tally: Tally) -> None:
+    trap = tmp_path / "trap"
+    actor = fatal(tmp_path / "store", every=1).remote(tally, str(trap), tries=6)
+    ray.get(actor.add.remote(), timeout=LONG_S)
+    ray.get(actor.checkpoint.remote(), timeout=LONG_S)
+    trap.write_text("killed")
+    end(actor)
+    assert ray.get(actor.add.remote(), timeout=LONG_S) == 2
+    assert tally.count == 8
 
 
 def test_the_third_attempt_may_succeed(tmp_path: Path, tally: Tally) -> None:

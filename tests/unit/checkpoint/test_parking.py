@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,13 +22,16 @@ from ftray.checkpoint import (
     CodeVersionError,
     engine,
     errors,
+    faults,
     parking,
 )
 from ftray.checkpoint.session import ActorSession
-from ftray.checkpoint.testing import InlineBackground, LocalHost, crash
+from ftray.checkpoint.testing import InlineBackground, LocalHost, MemoryStore, crash
 from ftray.exceptions import NotSupportedError
 
 from .once_support import memory
+from .support import Counter as Saved
+from .support import call, start
 
 AT_ONCE = {
     "FencedError": "the key is somebody else's",
@@ -273,3 +277,46 @@ def test_what_is_said_of_an_actor_without_a_name(world: World) -> None:
             world.start(bad_load(), name="")
     with pytest.raises(CheckpointParkedError, match=r"What was saved is untouched.*checkpoint\.export"):
         world.start(bad_load(), name="")
+
+
+class TestProcessesThatEndThemselves:
+    """What the engine tells of the process before counts if that one has claimed the key and then died."""
+
+    def restart(self, store: MemoryStore, incarnation: int, fault: str, dies_at: str | None) -> None:
+        host = LocalHost("counter", incarnation=incarnation)
+        host.fault = fault
+        armed = faults.armed(dies_at, faults.SimulatedCrash()) if dies_at else nullcontext()
+        with armed:
+            engine.open(Saved(), host, engine.spec_of(Saved, {}), store=store)
+
+    def dies(self, store: MemoryStore, incarnation: int, fault: str = "", at: str = "restore.loaded") -> None:
+        with pytest.raises(faults.SimulatedCrash):
+            self.restart(store, incarnation, fault, at)
+
+    def begun(self) -> MemoryStore:
+        store = MemoryStore()
+        host, session = start(store=store)
+        call(host, session, "incr")
+        return store
+
+    def test_three_park(self) -> None:
+        store = self.begun()
+        self.dies(store, 2)
+        self.dies(store, 3, "SIGSEGV, as it seems")
+        self.dies(store, 4, "SIGSEGV, as it seems")
+        for incarnation in (5, 6):
+            with pytest.raises(CheckpointParkedError, match="ended itself: SIGSEGV, as it seems"):
+                self.restart(store, incarnation, "SIGSEGV, as it seems", None)
+
+    def test_those_that_others_have_ended_do_not_count(self) -> None:
+        store = self.begun()
+        for incarnation in range(2, 9):
+            self.dies(store, incarnation, "SIGSEGV" if incarnation in (3, 7) else "")
+        self.restart(store, 9, "", None)
+
+    def test_those_that_came_to_serve_do_not_count(self) -> None:
+        store = self.begun()
+        for incarnation in range(2, 9):
+            self.restart(store, incarnation, "SIGSEGV", None)
+        for incarnation in range(9, 16):
+            self.dies(store, incarnation, "SIGSEGV", "restore.sealed")
