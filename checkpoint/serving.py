@@ -37,7 +37,7 @@ from .replay import poisoned
 from .running import run_method
 from .session import ActorSession
 from .turns import Ticket, Turns
-from .values import CALL_ID, READING
+from .values import CALL_ID, PARENT, READING
 from .verify import Verifier
 
 
@@ -134,6 +134,7 @@ class _Running:
 _Done = tuple[int, bytes, int]  # status, reply, position
 _T = TypeVar("_T")
 _NO_ARGUMENTS = b"\0\0"
+_HELD_BACK = Verdict(Outcome.HELD_BACK, 0, None, 0)
 
 
 async def _here(coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -169,7 +170,8 @@ class ExactlyOnceCalls:
         self._turns = Turns()
         self._waiting: dict[Ticket, _Setter] = {}
         self._running: dict[bytes, _Running] = {}
-        self._room: list[_Setter] = []
+        # By caller: who waits for room among the kept replies, in order.
+        self._lines: dict[bytes, dict[_Waits, _Setter]] = {}
         self._verifier = Verifier(session, self._once) if self._once.options.verify else None
         self._once.on_room = self._made_room
         session.count_beside()
@@ -271,38 +273,78 @@ class ExactlyOnceCalls:
 
     async def _admit(self, waits: _Waits, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
         deadline_s = time.monotonic() + self._held_back_s
-        while True:
-            verdict, running = self._ask(waits.arm(), head, method, args)
-            if verdict.outcome in (Outcome.NEW, Outcome.IN_PROGRESS, Outcome.RECORDED):
-                self._made_room()  # the head may have acknowledged others
-                return verdict, running
-            left_s = deadline_s - time.monotonic()
-            if verdict.outcome != Outcome.HELD_BACK or left_s <= 0:
-                await self._released(waits, verdict.position, left_s)
-                raise refusal(verdict.outcome, head, method)
-            try:
-                await waits.fired(left_s)
-            except TimeoutError:
-                pass  # asked a last time
-            self._check_alive()
+        try:
+            while True:
+                verdict, running, behind = self._ask(waits, head, method, args)
+                if behind or verdict.outcome != Outcome.HELD_BACK:
+                    self._made_room()  # the head may have acknowledged others, or was the first of a line
+                if verdict.outcome in (Outcome.NEW, Outcome.IN_PROGRESS, Outcome.RECORDED):
+                    return verdict, running
+                left_s = deadline_s - time.monotonic()
+                if verdict.outcome != Outcome.HELD_BACK or left_s <= 0:
+                    await self._released(waits, verdict.position, left_s)
+                    raise refusal(verdict.outcome, head, method)
+                try:
+                    await waits.fired(left_s)
+                except TimeoutError:
+                    pass  # asked a last time
+                self._check_alive()
+        finally:
+            self._leave_line(waits, head)
 
-    def _ask(self, fire: _Setter, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
-        call_id = head[CALL_ID]
+    def _ask(
+        self, waits: _Waits, head: bytes, method: str, args: bytes
+    ) -> tuple[Verdict, _Running, bool]:
+        """Ask the gate. The last value: not asked, since earlier calls of the caller wait for room.
+
+        Were this one let in first, its reply would take the room that they wait for, and nobody acknowledges
+        it before they have run. Whoever asks again is known, and needs none.
+        """
+        call_id, caller = head[CALL_ID], head[PARENT]
+        fire = waits.arm()
         with self._lock:
-            verdict = self._once.gate.admit(head, method, args, True)
-            if verdict.outcome == Outcome.NEW:
+            line = self._lines.get(caller, {})
+            behind = next(iter(line), waits) is not waits and not self._knows(head)
+            if behind:
+                self._once.gate.admit(head, "", _NO_ARGUMENTS, False)  # what it acknowledges
+                verdict = _HELD_BACK
+            else:
+                verdict = self._once.gate.admit(head, method, args, True)
+            if verdict.outcome == Outcome.HELD_BACK:
+                self._lines.setdefault(caller, line)[waits] = fire
+            elif verdict.outcome == Outcome.NEW:
                 self._running[call_id] = _Running()
-            elif verdict.outcome == Outcome.HELD_BACK:
-                self._room.append(fire)
             elif verdict.outcome == Outcome.IN_PROGRESS:
                 self._running[call_id].waiting.append(fire)
-            return verdict, self._running.get(call_id) or _Running()
+            if verdict.outcome != Outcome.HELD_BACK:
+                self._remove(waits, caller)
+            return verdict, self._running.get(call_id) or _Running(), behind
+
+    def _knows(self, head: bytes) -> bool:
+        return self._once.ledger.look(head)[0] not in ("unknown", "absent")
 
     def _made_room(self) -> None:
+        """Have the first of each caller ask again; the next comes when it was let in, or has given up."""
+        if not self._lines:
+            return
         with self._lock:
-            room, self._room = self._room, []
-        for fire in room:
+            first = [next(iter(line.values())) for line in self._lines.values()]
+        for fire in first:
             fire(None)
+
+    def _remove(self, waits: _Waits, caller: bytes) -> bool:
+        """With the lock; whether it was in the line."""
+        line = self._lines.get(caller, {})
+        was = line.pop(waits, None) is not None
+        if was and not line:
+            del self._lines[caller]
+        return was
+
+    def _leave_line(self, waits: _Waits, head: bytes) -> None:
+        with self._lock:
+            waited = self._remove(waits, head[PARENT])
+        if waited:
+            self._made_room()
 
     async def _turn_of(
         self, waits: _Waits, head: bytes, method: str, running: _Running, timeout_s: float
@@ -374,7 +416,8 @@ class ExactlyOnceCalls:
         self._once.crash(error)
         with self._lock:
             waiting, self._waiting = list(self._waiting.values()), {}
-            room, self._room = self._room, []
+            room = [fire for line in self._lines.values() for fire in line.values()]
+            self._lines = {}
         for fire in [*waiting, *room]:
             fire(ended_by(error))
 
@@ -515,8 +558,7 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
     Outcome.ROLLED_BACK: (
         CheckpointRolledBackError,
         "belongs to a history that was given up: the actor was taken back to an earlier state. Begin anew "
-        "with a new "
-        "handle, from what the actor has now",
+        "from what the actor has now: in a new task, or another driver",
     ),
     Outcome.CYCLE: (
         CallCycleError,

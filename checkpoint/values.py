@@ -24,8 +24,8 @@ simulated: dict[tuple[bytes, int], bytes] | None = None
 USER_VALUE = 0
 ENGINE_KINDS = 16
 _VALUE, _ERROR = b"\x00", b"\x01"
-CALL_ID = slice(48, 64)
-"""Where a call head has the CallID."""
+PARENT, CALL_ID = slice(32, 48), slice(48, 64)
+"""Where a call head has the CallIDs of the caller and of the call."""
 
 
 class ValueJournal(Protocol):

@@ -131,11 +131,72 @@ class TestAcceptance:
         calls = lives.host.calls_of(lives.session)
         thread = threading.Thread(target=lambda: replies.append(third.sent_to(calls)))
         thread.start()
-        while not calls._room:
+        while not calls._lines:
             threading.Event().wait(0.001)
         lives.once.release([b"p" * 16], [])
         thread.join(10)
         assert replies == [3]
+
+    def test_a_later_call_does_not_take_the_room_that_an_earlier_one_waits_for(self) -> None:
+        """Its reply would never be acknowledged: a caller has to have the earlier one's first."""
+        lives = started(reply_bound_calls=2)
+        caller = Caller()
+
+        async def main() -> list[int]:
+            calls = ExactlyOnceCalls(lives.session, held_back_s=5)
+
+            async def made(number: int) -> int:
+                return await caller.numbered(KEY, number, "incr").sent_to_async(calls)
+
+            tasks = [asyncio.ensure_future(made(number)) for number in range(1, 9)]
+            while not caller._answered.get(KEY):
+                await asyncio.sleep(0)
+            for number in range(9, 33):  # each says what has arrived, and so makes room, when others wait
+                tasks.append(asyncio.ensure_future(made(number)))
+                await asyncio.sleep(0)
+            while not all(task.done() for task in tasks):
+                calls.acknowledged(caller.numbered(KEY, 33, "incr").head)
+                await asyncio.sleep(0)
+            return [task.result() for task in tasks]
+
+        assert asyncio.run(main()) == list(range(1, 33))
+
+    def test_who_asks_again_does_not_wait_in_line(self) -> None:
+        """The replies that fill the bound are its own: it has to get them to make room."""
+        lives = started(reply_bound_calls=2)
+        caller = Caller()
+        made = [caller.call(KEY, "incr") for _ in range(3)]
+        for call in made[:2]:
+            lives.host.calls_of(lives.session).call(call.head, call.method, call.args)
+
+        async def main() -> list[int]:
+            calls = ExactlyOnceCalls(lives.session, held_back_s=5)
+            waits = asyncio.ensure_future(made[2].sent_to_async(calls))
+            while not calls._lines:
+                await asyncio.sleep(0)
+            again = [await call.sent_to_async(calls) for call in made[:2]]
+            calls.acknowledged(caller.call(KEY, "incr").head)
+            return [*again, await waits]
+
+        assert asyncio.run(main()) == [1, 2, 3]
+
+    def test_a_caller_does_not_wait_behind_another_one(self) -> None:
+        lives = started(reply_bound_calls=2)
+        calls = lives.host.calls_of(lives.session)
+        forgetful = Caller(parent=b"p" * 16, acknowledges=False)
+        for _ in range(2):
+            lives.send(forgetful.call(KEY, "incr"))
+
+        async def main() -> int:
+            waits = asyncio.ensure_future(forgetful.call(KEY, "incr").sent_to_async(calls))
+            while not calls._lines:
+                await asyncio.sleep(0)
+            value: int = await Caller().call(KEY, "incr").sent_to_async(calls)
+            assert not waits.done()
+            waits.cancel()
+            return value
+
+        assert asyncio.run(main()) == 3
 
     def test_an_unknown_method_is_not_entered(self) -> None:
         lives = started()
