@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 _ASKED = (0, CRASHED, 75)  # exit statuses of ends that the toolkit itself has asked for
+_PATIENCE_S = 1.0
 _OK, _ERROR, _CANCELLED, _RETRY = 0, 1, 2, 4  # statuses of replies, see _core/rules.pxd
 
 
@@ -74,7 +75,10 @@ class NativeHost(ProcessHost):
         """See `Host.predecessor_fault`."""
         from ftray._node.frames import DEATH_EXIT, DEATH_SIGNAL
 
-        death = ask("predecessor_death", {})
+        try:
+            death = ask("predecessor_death", {}, _PATIENCE_S)
+        except TimeoutError:  # a recovery does not depend on a node that is silent
+            return ""
         if death is None:
             return ""
         kind, code = death["kind"], death["code"]

@@ -381,6 +381,7 @@ def test_order_of_a_caller_is_kept_over_restarts():
         ray.get(other.__ray_call__.remote(lambda them, value: them.kept.append(value), i))
         return i
 
+    ray.get(actor.__ray_ready__.remote())
     refs = []
     for i in range(60):
         refs.append(actor.__ray_call__.remote(note, log, i))

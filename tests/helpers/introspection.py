@@ -44,8 +44,10 @@ def live_counters() -> dict[str, int]:
 def node_pid(driver_pid: int | None = None) -> int:
     """``ftrayd`` of a driver that started its own."""
     driver_pid = driver_pid or os.getpid()
-    with_children = [pid for pid in processes.children_of(driver_pid) if processes.children_of(pid)]
-    nodes = [pid for pid in with_children if "ftray" in processes.command_of(pid)] or with_children
+    children = processes.children_of(driver_pid)
+    named = [pid for pid in children if "ftray" in processes.command_of(pid)] or children
+    # It may have no children for a moment: when what forks workers was killed.
+    nodes = [pid for pid in named if processes.children_of(pid)] or named
     assert len(nodes) == 1, f"expected one ftrayd below {driver_pid}: {nodes}"
     return nodes[0]
 
