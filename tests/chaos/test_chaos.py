@@ -29,5 +29,5 @@ def test_short_run():
     right = int(re.search(r"(\d+) results right", result.stdout)[1])
     assert right > 100, result.stdout
     assert re.search(r"SIGKILL worker +[1-9]", result.stdout), result.stdout
-    for workload in ("groups", "detached, afterwards"):
-        assert re.search(rf"^{workload} +[1-9]", result.stdout, re.M), result.stdout
+    for workload in ("groups", "detached"):  # in eight seconds chance decides which of the detached ones
+        assert re.search(rf"^{workload}.* +[1-9]", result.stdout, re.M), result.stdout

@@ -516,8 +516,10 @@ def test_exit_of_a_threaded_actor_lets_running_calls_end(mailbox, gate):
             return "done"
 
         def leave(self, box):
-            box.post("leaves")
-            ray.actor.exit_actor()
+            try:
+                ray.actor.exit_actor()
+            finally:
+                box.post("leaves")
 
     actor = Threads.remote()
     runs = actor.wait.remote(mailbox, gate)
