@@ -22,6 +22,8 @@ from typing import NamedTuple, Protocol
 
 CRASHED = 70
 """Exit status of an actor whose method was interrupted half-way."""
+NOT_NOW = 75
+"""Exit status of an actor whose restore has failed, and may not the next time: EX_TEMPFAIL."""
 
 
 class ActorIdentity(NamedTuple):

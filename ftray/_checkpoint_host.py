@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from ftray._core import holds
 from ftray._lifecycle import ask
 from ftray._node import hash_seeds
-from ftray.checkpoint.host import CRASHED, ActorIdentity, ProcessHost
+from ftray.checkpoint.host import CRASHED, NOT_NOW, ActorIdentity, ProcessHost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ftray.checkpoint.session import ActorSession
 
 _FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-_ASKED = (0, CRASHED, 75)  # exit statuses of ends that the toolkit itself has asked for
+_ASKED = (0, CRASHED, NOT_NOW)  # exit statuses of ends that the toolkit itself has asked for
 _PATIENCE_S = 1.0
 _OK, _ERROR, _CANCELLED, _RETRY = 0, 1, 2, 4  # statuses of replies, see _core/rules.pxd
 

@@ -36,7 +36,6 @@ _EXIT_HANDLERS_S = 30.0  # how long the user's atexit handlers may take
 # What `ActorSession.close` is told; the second and the last also remove the snapshots of an unnamed actor.
 _REASONS = {_EXIT_ACTOR: "exit_actor", _EXIT_OUT_OF_SCOPE: "out of scope", _EXIT_SIGTERM: "SIGTERM"}
 _SESSION_OVER = "the session ends"
-_NOT_NOW = 75  # exit status of an actor whose restore has failed, and may not the next time: EX_TEMPFAIL
 _FAILED, _MADE, _TRY_AGAIN, _PARKED = 0, 1, 2, 3  # of ACTOR_READY
 
 
@@ -295,7 +294,9 @@ def _not_made(spec: dict[str, Any], error: BaseException) -> None:
         return
     _ready(payload, outcome)  # what is told of the actor if no restart is left to it
     _flush()
-    os._exit(_NOT_NOW)
+    from ftray.checkpoint.host import NOT_NOW
+
+    os._exit(NOT_NOW)
 
 
 def _not_restored(spec: dict[str, Any], error: BaseException) -> int:

@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ftray.checkpoint.engine import OUT_OF_SCOPE
-from ftray.checkpoint.host import ActorIdentity, Incident, ProcessHost
+from ftray.checkpoint.host import NOT_NOW, ActorIdentity, Incident, ProcessHost
 from ftray.checkpoint.keys import EPHEMERAL_PREFIX
 
 if TYPE_CHECKING:
     from ftray._ray.host_groups import Caller, RayGroupPort
 
 _SETTLES_S = 2.0
-_NOT_NOW = 75  # exit status of a process that could not restore the actor's state: EX_TEMPFAIL
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.02, 1.0
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
@@ -161,7 +160,7 @@ class RayHost(ProcessHost):
             what = f"{self.identity.class_name} cannot be restored now, and is started again"
             print(f"{what}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             time.sleep(min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** min(self.incarnation, 16)))
-            os._exit(_NOT_NOW)
+            os._exit(NOT_NOW)
 
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`. A successor of the same actor is none of ours to end."""

@@ -25,10 +25,13 @@ ENDS = {
 
 
 def fragile(store: Path, **options: Any) -> Any:
-    """An actor that cannot load its state as long as there is a file, in its first `tries` attempts."""
+    """An actor that cannot load its state as long as there is a file, in its first `tries` attempts.
+
+    Its processes end as the file says; if it is empty, the load raises.
+    """
 
     class Fragile(ray.Checkpointable, store=store, **options):
-        def __init__(self, starts: Any, broken: str, tries: int) -> None:
+        def __init__(self, starts: Any, broken: str, tries: int = 1000) -> None:
             self.n, self.broken = 0, broken
             self.fails = starts.bump() <= tries
 
@@ -37,6 +40,10 @@ def fragile(store: Path, **options: Any) -> Any:
 
         def load_checkpoint(self, state: Any) -> None:
             if self.fails and os.path.exists(self.broken):
+                with open(self.broken) as file:
+                    how = file.read()
+                if how:
+                    ENDS[how]()
                 raise ValueError("this state is not to my liking")
             self.n = state
 
@@ -49,34 +56,6 @@ def fragile(store: Path, **options: Any) -> Any:
             return os.getpid()
 
     return ray.remote(max_restarts=-1, max_task_retries=-1)(Fragile)
-
-
-def fatal(store: Path, **options: Any) -> Any:
-    """An actor of which the first `tries` restarts end while they load its state, as the trap says."""
-
-    class Fatal(ray.Checkpointable, store=store, **options):
-        def __init__(self, starts: Any, trap: str, tries: int = 1000) -> None:
-            self.n, self.trap = 0, trap
-            self.ends = starts.bump() <= tries
-
-        def save_checkpoint(self) -> Any:
-            return self.n
-
-        def load_checkpoint(self, state: Any) -> None:
-            if self.ends and os.path.exists(self.trap):
-                with open(self.trap) as file:
-                    ENDS[file.read()]()
-            self.n = state
-
-        def add(self) -> int:
-            self.n += 1
-            return self.n
-
-        @checkpoint.readonly
-        def pid(self) -> int:
-            return os.getpid()
-
-    return ray.remote(max_restarts=-1, max_task_retries=-1)(Fatal)
 
 
 def end(actor: Any) -> None:
@@ -139,7 +118,7 @@ def test_a_load_that_ends_every_process_parks(
     tmp_path: Path, tally: Tally, end_: str, exactly_once: bool
 ) -> None:
     trap = tmp_path / "trap"
-    actor = fatal(tmp_path / "store", every=1, exactly_once=exactly_once).remote(tally, str(trap))
+    actor = fragile(tmp_path / "store", every=1, exactly_once=exactly_once).remote(tally, str(trap))
     ray.get(actor.add.remote(), timeout=LONG_S)
     ray.get(actor.checkpoint.remote(), timeout=LONG_S)
     trap.write_text(end_)
@@ -155,7 +134,7 @@ def test_a_load_that_ends_every_process_parks(
 
 def test_loads_that_others_end_do_not(tmp_path: Path, tally: Tally) -> None:
     trap = tmp_path / "trap"
-    actor = fatal(tmp_path / "store", every=1).remote(tally, str(trap), tries=6)
+    actor = fragile(tmp_path / "store", every=1).remote(tally, str(trap), tries=6)
     ray.get(actor.add.remote(), timeout=LONG_S)
     ray.get(actor.checkpoint.remote(), timeout=LONG_S)
     trap.write_text("killed")
