@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import pytest
 
 import ftray as ray
+from tests.helpers.processes import wait_ended
 from tests.helpers.sync import eventually
 
 pytestmark = pytest.mark.usefixtures("runtime")
@@ -226,9 +228,10 @@ def test_groups_go_with_the_handle():
 def test_groups_are_there_after_a_restart(actor_class):
     actor = actor_class.options(max_restarts=1, max_task_retries=-1).remote()
     assert ray.get(actor.note.remote(1))[0] == 1
+    pid = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
     ray.kill(actor, no_restart=False)
-    refs = [actor.note.remote(i) for i in range(5)]
-    assert ray.get(refs[-1])[-1] == 4
+    wait_ended([pid])
+    assert ray.get([actor.note.remote(i) for i in range(5)])[-1][-1] == 4
     assert ray.get(actor.__ray_call__.remote(lambda self: len(self.order))) in (5, 10)
 
 

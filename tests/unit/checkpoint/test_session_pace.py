@@ -84,11 +84,26 @@ def test_calls_go_on_while_a_save_waits_and_it_has_all_of_them(clock: Clock) -> 
     figures = life.session.status()
     assert (figures["wanted"], figures["in_flight"], figures["held_back"]) == ("every", False, 1)
     assert (figures["calls_since_saved"], figures["max_calls_unsaved"]) == (5, 1)
-    life.later(pace.LONGEST_S / 2)
+    life.later(pace.LONGEST_S / 2 + 1e-6)
     assert life.saved == [1, 6]
     figures = life.session.status()
     assert (figures["max_calls_unsaved"], figures["calls_since_saved"], figures["saves"]) == (5, 0, 2)
     assert figures["save_cpu_s_total"] == pytest.approx(4.0) and figures["save_share"] == SHARE
+
+
+def test_calls_beside_a_waiting_save_are_only_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = Life(clock, every=2)
+    life.incr(2 + 4)  # two saves are due; the second one waits, and a look has found that
+    with monkeypatch.context() as patched:
+        patched.setattr(life.session, "_scheduler", None)
+        life.incr(1000)
+    assert life.session.status()["calls_since_saved"] == 1004
+    life.later(pace.LONGEST_S + 1e-6)
+    assert life.saved == [2, 1006]
+    life.incr(3)
+    assert life.session.status()["wanted"] == "every", "and the next one is counted for again"
+    life.later(pace.LONGEST_S + 1e-6)
+    assert life.saved == [1006, 1009]
 
 
 def test_a_wait_that_is_over_before_the_next_call_is_none(clock: Clock) -> None:
@@ -168,5 +183,5 @@ def test_a_failed_save_has_its_cost_and_its_retry(clock: Clock, monkeypatch: pyt
 
 
 def test_the_default_is_a_small_share() -> None:
-    assert pace.DEFAULT_SHARE == 0.01 and pace.LONGEST_S == 0.1
+    assert pace.DEFAULT_SHARE == 0.005 and pace.LONGEST_S == 0.2
     assert options.Options._field_defaults["save_share"] == pace.DEFAULT_SHARE
