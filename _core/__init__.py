@@ -111,6 +111,7 @@ EXPORTS = (
     "holds.unanswered",
     "identity.call_id",
     "identity.derive_callee_key",
+    "instances.inline_attributes",
     "journal.LocalJournal",
     "journal.POINTS",
     "journal.set_fence",

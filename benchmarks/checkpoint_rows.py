@@ -173,22 +173,17 @@ class Bench:
 
         return step, 1
 
-    def snapshots(self) -> dict[str, tuple[dict[str, Step], dict[str, Any]]]:
-        """Calls with a snapshot of 1 MB after each 1,000, beside calls of an actor that is only restarted.
+    def snapshots(self, batch: int, **options: Any) -> tuple[dict[str, Step], dict[str, Any]]:
+        """Calls with a snapshot of 1 MB after each 1,000, `batch` of them in flight.
 
-        "saved": as they come, "unbounded": without a bound on what saving may take. By kind of caller: the
-        steps, and the actors.
+        Returns the steps of that actor ("saved") and of one that is only restarted ("plain"), and the actors,
+        which are new ones each time.
         """
-        found = {}
-        for title, batch in (("sync.", 1), ("100 in flight", 100)):
-            actors = {
-                "plain": Plain.options(max_restarts=-1, max_task_retries=-1).remote(1_000_000),
-                "saved": saved_class(self.store, 1000).remote(1_000_000),
-                "unbounded": saved_class(self.store, 1000, save_share=1).remote(1_000_000),
-            }
-            steps = {name: (batch_of(actor, batch), batch) for name, actor in actors.items()}
-            found[title] = steps, actors
-        return found
+        actors = {
+            "plain": Plain.options(max_restarts=-1, max_task_retries=-1).remote(1_000_000),
+            "saved": saved_class(self.store, 1000, **options).remote(1_000_000),
+        }
+        return {name: (batch_of(actor, batch), batch) for name, actor in actors.items()}, actors
 
     @staticmethod
     def end(actors: dict[str, Any]) -> None:

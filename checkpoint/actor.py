@@ -86,7 +86,7 @@ class Checkpointable:
         Save when this many seconds have passed and calls have changed the state since.
     save_share : float
         Where calls come faster than saving is cheap: the share of a CPU that saves by `every` may take, more
-        than 0, at most 1. A save that would take more waits, for 0.1 s at most. 1: none does. Default 0.01.
+        than 0, at most 1. A save that would take more waits, for 0.2 s at most. 1: none does. Default 0.005.
     keep : int
         Newest snapshots to keep, at least 2: the one before is what a damaged file is replaced by.
     checkpoint_key : str or None

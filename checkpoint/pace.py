@@ -8,8 +8,8 @@ store: time is an argument, in seconds of any monotonic clock.
 
 from __future__ import annotations
 
-DEFAULT_SHARE = 0.01
-LONGEST_S = 0.1
+DEFAULT_SHARE = 0.005
+LONGEST_S = 0.2
 """The longest wait, whatever a save costs: it bounds in time what waiting adds to what a crash loses."""
 BURST_S = 0.002
 

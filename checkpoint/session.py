@@ -56,6 +56,7 @@ SESSION_OVER = "the session ends"
 FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _NEVER = sys.maxsize
 _LOOK_EVERY = 64
+_WITHOUT_END = 1 << 62
 _OUTCOMES_KEPT = 64
 
 
@@ -215,6 +216,8 @@ class ActorSession:
             elif self.exactly_once is not None and self.exactly_once.journal_is_full():
                 self._scheduler.want("journal", time.monotonic())
             if waited and not self._scheduler.may_capture:
+                if self.exactly_once is None:
+                    self._count_quietly()
                 return  # and goes on waiting
         self._gap()
         if self._scheduler.wanted is not None:  # for the pace, a save in flight or methods that run
@@ -228,6 +231,10 @@ class ActorSession:
         self._calls_before = self._calls()
         left = self._every - (self._calls_before - self._calls_captured)
         self._counting = self._counter.left = min(self._stride, left if left > 0 else self._every)
+
+    def _count_quietly(self) -> None:
+        """A save waits and will come by itself: until it begins there is nothing to look at."""
+        self._counting = self._counter.left = _WITHOUT_END
 
     def _calls(self) -> int:
         return self._calls_before + self._counting - self._counter.left

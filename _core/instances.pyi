@@ -1,0 +1,3 @@
+from typing import Any
+
+def inline_attributes(instance: object) -> dict[str, Any] | None: ...
