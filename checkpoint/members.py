@@ -399,6 +399,6 @@ def _capture_apart(session: ActorSession) -> tuple[Captured, dict[str, Any]]:
     usual, session._capturer = session._capturer, StateCapturer()
     try:
         captured, extra = session._capture_all()
-        return captured, {**session._header_fields("cut"), **extra, "calls": session._calls()}
+        return captured, {**session._header_fields("cut"), **extra, "calls": session.calls.total}
     finally:
         session._capturer = usual

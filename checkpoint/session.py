@@ -1,8 +1,8 @@
 """`ActorSession`: the life of one actor process as the toolkit sees it, from its first call to its planned
 end.
 
-Owns: counting calls, taking the capture in a gap between calls, handing it to the background thread, what
-people are told. Decides nothing about when (`scheduler`) and nothing about files (`snapshots`).
+Owns: taking the capture in a gap between calls, handing it to the background thread, what people are told.
+Decides nothing about when (`scheduler`) and nothing about files (`snapshots`); `counting` counts the calls.
 
 Threads: `after_call`, `close` and the gap action run on the actor's thread (for ``max_concurrency > 1``: on
 any of its threads, serialised by ``_gate``); saves run on the background thread; `request` and `status`
@@ -25,6 +25,7 @@ from ftray._core.callcount import CallCounter
 from . import actor, faults
 from .background import Background
 from .capture import Captured, Pieces, StateCapturer, capture_error
+from .counting import CallCount
 from .errors import (
     CheckpointCaptureError,
     CheckpointError,
@@ -56,7 +57,6 @@ SESSION_OVER = "the session ends"
 FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _NEVER = sys.maxsize
 _LOOK_EVERY = 64
-_WITHOUT_END = 1 << 62
 _OUTCOMES_KEPT = 64
 
 
@@ -86,16 +86,11 @@ class ActorSession:
         uncounted = {"checkpoint", "_checkpoint_group", "__ray_ready__", STATUS_METHOD}
         self._uncounted = actor.readonly_names(self._cls) | uncounted
         self._after = frozenset(options.after)
-        self._every = options.every or _NEVER
         # How many calls may pass without a look at the size of the journal.
-        self._stride = min(self._every, _LOOK_EVERY) if options.exactly_once else self._every
-        self._counting = self._stride
-        self._counter = CallCounter(self._uncounted, self._count_due, self._stride)
+        stride = _LOOK_EVERY if options.exactly_once else _NEVER
+        self.calls = CallCount(self._uncounted, options.every or _NEVER, stride, self._count_due)
         # A method has ended, by return or by exception: called on the thread that ran it.
-        self.after_call: Callable[[str], None] = self._counter.after_call
-        self._calls_before = 0  # calls counted before the counter was last reset
-        self._calls_captured = 0
-        self._calls_saved = 0
+        self.after_call: Callable[[str], None] = self.calls.counter.after_call
         self._capturer = StateCapturer()
         self._gate = threading.RLock()
         self._running = 0  # methods that change state and run now; only kept when concurrent
@@ -124,7 +119,7 @@ class ActorSession:
     @property
     def counter(self) -> CallCounter | None:
         """What does the work of `after_call`, for engines that need no Python for it; None: more is to do."""
-        return None if self._concurrent or self._after else self._counter
+        return None if self._concurrent or self._after else self.calls.counter
 
     @property
     def is_async(self) -> bool:
@@ -153,7 +148,7 @@ class ActorSession:
         own_dict(self._instance)
         self._status.restored(past)
         if past.newest:
-            self._calls_before = self._calls_captured = self._calls_saved = past.newest.header.fields["calls"]
+            self.calls.continue_from(past.newest.header.fields["calls"])
 
     def _settle(self) -> None:
         try:
@@ -201,8 +196,8 @@ class ActorSession:
 
     def _counts_down(self, method_name: str) -> bool:
         """Count a call; whether that has led to a look at what is due."""
-        self._counter.left -= 1
-        if self._counter.left > 0 and method_name not in self._after:
+        self.calls.counter.left -= 1
+        if self.calls.counter.left > 0 and method_name not in self._after:
             return False
         self._count_due("after" if method_name in self._after else EVERY)
         return True
@@ -210,34 +205,18 @@ class ActorSession:
     def _count_due(self, reason: str = EVERY) -> None:
         with self._lock:
             waited = self._scheduler.wanted is not None
-            self._recount()
-            if reason != EVERY or self._is_due():
+            self.calls.go_on()
+            if reason != EVERY or self.calls.is_due:
                 self._scheduler.want(reason, time.monotonic())
             elif self.exactly_once is not None and self.exactly_once.journal_is_full():
                 self._scheduler.want("journal", time.monotonic())
             if waited and not self._scheduler.may_capture:
                 if self.exactly_once is None:
-                    self._count_quietly()
+                    self.calls.only_count()  # until the capture, which comes by itself
                 return  # and goes on waiting
         self._gap()
         if self._scheduler.wanted is not None:  # for the pace, a save in flight or methods that run
             self._background.set_timer(self._scheduler.deadline_s)
-
-    def _is_due(self) -> bool:
-        return self._calls_before - self._calls_captured >= self._every
-
-    def _recount(self) -> None:
-        """Begin to count towards the next look, which comes at the latest when a save is due."""
-        self._calls_before = self._calls()
-        left = self._every - (self._calls_before - self._calls_captured)
-        self._counting = self._counter.left = min(self._stride, left if left > 0 else self._every)
-
-    def _count_quietly(self) -> None:
-        """A save waits and will come by itself: until it begins there is nothing to look at."""
-        self._counting = self._counter.left = _WITHOUT_END
-
-    def _calls(self) -> int:
-        return self._calls_before + self._counting - self._counter.left
 
     # -- capture
 
@@ -273,8 +252,7 @@ class ActorSession:
 
     def count_replayed(self) -> None:
         """A recorded call was run again; it counts as it did the first time."""
-        self._calls_before += 1
-        self._calls_captured = self._calls_before
+        self.calls.replayed()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._owner_pid:
@@ -303,8 +281,7 @@ class ActorSession:
                     return
                 reason = self._scheduler.started()
                 name = self.log.next_name()
-                self._calls_captured = self._calls()
-                self._recount()
+                self.calls.capture()
             self._capture(name, reason)
 
     def _capture(self, name: SnapshotName, reason: str) -> None:
@@ -331,7 +308,7 @@ class ActorSession:
             "module": self._cls.__module__,
             "state_version": self._options.checkpoint_version,
             "created_unix_s": time.time(),
-            "calls": self._calls_captured,
+            "calls": self.calls.captured,
             "reason": reason,
             "deleted": self._deleted_attributes(),
             "python": ".".join(map(str, sys.version_info[:3])),
@@ -399,8 +376,8 @@ class ActorSession:
             self.exactly_once.before_put(fields)
         size_bytes = self.log.save(name, fields, captured)
         with self._lock:
-            self._status.unsaved(self._calls() - self._calls_saved)
-            self._calls_saved = fields["calls"]
+            self._status.unsaved(self.calls.total - self.calls.saved)
+            self.calls.saved = fields["calls"]
             self._status.saved(name, size_bytes, time.perf_counter() - began_s)
 
     def _after_written(self, name: SnapshotName, fields: Mapping[str, Any]) -> None:
@@ -450,7 +427,7 @@ class ActorSession:
         with self._lock:
             if self._end is not None:
                 return
-            commands = self._scheduler.timer(now_s, dirty=self._calls() != self._calls_captured)
+            commands = self._scheduler.timer(now_s, dirty=self.calls.total != self.calls.captured)
         self._obey(commands)
 
     def _unexpected(self, error: BaseException) -> None:
@@ -560,7 +537,7 @@ class ActorSession:
 
     def _final_save(self, bound_s: float) -> None:
         with self._lock:
-            unsaved = self._calls() - self._calls_saved
+            unsaved = self.calls.total - self.calls.saved
             due = unsaved or self._scheduler.wanted is not None or self._scheduler.failures
         if not due:
             return
@@ -579,7 +556,7 @@ class ActorSession:
             while self._scheduler.in_flight:
                 if not self._saved.wait(max(0.0, deadline - time.monotonic())):
                     raise CheckpointTimeoutError(f"the save in flight did not end within {bound_s} s")
-            if self._calls() == self._calls_saved and self._scheduler.wanted is None:
+            if self.calls.total == self.calls.saved and self._scheduler.wanted is None:
                 return
         self._save_and_wait(max(0.0, deadline - time.monotonic()), in_gap=True)
 
@@ -599,8 +576,8 @@ class ActorSession:
             "incarnation": self._host.incarnation,
             "epoch": self.log.epoch,
             "history": self.log.history,
-            "calls": self._calls(),
-            "calls_since_saved": self._calls() - self._calls_saved,
+            "calls": self.calls.total,
+            "calls_since_saved": self.calls.total - self.calls.saved,
             "every": self._options.every,
             "save_share": self._options.save_share,
             "interval_s": self._options.interval_s,
