@@ -9,6 +9,7 @@
 #   make torture      exactly-once actors and their callers killed 1,000 times over a million calls, on S3, and drivers
 #   make bench-checkpoint   durable calls beside casty, DBOS and Ray, and what saving and recovering takes
 #   make bench        ftray beside Ray           make scale        a million queued tasks, an object of 8 GiB
+#   make ray-bench    calls through ftray on Ray, plain and with checkpoints, beside Ray's own
 #   make lint         ruff and mypy              make clean        remove all that make made
 #
 # DEMO_ARGS, PYTEST_ARGS, CHAOS_ARGS, TORTURE_ARGS, BENCH_ARGS, SCALE_ARGS, OBJECT_ARGS and RAY_ARGS are passed on; PYTHON names another interpreter.
@@ -79,7 +80,8 @@ short-ray-tests: .venv-rayengine/.installed-fast
 	$(RAYPY) -m pytest tests/ray -m short || $(call AGAIN,$(RAYPY) -m pytest tests/ray -m short)
 
 ray-bench: .venv-rayengine/.installed-release
-	$(RAYPY) -m benchmarks.ray_calls $(RAY_ARGS)
+	$(RAYPY) -m benchmarks.ray_calls
+	$(RAYPY) -m benchmarks.ray_checkpoints
 
 unit functional: .venv/.installed-fast .venv/.has-test
 	$(PY) -m pytest tests/$@ $(PYTEST_ARGS)

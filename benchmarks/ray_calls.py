@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import ray
 
 import ftray
+from benchmarks import ROOT
 
 
 class Counter:
@@ -77,18 +80,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
-    with ftray.init(
-        engine="ray",
-        num_cpus=2,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-    ):
-        figures = measure(options.seconds)
+    path = options.json and os.path.abspath(options.json)
+    with tempfile.TemporaryDirectory() as empty:
+        os.chdir(empty)  # Ray's workers would take modules from here before those that are installed
+        with ftray.init(
+            engine="ray",
+            num_cpus=2,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+        ):
+            figures = measure(options.seconds)
+        os.chdir(ROOT)
     for name, found in figures.items():
         print(f"{name:30}" + "".join(f"{engine:>16} {value:9,.0f} /s" for engine, value in found.items()))
-    if options.json:
-        with open(options.json, "w") as file:
+    if path:
+        with open(path, "w") as file:
             json.dump(figures, file, indent=1)
 
 

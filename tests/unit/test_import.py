@@ -89,6 +89,11 @@ def test_on_another_system_the_import_says_so() -> None:
     assert "ImportError: ftray runs on Linux only (this is darwin)" in done.stderr
 
 
+def test_counters_can_be_asked_for_where_nothing_runs() -> None:
+    program = "from ftray import _core; assert _core.debug_counters() == {} == _core.segment_stats()"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_toolkits_are_imported_at_first_use() -> None:
     program = (
         "import ftray, sys; assert 'ftray.checkpoint' not in sys.modules; ftray.Checkpointable;"
