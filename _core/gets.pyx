@@ -125,7 +125,10 @@ cdef int64_t deadline_of(object timeout) except -2:
         return -1
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
-    t = timeout
+    try:
+        t = timeout
+    except OverflowError:
+        t = float("inf") if timeout > 0 else -1     # an integer beyond all floats
     if not t >= 0:
         raise ValueError(f"timeout must be a number of seconds >= 0, or None; got {timeout!r}")
     if t > 3e8:

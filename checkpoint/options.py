@@ -178,7 +178,13 @@ def _code_version(value: object) -> int | None:
 
 
 def _verify_asked() -> bool:
-    return os.environ.get(VERIFY_VARIABLE, "") not in ("", "0")
+    text = os.environ.get(VERIFY_VARIABLE, "")
+    if text not in ("", "0", "1"):
+        raise CheckpointOptionError(
+            f"the environment variable {VERIFY_VARIABLE}={text!r} is not valid: "
+            "1 verifies, 0 or nothing does not"
+        )
+    return text == "1"
 
 
 def _store(value: object) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -257,6 +258,12 @@ def test_get_of_nested_lists_is_refused():
 def test_get_with_a_wrong_timeout(timeout):
     with pytest.raises((TypeError, ValueError)):
         ray.get(ray.put(1), timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [10**400, math.inf, 1e300], ids=["integer", "inf", "float"])
+def test_a_timeout_beyond_all_clocks_is_none(timeout):
+    ref = ray.put(1)
+    assert ray.get(ref, timeout=timeout) == 1 and ray.wait([ref], timeout=timeout) == ([ref], [])
 
 
 def test_put_of_a_ref_is_refused():

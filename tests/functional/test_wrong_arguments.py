@@ -58,6 +58,7 @@ CASES: dict[str, list[Case]] = {
         (lambda r, a: ray.get(r, timeout=True), TypeError, f"{SECONDS} or None, not True"),
         (lambda r, a: ray.get(r, timeout=-1), ValueError, f"{SECONDS} >= 0, or None; got -1"),
         (lambda r, a: ray.get(r, timeout=math.nan), ValueError, "got nan"),
+        (lambda r, a: ray.get(r, timeout=-(10**400)), ValueError, "got -1000"),
         (lambda r, a: ray.get(r, 1), TypeError, "positional argument"),
         (lambda r, a: ray.get(r, wait=1), TypeError, "unexpected keyword argument 'wait'"),
     ],

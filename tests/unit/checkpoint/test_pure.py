@@ -175,6 +175,9 @@ class TestOptions:
             monkeypatch.setenv("FTRAY_CHECKPOINT_VERIFY", value)
             assert validate({"exactly_once": True}).verify is expected
             assert validate({}).verify is False
+        monkeypatch.setenv("FTRAY_CHECKPOINT_VERIFY", "no")
+        with pytest.raises(CheckpointOptionError, match="FTRAY_CHECKPOINT_VERIFY='no' is not valid"):
+            validate({"exactly_once": True})
 
     @pytest.mark.parametrize(
         "url", ["ftp://host/x", "kv://", "s3://", "actor://", "memory://", "file://host/x", "file://x"]
