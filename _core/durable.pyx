@@ -21,7 +21,7 @@ from ftray._core.gate cimport Gate
 from ftray._core.held cimport held_ask, held_journal_says, held_limit
 from ftray._core.invocation cimport Call, Callables, call_head, put_dependency
 from ftray._core.journal cimport LocalJournal
-from ftray._core.ledger cimport HELD_BACK, IN_PROGRESS, NEW, RECORDED, STALE_ATTEMPT, ledger_acknowledge, ledger_find
+from ftray._core.ledgerrules cimport HELD_BACK, IN_PROGRESS, NEW, RECORDED, STALE_ATTEMPT, ledger_acknowledge, ledger_find
 from ftray._core.records cimport HEAD_OK, CallHead, CallView, head_check
 from ftray._core.runtime cimport core, core_enter, core_leave
 from ftray._core.types cimport TASK_STREAM, Blob, Core

@@ -10,7 +10,7 @@ Invariants: everything here is touched under the core lock; a call's head is mad
 when the callee has asked for an application-level retry; a call that inherits nothing out of the ordinary carries no
 head (no attempt above 0, no exactly-once method on the way, the flow of its job's own driver).
 
-Leaves to others: what the callee does with it (ledger.pyx), where the head stands in a frame (wire.pxd).
+Leaves to others: what the callee does with it (ledgerrules.pyx), where the head stands in a frame (wire.pxd).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

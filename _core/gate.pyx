@@ -20,9 +20,10 @@ from libc.string cimport memcpy, memset
 from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.identity cimport derive_call_id
 from ftray._core.journal cimport LocalJournal, Part
-from ftray._core.ledger cimport (CYCLE, DEFAULT_BOUND_BYTES, DEFAULT_BOUND_CALLS, EXPIRED, HELD_BACK, IN_PROGRESS, MISMATCH, NEW, RECORDED,
-                                 ROLLED_BACK, STALE_ATTEMPT, Admission, Ledger, ledger_admit, ledger_find, ledger_forget,
-                                 ledger_release_caller, ledger_settle, ledger_stale)
+from ftray._core.ledger cimport Ledger
+from ftray._core.ledgerrules cimport (CYCLE, DEFAULT_BOUND_BYTES, DEFAULT_BOUND_CALLS, EXPIRED, HELD_BACK, IN_PROGRESS, MISMATCH, NEW,
+                                      RECORDED, ROLLED_BACK, STALE_ATTEMPT, Admission, ledger_admit, ledger_find, ledger_forget,
+                                      ledger_release_caller, ledger_settle, ledger_stale)
 from ftray._core.ledgertypes cimport ENTRY_ACCEPTED, Entry
 from ftray._core.records cimport (ARGS_BLOB, RECORD_CALL, RECORD_START, REPLY_BLOB, ROOT_SESSION, CallHead, CallView, HeadFault, deps_measure,
                                   head_check, head_write, raise_head_fault, record_write, view_digest)

@@ -1,4 +1,4 @@
-// What the ledger is made of: entries, callers, and their containers. The rules are in ledger.pyx.
+// What the ledger is made of: entries, callers, and their containers. The rules are in ledgerrules.pyx.
 #pragma once
 #include "types.hpp"
 #include <algorithm>

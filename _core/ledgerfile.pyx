@@ -1,7 +1,7 @@
 """Writes a ledger as bytes and reads it back (layout: ledgerfile.pxd).
 
 Owns: the format. Pure. Reading is strict: beside the checksum every size, order and count must be what writing makes, so that a
-ledger that was read is one that rules can have led to. Calls under way are not written (ledger.pyx says why).
+ledger that was read is one that rules can have led to. Calls under way are not written (ledgerrules.pyx says why).
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t

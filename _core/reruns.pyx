@@ -19,7 +19,8 @@ from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.callargs cimport decode_args
 from ftray._core.context cimport Context, context_begin, context_durable, context_end, thread_call
 from ftray._core.identity cimport call_digest
-from ftray._core.ledger cimport Ledger, ledger_replay
+from ftray._core.ledger cimport Ledger
+from ftray._core.ledgerrules cimport ledger_replay
 from ftray._core.records cimport HEAD_OK, RECORD_CALL, CallHead, RecordHead, head_check
 from ftray._core.rules cimport REPLY_OK
 from ftray._core.types cimport Blob, blob_drop, blob_value

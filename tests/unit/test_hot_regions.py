@@ -45,7 +45,7 @@ MODULES = (
     "depends",
     "recovery",
     "replays",
-    "ledger",
+    "ledgerrules",
     "ledgerfile",
 )
 COMPILE = """
