@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -75,22 +74,29 @@ def test_tasks_of_methods_are_forgotten(store):
     eventually(lambda: known(other) == 0, timeout_s=LONG_S)
 
 
-def test_an_inner_one_stays_while_the_outer_one_may_run_again(store, tmp_path):
+def test_an_inner_one_stays_while_the_outer_one_may_run_again(store, tmp_path, mailbox, gate):
     """The outer task dies after the inner one; its next attempt makes that again, and gets its reply."""
     actor = make_count(store).remote()
     died = tmp_path / "died"
 
     @ray.remote(max_retries=3)
-    def outer(actor, died):
+    def outer(actor, died, mailbox, gate):
         got = ray.get(below.options(num_cpus=0).remote(actor, 1))
         if not os.path.exists(died):
-            time.sleep(0.2)  # the inner ones are reported some 20 ms after their end
+            mailbox.post()
+            gate.wait()
             open(died, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
         return got
 
-    assert ray.get(outer.remote(actor, str(died)), timeout=LONG_S) == 2
-    assert ray.get(actor.value.remote(), timeout=LONG_S) == 2, "each call once, though both tasks ran twice"
+    ref = outer.remote(actor, str(died), mailbox, gate)
+    mailbox.take()
+    # What has ended by now is reported before one that ends later, and that one is forgotten.
+    ray.get(below.options(num_cpus=0).remote(actor, 0), timeout=LONG_S)
+    eventually(lambda: known(actor) == 2, timeout_s=LONG_S)
+    gate.open()
+    assert ray.get(ref, timeout=LONG_S) == 2
+    assert ray.get(actor.value.remote(), timeout=LONG_S) == 3, "each call once, though two tasks ran twice"
     eventually(lambda: known(actor) == 0, timeout_s=LONG_S)
 
 
