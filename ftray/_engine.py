@@ -98,12 +98,14 @@ _current: Engine | None = None
 
 
 def _default_name() -> str:
+    if _in_ray_worker():
+        return "ray"
     name = os.environ.get("FTRAY_ENGINE")
     if name:
         if name not in _HOMES:
             raise ValueError(f"the environment variable FTRAY_ENGINE={name!r} is not valid: {_allowed()}")
         return name
-    return "ray" if _in_ray_worker() else DEFAULT
+    return DEFAULT
 
 
 def _in_ray_worker() -> bool:

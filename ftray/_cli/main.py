@@ -7,6 +7,7 @@ Leaves to others: every command, each in a module that the table names.
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -48,5 +49,12 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(ftray.__version__, prog_name="ftray")
-def group() -> None:
+@click.pass_context
+def group(ctx: click.Context) -> None:
     """Start, stop and look at ftray on this machine."""
+    command = ctx.invoked_subcommand
+    if command not in (None, "checkpoint") and os.environ.get("FTRAY_ENGINE") == "ray":
+        raise click.ClickException(
+            f"`ftray {command}` is about nodes of ftray's own, and the environment variable FTRAY_ENGINE says"
+            f" 'ray': on a Ray cluster use Ray's command (`ray {command}`), or unset FTRAY_ENGINE"
+        )

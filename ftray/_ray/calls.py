@@ -34,7 +34,8 @@ def ours() -> Iterator[None]:
         failure: BaseException = ValueError(str(error))
     except (theirs.RayError, TypeError) as error:
         failure = errors.converted(error)
-        if isinstance(error, TypeError) and "serialize" in str(error).lower():
+        theirs_own = isinstance(error, TypeError) and not isinstance(error, theirs.RayError)
+        if theirs_own and "serialize" in str(error).lower():
             failure = SerializationError(str(error))
     raise failure
 

@@ -11,6 +11,7 @@ text is Ray's.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from typing import Any
 
@@ -51,13 +52,27 @@ def carried(error: BaseException, name: str, actor_repr: str = "") -> BaseExcept
     return Carried(payload, text, error)
 
 
+def portable(error: BaseException, name: str, actor_repr: str = "") -> BaseException:
+    """Return what an actor raises whose callers may be plain Ray's: the user's exception if it can be sent.
+
+    One whose class does not unpickle by itself would not arrive at all; it is carried.
+    """
+    if isinstance(error, theirs.AsyncioActorExit | Carried) or not isinstance(error, Exception):
+        return error
+    try:
+        again = pickle.loads(ray.cloudpickle.dumps(error))
+    except Exception:  # whatever a class of the user's makes of it
+        again = None
+    return error if type(again) is type(error) else carried(error, name, actor_repr)
+
+
 class _RetriedClass(type):
     """Has ``isinstance`` look at what a `Carried` carries: so Ray decides what it retries."""
 
     classes: tuple[type[Exception], ...] = ()
 
     def __instancecheck__(cls, error: Any) -> bool:
-        return isinstance(error, Carried) and isinstance(error.cause, cls.classes)
+        return isinstance(error.cause if isinstance(error, Carried) else error, cls.classes)
 
 
 def retried(classes: bool | tuple[type[Exception], ...]) -> bool | list[type[Exception]]:
@@ -67,8 +82,12 @@ def retried(classes: bool | tuple[type[Exception], ...]) -> bool | list[type[Exc
     return [_RetriedClass("Retried", (Exception,), {"classes": classes})]  # type: ignore[list-item]
 
 
-def keep_constructor_error(actor_id: bytes, error: Carried) -> None:
-    """Keep why an actor could not be made: Ray tells callers its text only."""
+def keep_constructor_error(error: Carried) -> None:
+    """Keep why this process's actor could not be made: Ray tells callers its text only."""
+    actor_hex = ray.get_runtime_context().get_actor_id()
+    if actor_hex is None:
+        return
+    actor_id = bytes.fromhex(actor_hex)
     from ray.experimental.internal_kv import _internal_kv_put
 
     if len(error.payload) <= _CARRIED_MAX:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from ftray._ray import host_flow
 from ftray._ray.actors import RayActorHandle
 from ftray.exceptions import NotInitializedError, NotSupportedError
 from ftray.runtime_context import RuntimeContext
@@ -47,10 +48,14 @@ class RayRuntimeContext(RuntimeContext):
         return _text(self._theirs().get_task_function_name()) if self._in_worker() else None
 
     def get_call_id(self) -> str:
-        raise NotSupportedError(
-            "get_call_id() is not supported on the engine 'ray': there, calls have identities on their way to"
-            " exactly-once actors only"
-        )
+        self._theirs()
+        flow = host_flow.current.get()
+        if flow is None:
+            raise NotSupportedError(
+                "get_call_id() is not supported here: on the engine 'ray' methods of exactly-once actors have"
+                " such an identity, and tasks and methods that were called from where there is one"
+            )
+        return str(flow.parent.hex())
 
     def get_actor_name(self) -> str | None:
         return _text(self._theirs().get_actor_name()) if self.get_actor_id() is not None else None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ftray._ray import host_served
 from ftray.checkpoint.engine import OUT_OF_SCOPE
 from ftray.checkpoint.host import NOT_NOW, ActorIdentity, Incident, ProcessHost
 from ftray.checkpoint.keys import EPHEMERAL_PREFIX
@@ -152,6 +153,8 @@ class RayHost(ProcessHost):
         from ftray.checkpoint.parking import may_pass
 
         try:
+            if self.is_reconstructed:
+                host_served.check(worker().actor_id.binary(), self.identity.class_name)
             yield
         except Exception as error:
             left = max_restarts < 0 or self.incarnation <= max_restarts
@@ -201,6 +204,7 @@ class SnapshotActor:
         host_groups.serving = self.port
         with self.host.restoring(max_restarts):
             self.session = engine.open(self.instance, self.host, spec.get("checkpoint"))
+        host_served.note(worker().actor_id.binary(), self.session.log)
         self.port.group = lambda: "" if self.session.member is None else self.session.member.name
 
     def find(self, name: str) -> Callable[..., Any]:
@@ -274,6 +278,8 @@ class SnapshotActor:
 
     def close(self, reason: str) -> None:
         """A planned end, on whatever thread Ray has for it."""
+        if reason == OUT_OF_SCOPE:
+            host_served.forget(worker().actor_id.binary())
         with self.host.turn:
             self.session.close(True, reason)
 

@@ -28,7 +28,7 @@ from ftray._core.guards import set_guard
 from ftray._core.identity import call_id
 from ftray._core.records import Head, decode_head, encode_head
 from ftray._outside import Outside
-from ftray._ray import host_acks, host_flow, host_handle, host_waits
+from ftray._ray import host_acks, host_flow, host_handle, host_served, host_waits
 from ftray._ray.host import RayHost, identity_of, worker
 from ftray._ray.host_class import STEPS_METHOD
 from ftray._ray.host_codec import RayCodec
@@ -38,7 +38,7 @@ from ftray._ray.refs import RayObjectRef
 from ftray.checkpoint import engine, faults
 from ftray.checkpoint.codec import Arguments
 from ftray.checkpoint.drive import drive
-from ftray.checkpoint.errors import CheckpointOptionError, FencedError, NoSessionError, ReplayDivergedError
+from ftray.checkpoint.errors import FencedError, NoSessionError, ReplayDivergedError
 from ftray.checkpoint.exactly_once import ExactlyOnce
 from ftray.checkpoint.host import Incident
 from ftray.checkpoint.outcomes import OUTCOME_METHOD
@@ -169,6 +169,7 @@ async def open_actor(
     await opened.open(args, kwargs)
     log = opened.session.log
     host_handle.publish_key(worker().actor_id.binary(), log.store.url, log.key)
+    host_served.note(worker().actor_id.binary(), log)
     serving = opened
     return opened
 
@@ -190,16 +191,9 @@ class DurableActor:
     calls: ExactlyOnceCalls
 
     def __init__(self, cls: type, spec: dict[str, Any]) -> None:
-        from ftray._ray.host_class import is_grouped, methods_of, reads_of
+        from ftray._ray.host_class import methods_of, reads_of
 
         methods = methods_of(cls)
-        grouped = [name for name, function in methods.items() if is_grouped(function)]
-        if grouped:
-            raise CheckpointOptionError(
-                f"exactly_once=True: {', '.join(sorted(grouped))} of {cls.__name__} are in "
-                "concurrency groups, "
-                "and methods of an exactly-once actor exclude each other. Leave the groups out"
-            )
         faults.arm_from_environment()
         self.cls, self.spec = cls, spec
         self.codec = RayCodec(cls.__name__)
@@ -211,6 +205,8 @@ class DurableActor:
         self._made: dict[bytes, list[host_flow.Flow]] = {}
         self._found: dict[str, Callable[..., Any] | None] = {}
         self._body: Body | None = None
+        at_once = spec.get("at_once")
+        self._at_once = asyncio.Semaphore(at_once) if at_once else nullcontext()
 
     async def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the constructor, restore, and begin to serve."""
@@ -391,7 +387,8 @@ class DurableActor:
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
             try:
-                return await method(*args, **kwargs)
+                async with self._at_once:
+                    return await method(*args, **kwargs)
             except ray.exceptions.AsyncioActorExit as error:
                 self._exits(error)
 
@@ -463,6 +460,7 @@ class DurableActor:
         """A planned end, on whatever thread Ray has for it."""
         if reason == engine.OUT_OF_SCOPE:
             host_handle.forget_key(worker().actor_id.binary())
+            host_served.forget(worker().actor_id.binary())
         if self._body is None:
             self.session.close(True, reason)
             return

@@ -48,9 +48,13 @@ _OPTIONS = "__ftray_method__"
 def adapt(cls: type) -> None:
     """See the module; `cls` is a class that Ray has just made of a `Checkpointable` one."""
     ray_actor = importlib.import_module("ray.actor")
+    if not issubclass(cls, ray_actor.ActorClass) and _OWN not in cls.__dict__:
+        return
+    version = importlib.import_module("ray").__version__
+    importlib.import_module("ftray._ray.starting").check_version(version)
     if issubclass(cls, ray_actor.ActorClass):
         cls._remote = _remote  # type: ignore[attr-defined]
-    elif _OWN in cls.__dict__:
+    else:
         _make_shell(cls, cls.__dict__[_OWN])
 
 
@@ -77,6 +81,8 @@ def _make_shell(shell: Any, cls: type) -> None:
     if not (durable or is_async):
         shell._checkpoint_group = _steps()
     shell.__ray_shutdown__ = _shutdown
+    for name in _hooks() - set(methods):
+        setattr(shell, name, _refused(cls, name))
     if durable:
         shell.__ray_checkpoint_note__ = _note
     if getattr(cls, "__repr__") is not getattr(object, "__repr__"):  # noqa: B009 - or mypy compares types
@@ -94,8 +100,25 @@ def methods_of(cls: type) -> dict[str, FunctionType]:
             plain = not name.startswith("__") or name == "__call__"
             if plain and isinstance(function, FunctionType):
                 found.setdefault(name, function)
-    hooks = {name for name in vars(actor.Checkpointable) if not name.startswith("_")} - {"checkpoint"}
-    return {name: function for name, function in found.items() if name not in hooks}
+    return {name: function for name, function in found.items() if name not in _hooks()}
+
+
+def _hooks() -> set[str]:
+    """Return the names of what the toolkit calls, or methods call on themselves."""
+    return {name for name in vars(actor.Checkpointable) if not name.startswith("_")} - {"checkpoint"}
+
+
+def _refused(cls: type, name: str) -> Callable[..., Any]:
+    """Return what stands for a hook in the shell, which has no state of the user's."""
+
+    def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        raise NoSessionError(
+            f"{cls.__name__}.{name} is for the actor itself, and cannot be called by handle on Ray: call a "
+            "method of the class that calls it; ftray.checkpoint.open(store).load(key) reads a saved state"
+        )
+
+    method.__name__ = name
+    return method
 
 
 def is_grouped(function: Callable[..., Any]) -> bool:
@@ -162,38 +185,80 @@ def _signature(function: Any, raw: object, hidden: str | None) -> inspect.Signat
 
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Any, /, *args: Any, _ftray_member: Any = None, **kwargs: Any) -> Any:
-        return getattr(self, _RUNNER).run(name, args, kwargs, _ftray_member)
+        try:
+            return getattr(self, _RUNNER).run(name, args, kwargs, _ftray_member)
+        except Exception as error:
+            failure = _portable(self, name, error)
+        raise failure
 
     return method
 
 
 def _async_method(name: str) -> Callable[..., Any]:
     async def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return await getattr(self, _RUNNER).run_async(name, args, kwargs)
+        try:
+            return await getattr(self, _RUNNER).run_async(name, args, kwargs)
+        except Exception as error:
+            failure = _portable(self, name, error)
+        raise failure
 
     return method
 
 
 def _stream(name: str) -> Callable[..., Any]:
     def method(self: Any, /, *args: Any, _ftray_member: Any = None, **kwargs: Any) -> Iterator[Any]:
-        yield from getattr(self, _RUNNER).stream(name, args, kwargs, _ftray_member)
+        try:
+            yield from getattr(self, _RUNNER).stream(name, args, kwargs, _ftray_member)
+            return
+        except Exception as error:
+            failure = _portable(self, name, error)
+        raise failure
 
     return method
 
 
 def _async_stream(name: str) -> Callable[..., Any]:
     async def method(self: Any, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for item in getattr(self, _RUNNER).stream_async(name, args, kwargs):
-            yield item
+        try:
+            async for item in getattr(self, _RUNNER).stream_async(name, args, kwargs):
+                yield item
+            return
+        except Exception as error:
+            failure = _portable(self, name, error)
+        raise failure
 
     return method
 
 
 def _durable_method(name: str) -> Callable[..., Any]:
     async def method(self: Any, /, *args: Any, _ftray_call: Any = None, **kwargs: Any) -> Any:
-        return await getattr(self, _RUNNER).run(name, args, kwargs, _ftray_call)
+        try:
+            return await getattr(self, _RUNNER).run(name, args, kwargs, _ftray_call)
+        except Exception as error:
+            failure = _portable(self, name, error)
+        raise failure
 
     return method
+
+
+def _portable(shell: Any, name: str, error: Exception) -> BaseException:
+    """Return what callers are to get of an exception: those of ftray's API its class, whatever that needs."""
+    errors = importlib.import_module("ftray._ray.errors")
+    cls = user_class(type(shell))
+    own = getattr(cls, "__repr__") is not getattr(object, "__repr__")  # noqa: B009 - or mypy compares types
+    found: BaseException = errors.portable(error, f"{cls.__name__}.{name}", repr(shell) if own else "")
+    return found
+
+
+def _not_made(cls: type, error: Exception) -> BaseException:
+    """Keep why an actor could not be made for its callers, and return what its constructor raises."""
+    errors = importlib.import_module("ftray._ray.errors")
+    what = f"{cls.__name__}.__init__"
+    carried = errors.carried(error, what)
+    if isinstance(carried, errors.Carried):
+        errors.keep_constructor_error(carried)
+    found: BaseException = errors.portable(error, what)
+    return found
 
 
 def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
@@ -201,16 +266,26 @@ def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
 
         async def opened(self: Any, /, *args: Any, _ftray_spec: Any = None, **kwargs: Any) -> None:
             calls = importlib.import_module("ftray._ray.host_calls")
-            runner = await calls.open_actor(user_class(type(self)), _ftray_spec or {}, args, kwargs)
-            setattr(self, _RUNNER, runner)
+            own = user_class(type(self))
+            try:
+                setattr(self, _RUNNER, await calls.open_actor(own, _ftray_spec or {}, args, kwargs))
+                return
+            except Exception as error:
+                failure = _not_made(own, error)
+            raise failure
 
         made: Any = opened
     else:
 
         def restored(self: Any, /, *args: Any, _ftray_spec: Any = None, **kwargs: Any) -> None:
             host = importlib.import_module("ftray._ray.host")
-            runner = host.SnapshotActor(user_class(type(self)), _ftray_spec or {}, args, kwargs, is_async)
-            setattr(self, _RUNNER, runner)
+            own = user_class(type(self))
+            try:
+                setattr(self, _RUNNER, host.SnapshotActor(own, _ftray_spec or {}, args, kwargs, is_async))
+                return
+            except Exception as error:
+                failure = _not_made(own, error)
+            raise failure
 
         made = restored
     given: Any = getattr(cls, "__init__")  # noqa: B009 - of the class that was given
@@ -304,8 +379,10 @@ def _remote(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> 
         for name, value in restart_defaults(spec["checkpoint"]).items():
             if options.get(name) is None:
                 options[name] = value
-        if options.get("max_concurrency") is None:
-            options["max_concurrency"] = _MOST_IN_FLIGHT
+        _refuse_groups(cls, options)
+        spec["at_once"] = _at_once(cls, options.get("max_concurrency"))
+        # Ray's bound is on calls that have come, most of which wait for their turn or for the journal.
+        options["max_concurrency"] = _MOST_IN_FLIGHT
     spec["max_restarts"] = options.get("max_restarts") or 0
     with _making:
         _set_lanes(self.__ray_metadata__, not durable and may_be_member(cls, spec["max_restarts"]))
@@ -313,6 +390,30 @@ def _remote(self: Any, args: Any = None, kwargs: Any = None, **options: Any) -> 
     if durable:
         publish(handle, cls, spec)
     return handle
+
+
+def _at_once(cls: type, given: Any) -> int | None:
+    """Return how many methods that change nothing may run at once; None: as many as there are."""
+    if given is None or given == 1:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise CheckpointOptionError(f"max_concurrency={given!r} is not valid: give a number from 1 up")
+    if not any(map(_is_async, methods_of(cls).values())):
+        raise CheckpointOptionError(
+            f"exactly_once=True and max_concurrency={given}: methods of {cls.__name__} would run on several "
+            "threads at once, in an order that no journal can repeat. Use max_concurrency=1, or async methods"
+        )
+    return given
+
+
+def _refuse_groups(cls: type, options: dict[str, Any]) -> None:
+    grouped = sorted(name for name, function in methods_of(cls).items() if is_grouped(function))
+    if grouped or options.get("concurrency_groups"):
+        what = f"{', '.join(grouped)} of {cls.__name__}" if grouped else f"methods of {cls.__name__}"
+        raise CheckpointOptionError(
+            f"exactly_once=True: {what} are in concurrency groups, and methods of an exactly-once actor "
+            "exclude each other. Leave the groups out (concurrency_groups)"
+        )
 
 
 def may_be_member(cls: type, max_restarts: int) -> bool:

@@ -95,9 +95,5 @@ def construct(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return call(cls, f"{cls.__name__}.__init__", args, kwargs)
     except errors.Carried as error:
-        import ray
-
-        actor_id = ray.get_runtime_context().get_actor_id()
-        if actor_id is not None:
-            errors.keep_constructor_error(bytes.fromhex(actor_id), error)
+        errors.keep_constructor_error(error)
         raise

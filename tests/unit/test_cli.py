@@ -110,3 +110,10 @@ def test_commands_are_imported_when_they_are_called() -> None:
     program = "import sys, ftray._cli.main; print([m for m in sys.modules if m.startswith('ftray._cli.')])"
     out = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True).stdout
     assert out.strip() == "['ftray._cli.main']"
+
+
+@pytest.mark.parametrize("command", ["list", "status", "stack"])
+def test_on_ray_commands_about_nodes_of_our_own_say_so(command: str) -> None:
+    status, text = invoke(command, *(["actors"] if command == "list" else []), FTRAY_ENGINE="ray")
+    assert status == 1 and f"use Ray's command (`ray {command}`)" in text
+    assert invoke("checkpoint", "--help", FTRAY_ENGINE="ray")[0] == 0
