@@ -79,7 +79,7 @@ def test_data_needs_nothing_that_acts(name: str) -> None:
 
 # --- _core: Cython
 
-CORE_DECISIONS = ("refs", "rules", "alloc", "streams", "lineage", "ledger", "ledgerfile")
+CORE_DECISIONS = ("refs", "rules", "alloc", "streams", "lineage", "ledgerrules", "ledgerfile")
 CORE_DATA = {"ftray._core.ledgertypes", "ftray._core.records", "ftray._core.buf"}  # layouts
 CORE_HEADERS = ("ledger", "identity", "crc32")  # C++ of decisions
 C_LIBRARY = re.compile(r"libc\.(stdint|string|stddef|limits)|libcpp(\.\w+)?|cython\.operator")
