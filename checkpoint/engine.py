@@ -180,12 +180,21 @@ def before_claim(session: ActorSession, host: Host, code_version: Callable[[], i
     """Nothing has been touched yet: is it worth it?
 
     A state that cannot be saved is told to the maker of the actor; in later processes that is one of the
-    failures that are counted, after the claim. A parked actor claims nothing.
+    failures that are counted, after the claim. A parked actor claims nothing, nor does one whose past is
+    gone.
     """
     if not host.is_reconstructed:
         session.trial_capture()
-    else:
-        parking.check(session.log.store, session.log.key, host.identity.unique_id, code_version)
+        return
+    log = session.log
+    parking.check(log.store, log.key, host.identity.unique_id, code_version)
+    if not log.store.scan(log.key).claims and host.has_served():
+        raise CheckpointNotFoundError(
+            f"{host.identity.class_name} has served before, and checkpoint key {log.key!r} in "
+            f"{log.store.url}, where its state was, has nothing now: somebody has removed it, or this "
+            "process is on another machine and the store is a disk of one. Put it back, or give a store that "
+            "all nodes reach; an actor that is made anew begins from __init__"
+        )
 
 
 def _open_snapshots(

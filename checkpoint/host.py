@@ -84,6 +84,9 @@ class Host(Protocol):
         "" if somebody else has ended it or asked for its end, or if that is not known.
         """
 
+    def has_served(self) -> bool:
+        """Whether an earlier incarnation had come to serve. False if that is not known."""
+
     @property
     def max_concurrency(self) -> int:
         """How many methods may run at once. Above 1 the engine also calls `ActorSession.before_call`."""
@@ -134,6 +137,10 @@ class ProcessHost:
     def predecessor_fault(self) -> str:
         """See `Host.predecessor_fault`: most engines do not tell."""
         return ""
+
+    def has_served(self) -> bool:
+        """See `Host.has_served`: unknown."""
+        return False
 
     def crashed(self, error: BaseException) -> None:
         """See `Host.crashed`."""

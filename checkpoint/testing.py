@@ -181,7 +181,7 @@ class LocalHost:
         self.identity = ActorIdentity(namespace, name, unique_id, class_name)
         self.incarnation = incarnation
         self.is_reconstructed = incarnation > 1
-        self.fault = ""
+        self.fault, self.served_before = "", False
         self.incidents: list[Incident] = []
         self.fenced_by: list[BaseException] = []
         self.crashed_by: list[BaseException] = []
@@ -191,6 +191,10 @@ class LocalHost:
         self._calls: ExactlyOnceCalls | None = None
         self._actions: deque[Callable[[], None]] = deque()
         self._arrived = threading.Condition()
+
+    def has_served(self) -> bool:
+        """Return ``served_before``, which the test has set."""
+        return self.served_before
 
     def predecessor_fault(self) -> str:
         """Return ``fault``, which the test has set."""

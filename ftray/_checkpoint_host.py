@@ -85,6 +85,13 @@ class NativeHost(ProcessHost):
         own = (kind == DEATH_SIGNAL and code in _FAULTS) or (kind == DEATH_EXIT and code not in _ASKED)
         return str(death["text"]) if own else ""
 
+    def has_served(self) -> bool:
+        """See `Host.has_served`."""
+        try:
+            return bool(ask("has_served", {}, _PATIENCE_S))
+        except TimeoutError:
+            return False
+
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""
         self._end(error)

@@ -332,6 +332,11 @@ class ActorService:
         actor_id = client.worker.actor_id if client.worker is not None else None
         return self.table.last_death(actor_id) if actor_id else None
 
+    def has_served(self, client: Client) -> bool:
+        """Return whether an earlier process of a client's actor has served (RPC ``has_served``)."""
+        actor_id = client.worker.actor_id if client.worker is not None else None
+        return self.table.has_served(actor_id) if actor_id else False
+
     def restarts(self, key: object) -> bool:
         """Whether a placement is that of an actor that has had a process before."""
         return _placement(key)[1] > 1

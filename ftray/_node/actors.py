@@ -201,6 +201,7 @@ class _Actor:
         self.incarnation = 1
         self.worker: int | None = None
         self.ready_s: float | None = None
+        self.has_served = False  # some incarnation was ready
         self.restarts = 0  # counted against max_restarts
         self.quick_deaths = 0
         self.stillborn = 0
@@ -316,6 +317,7 @@ class ActorTable:
             return []
         if error is None:
             actor.ready_s = now_s
+            actor.has_served = True
             return []
         actor.error = error
         if outcome == READY_TRY_AGAIN:
@@ -478,6 +480,11 @@ class ActorTable:
         """Return how the actor's process before the present one has ended; None if there was none."""
         actor = self._actors.get(actor_id)
         return None if actor is None or actor.cause is None else actor.cause.get("death")
+
+    def has_served(self, actor_id: bytes) -> bool:
+        """Return whether the constructor of some process of the actor has ended."""
+        actor = self._actors.get(actor_id)
+        return actor is not None and actor.has_served
 
     def serving_worker(self, actor_id: bytes) -> int | None:
         """Return the worker of an actor whose constructor has ended; None if it is not there, or not yet."""

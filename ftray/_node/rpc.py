@@ -77,6 +77,7 @@ class RpcService:
             "actor_states": node.actors.states,
             "hash_seed": node.actors.set_hash_seed,
             "predecessor_death": node.actors.predecessor_death,
+            "has_served": node.actors.has_served,
             "dump_stacks": node.workers.dump_stacks,
         }
         # These reply themselves, later.

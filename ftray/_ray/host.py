@@ -143,6 +143,10 @@ class RayHost(ProcessHost):
     def restart_with_hash_seed(self, seed: str) -> None:
         """See `Host.restart_with_hash_seed`: a worker of Ray cannot be had with another one from inside."""
 
+    def has_served(self) -> bool:
+        """See `Host.has_served`."""
+        return host_served.noted(worker().actor_id.binary())
+
     @contextmanager
     def restoring(self, max_restarts: int) -> Iterator[None]:
         """Around `engine.open`: where another process is to try what has failed, end this one.
@@ -153,8 +157,6 @@ class RayHost(ProcessHost):
         from ftray.checkpoint.parking import may_pass
 
         try:
-            if self.is_reconstructed:
-                host_served.check(worker().actor_id.binary(), self.identity.class_name)
             yield
         except Exception as error:
             left = max_restarts < 0 or self.incarnation <= max_restarts
@@ -204,7 +206,7 @@ class SnapshotActor:
         host_groups.serving = self.port
         with self.host.restoring(max_restarts):
             self.session = engine.open(self.instance, self.host, spec.get("checkpoint"))
-        host_served.note(worker().actor_id.binary(), self.session.log)
+        host_served.note(worker().actor_id.binary())
         self.port.group = lambda: "" if self.session.member is None else self.session.member.name
 
     def find(self, name: str) -> Callable[..., Any]:

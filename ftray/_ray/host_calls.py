@@ -169,7 +169,7 @@ async def open_actor(
     await opened.open(args, kwargs)
     log = opened.session.log
     host_handle.publish_key(worker().actor_id.binary(), log.store.url, log.key)
-    host_served.note(worker().actor_id.binary(), log)
+    host_served.note(worker().actor_id.binary())
     serving = opened
     return opened
 

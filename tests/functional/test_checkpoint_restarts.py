@@ -44,6 +44,44 @@ def test_a_store_that_fails_while_an_actor_is_restarted_is_tried_again(
     assert tally.count == 5
 
 
+@pytest.mark.parametrize("exactly_once", [True, False])
+def test_a_restart_that_finds_nothing_is_no_beginning(tmp_path: Path, exactly_once: bool) -> None:
+    class Count(ray.Checkpointable, store=tmp_path / "store", exactly_once=exactly_once):
+        def __init__(self) -> None:
+            self.n = 0
+
+        def add(self) -> int:
+            self.n += 1
+            return self.n
+
+        @checkpoint.readonly
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Count).remote()
+    assert ray.get([actor.add.remote() for _ in range(3)], timeout=LONG_S) == [1, 2, 3]
+    ray.get(actor.checkpoint.remote(), timeout=LONG_S)
+    pid = ray.get(actor.pid.remote(), timeout=LONG_S)
+    os.rename(tmp_path / "store", tmp_path / "elsewhere")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.ActorDiedError, match="has served before") as caught:
+        ray.get(actor.add.remote(), timeout=LONG_S)
+    assert isinstance(caught.value.__cause__, checkpoint.CheckpointNotFoundError)
+
+
+def test_one_that_never_served_begins(tmp_path: Path, tally: Tally) -> None:
+    class Dies(ray.Checkpointable, store=tmp_path / "store"):
+        def __init__(self, tally: Any) -> None:
+            if tally.bump() == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def works(self) -> bool:
+            return True
+
+    actor = ray.remote(max_restarts=1, max_task_retries=-1)(Dies).remote(tally)
+    assert ray.get(actor.works.remote(), timeout=LONG_S) and tally.count == 2
+
+
 @pytest.mark.parametrize("kind", ["threads", "async"])
 def test_a_call_whose_record_cannot_be_written_is_made_again_and_not_to_blame(
     tmp_path: Path, tally: Tally, kind: str

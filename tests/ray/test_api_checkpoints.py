@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ class Two(Exception):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
-    yield str(tmp_path / "store")
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
 
 
 def make(store: str, exactly_once: bool, **options: Any) -> Any:
