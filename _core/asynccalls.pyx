@@ -3,7 +3,8 @@
 Owns: the event loop, and how many coroutines of each concurrency group run.
 Invariants: a call of a group begins when fewer than its limit run, in the order in which calls came; without groups,
 calls that cannot begin stay in the queue, where their caller can have them back; a call is answered once, also when it
-is cancelled before its first step; after exit_actor() nothing begins.
+is cancelled before its first step; after exit_actor() nothing begins; while this process leaves, nothing begins and calls
+stay in the queue, from where their callers send them elsewhere.
 
 Leaves to others: finding a call and leaving (beside.pyx), the queue (execqueue.pyx), outcomes and answers (execution.pyx).
 """
@@ -109,9 +110,7 @@ cdef class AsyncCalls(Beside):
                         acknowledged(self.execution.durable, call.t.frame)
                         self.execution.enter_parked()
                 elif call.t.seq != EXEC_ACTION:
-                    self.on_terminate(1)
-                    self.stop.set_result(None)
-                    return
+                    self.on_terminate(1)        # this process leaves when its methods have ended
             self.cancel_asked()
             if c.production_news:
                 resume_generators()
@@ -125,7 +124,7 @@ cdef class AsyncCalls(Beside):
         """Take the first call off the queue if it can be begun, or wait in its group's lane."""
         cdef Core *c = core()
         cdef bint found
-        cdef bint full = self.default.running >= self.default.limit and len(self.lanes) == 1
+        cdef bint full = self.default.running >= self.default.limit and len(self.lanes) == 1 or self.execution.leaving
         with nogil:
             core_enter(c)
             found = exec_runnable(c) and (not full or c.exec_queue.front().ch == NULL)
@@ -200,6 +199,8 @@ cdef class AsyncCalls(Beside):
 
     cdef int begin_turns(self, list begun) except -1:
         cdef Call call
+        if self.execution.leaving:
+            return 0
         for ticket in begun:
             call = self.tickets[ticket]
             self.begin_or_wait(call, self.lane_of(call))
@@ -285,6 +286,8 @@ cdef class AsyncCalls(Beside):
             self.execution.answer(call, result, error)
         elif call.entered:
             self.execution.record_last(call)
+            if begun:
+                self.execution.after(call, None)
         self.ended(call, lane)
 
     cdef int ended(self, Call call, Lane lane) except -1:
@@ -296,7 +299,7 @@ cdef class AsyncCalls(Beside):
             self.leave_turn(call)
         if self.execution.exiting:
             self.leave_when_done()
-        while lane.waiting and lane.running < lane.limit and not self.execution.exiting:
+        while lane.waiting and lane.running < lane.limit and not (self.execution.exiting or self.execution.leaving):
             self.begin(lane.waiting.popleft(), lane)
         if self.stalled:
             self.stalled = False

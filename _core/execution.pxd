@@ -19,6 +19,7 @@ cdef class Execution:
     cdef Call running                   # such an actor's call that the main thread runs
     cdef public object on_exit          # callback: end this actor on purpose; does not return
     cdef readonly bint exiting                   # exit_actor() was called
+    cdef public bint leaving            # this process ends when its methods have: no call begins any more
     cdef bint left                      # in the call that the main thread runs
     cdef bint beside                    # calls run beside each other (threads, event loop)
     cdef object actions                 # what runs between two calls on the main thread

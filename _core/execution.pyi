@@ -3,6 +3,7 @@ from typing import Any, NoReturn
 
 class Execution:
     on_exit: Callable[[], NoReturn] | None
+    leaving: bool
     @property
     def exiting(self) -> bool: ...
     @property

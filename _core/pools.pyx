@@ -2,7 +2,7 @@
 
 Owns: the stage of the calls that were taken off the queue. Invariants: a call changes its stage under the GIL without
 running Python code in between, so that it either runs or is dropped as cancelled; calls of one group begin in the order
-in which they came; after exit_actor() nothing begins.
+in which they came; after exit_actor(), and while this process leaves, nothing begins.
 
 Leaves to others: finding a call and leaving (beside.pyx), running a call (execution.pyx), taking calls off the queue
 (worker.pyx).
@@ -49,7 +49,7 @@ cdef class Pools(Beside):
         cdef Call call
         while True:
             call = calls.get()
-            if call.stage == WAITING and not self.execution.exiting:
+            if call.stage == WAITING and not (self.execution.exiting or self.execution.leaving):
                 call.stage = RUNNING
                 self.execution.execute(call)
                 self.open.pop(call.key, None)

@@ -37,6 +37,7 @@ from .errors import (
 )
 from .figures import STATUS_METHOD, Figures, figures
 from .host import Host, Incident
+from .idle import RunningMethods
 from .keys import ActorKey
 from .lineage import SnapshotName
 from .options import Options, seconds_from_environment
@@ -93,7 +94,7 @@ class ActorSession:
         self.after_call: Callable[[str], None] = self.calls.counter.after_call
         self._capturer = StateCapturer()
         self._gate = threading.RLock()
-        self._running = 0  # methods that change state and run now; only kept when concurrent
+        self.running = RunningMethods(self._gate)
         self._concurrent = host.max_concurrency > 1
         self._lock = threading.Lock()
         self._saved = threading.Condition(self._lock)
@@ -178,16 +179,16 @@ class ActorSession:
     def before_call(self, method_name: str) -> None:
         """A method begins. Needed only when ``max_concurrency > 1``; waits while a capture is being taken."""
         if self._concurrent and method_name not in self._uncounted:
-            with self._gate:
-                self._running += 1
+            self.running.begin()
 
     def _after_concurrent_call(self, method_name: str) -> None:
         if method_name in self._uncounted:
             return
         with self._gate:
-            self._running -= 1
+            self.running.number -= 1
             if not self._counts_down(method_name) and self._scheduler.wanted is not None:
                 self._gap()
+            self.running.tell()
 
     def _after_named_call(self, method_name: str) -> None:
         if method_name in self._uncounted:
@@ -274,7 +275,7 @@ class ActorSession:
     def _gap(self) -> None:
         """No method of a serial actor runs now: capture if one is wanted and no save is in flight."""
         with self._gate:
-            if self._running:
+            if self.running.number:
                 return  # the last of them to end comes here
             with self._lock:
                 if self._end is not None or not self._scheduler.may_capture:
@@ -499,7 +500,8 @@ class ActorSession:
         Parameters
         ----------
         final : bool
-            Save once more if anything has changed since the last snapshot, and wait for it.
+            Wait for the methods that run, save once more if anything has changed since the last snapshot,
+            and wait for that. On the methods' own event loop its engine waits for them, before.
         reason : str
             For people; `OUT_OF_SCOPE` and `SESSION_OVER` also remove the snapshots of an unnamed actor.
         timeout_s : float, optional
@@ -514,7 +516,7 @@ class ActorSession:
         """
         bound_s = final_timeout_s() if timeout_s is None else timeout_s
         deadline = time.monotonic() + bound_s
-        gone = reason in (OUT_OF_SCOPE, SESSION_OVER) and self._key.ephemeral
+        gone = self.goes(reason)
         if inside is not None:
             self.after_call(inside)
         if self._end is None and final and not gone:
@@ -535,18 +537,24 @@ class ActorSession:
         actor.sessions.pop(id(self._instance), None)
         return None if gone else self._status.last_snapshot
 
+    def goes(self, reason: str) -> bool:
+        """Whether an end for this reason removes the snapshots, so that there is nothing to wait for."""
+        return reason in (OUT_OF_SCOPE, SESSION_OVER) and self._key.ephemeral
+
     def _final_save(self, bound_s: float) -> None:
+        deadline = time.monotonic() + bound_s
+        self.running.wait(bound_s, self._host.is_async)
         with self._lock:
             unsaved = self.calls.total - self.calls.saved
             due = unsaved or self._scheduler.wanted is not None or self._scheduler.failures
         if not due:
             return
         try:
-            if self._running:
+            if self.running.number:
                 raise CheckpointSaveError(
-                    f"{self._running} methods were still running, and a capture needs a gap"
+                    f"{self.running.number} methods were still running, and a capture needs a gap"
                 )
-            self._save_final_state(bound_s)
+            self._save_final_state(max(0.0, deadline - time.monotonic()))
         except CheckpointError as error:
             self._report("final_save_failed", f"the effects of {unsaved} calls were not saved", error)
 

@@ -5,11 +5,13 @@ The zygote calls `main` in a fresh fork. A worker is plain until ftrayd makes it
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import signal
 import struct
 import sys
+import time
 
 from ftray import (
     _accelerators,
@@ -114,7 +116,7 @@ def main(session_dir: str, startup_token: bytes) -> int:
     _engine.use("native")
     executor = Executor()
     executor.start_actor = _start_actor
-    executor.on_terminate = _leave
+    executor.on_terminate = _leave_when_idle
     executor.on_exit = _leave
     executor.before_first_function(_enter_job)
     executor.assign = _accelerators.assign
@@ -171,7 +173,7 @@ def _imports(frame: FrameType | None) -> bool:
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     """A planned end: save, tell ftrayd that the exit is meant, go."""
     if _State.actor_id and _State.executor is not None:
-        _State.executor.post(lambda: _leave(_EXIT_SIGTERM))  # after the method that runs now
+        _State.executor.post(lambda: _leave_when_idle(_EXIT_SIGTERM))  # after the method that runs now
         return
     os._exit(0)
 
@@ -346,11 +348,11 @@ def _ready(error: bytes | None, outcome: int = _MADE) -> None:
     _core.tell_node(_ACTOR_READY, payload + struct.pack("<I", len(error or b"")) + (error or b""))
 
 
-def _close_checkpoint(reason: str) -> None:
+def _close_checkpoint(reason: str, timeout_s: float | None = None) -> None:
     if _State.checkpoint is not None:
         session, _State.checkpoint = _State.checkpoint, None
         inside = _State.executor.method if _State.executor is not None else None
-        session.close(final=True, reason=reason, inside=inside)
+        session.close(final=True, reason=reason, timeout_s=timeout_s, inside=inside)
 
 
 def _leave_fenced(error: BaseException) -> NoReturn:
@@ -378,9 +380,39 @@ def _leave_if_store_failed(error: BaseException) -> None:
             _State.checkpoint.exactly_once.crash(error)
 
 
-def _leave(kind: int = _EXIT_ACTOR) -> NoReturn:
+def _leave_when_idle(kind: int) -> None:
+    """Begin no call any more, and leave when no method runs that the last checkpoint has to wait for.
+
+    Where calls run on threads `_leave` itself waits. An event loop must go on for its methods to end.
+    """
+    assert _State.executor is not None
+    _State.executor.leaving = True
+    session = _State.checkpoint
+    if session is None or not session.is_async or session.goes(_REASONS[kind]):
+        _leave(kind)
+    from ftray.checkpoint.session import final_timeout_s
+
+    _leave_by(kind, time.monotonic() + final_timeout_s())
+
+
+def _leave_by(kind: int, deadline: float) -> None:
+    """In the event loop: leave when no counted method runs, at the latest at the deadline."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    left_s = deadline - time.monotonic()
+    again = functools.partial(_leave_by, kind, deadline)
+    # The last method to end is answered before the loop comes to this.
+    if left_s <= 0 or not _State.checkpoint.running.when_none(lambda: loop.call_soon(again)):
+        _leave(kind, max(0.0, left_s))
+    loop.call_at(loop.time() + left_s, again)
+
+
+def _leave(kind: int = _EXIT_ACTOR, timeout_s: float | None = None) -> NoReturn:
     """End on purpose: a last checkpoint, then tell ftrayd, then exit."""
-    _close_checkpoint(_REASONS[kind])
+    _close_checkpoint(_REASONS[kind], timeout_s)
+    if _State.executor is not None and _State.executor.exiting:
+        kind = _EXIT_ACTOR  # a method that ran meanwhile has called exit_actor()
     _core.tell_node(_ACTOR_EXIT, _State.actor_id + struct.pack("<B", kind))
     _flush()
     _run_exit_handlers()

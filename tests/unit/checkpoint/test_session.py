@@ -31,6 +31,7 @@ from ftray.checkpoint.session import OUT_OF_SCOPE
 from ftray.checkpoint.snapshots import SnapshotLog
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import LocalHost, MemoryStore
+from tests.helpers.sync import eventually
 
 from .support import KEY, Counter, call, in_child, settle, start
 
@@ -430,12 +431,57 @@ class TestConcurrent:
         assert session.close(True, "SIGTERM", timeout_s=5) == "1-1"
         assert open_store(store).load(KEY) == {"n": 9}
 
-    def test_an_end_with_running_methods_says_so(self) -> None:
+    def test_an_end_waits_for_running_methods(self) -> None:
+        store, host = MemoryStore(), ConcurrentHost("counter")
+        session = self.opened(store, host)
+        for _ in range(2):
+            session.before_call("incr")
+        session.instance.n = 8
+        session.after_call("incr")
+        ended: list[str | None] = []
+        ending = threading.Thread(target=lambda: ended.append(session.close(True, "SIGTERM", timeout_s=60)))
+        ending.start()
+        eventually(lambda: session.running._waiting, "the end waits")
+        assert store.scan(KEY).snapshots == [] and not ended
+        session.instance.n = 9
+        session.after_call("incr")
+        ending.join(60)
+        assert ended == ["1-1"] and open_store(store).load(KEY) == {"n": 9}
+        assert host.incidents == []
+
+    def test_an_end_waits_for_a_method_that_is_the_only_change(self) -> None:
+        store, host = MemoryStore(), ConcurrentHost("counter")
+        session = self.opened(store, host)
+        session.before_call("incr")
+        ending = threading.Thread(target=session.close, args=(True, "SIGTERM", 60))
+        ending.start()
+        eventually(lambda: session.running._waiting, "the end waits")
+        session.instance.n = 1
+        session.after_call("incr")
+        ending.join(60)
+        assert open_store(store).load(KEY) == {"n": 1}
+
+    def test_an_end_with_methods_that_run_on_says_so(self) -> None:
         host = ConcurrentHost("counter")
         session = self.opened(MemoryStore(), host)
         session.before_call("incr")
         session.request()
-        session.close(True, "SIGTERM", timeout_s=1)
+        session.close(True, "SIGTERM", timeout_s=0.05)
+        assert "1 methods were still running" in host.incidents[0].message
+
+    def test_an_end_on_the_event_loop_of_its_methods_does_not_wait(self) -> None:
+        class AsyncHost(ConcurrentHost):
+            is_async = True
+
+        async def main() -> None:
+            session.before_call("incr")
+            session.before_call("incr")
+            session.after_call("incr")
+            session.close(True, "SIGTERM", timeout_s=600)
+
+        host = AsyncHost("counter")
+        session = self.opened(MemoryStore(), host)
+        asyncio.run(main())
         assert "1 methods were still running" in host.incidents[0].message
 
     def test_no_snapshot_shows_half_of_a_method(self) -> None:
