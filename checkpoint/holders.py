@@ -50,9 +50,15 @@ def fencing(store: Store, options: Options) -> dict[str, Any]:
     return {"fencing": LEASE, "lease_s": options.lease_s}
 
 
-def tool(name: str) -> dict[str, Any]:
-    """Return what the claim of somebody says who works on a key without running its actor."""
+def tool(name: str, before: Holder | None = None) -> dict[str, Any]:
+    """Return what the claim of somebody says who works on a key without running its actor.
+
+    `before`: who held the key; what is known to be gone with its session stays known, whatever becomes of
+    the one who works on it.
+    """
+    gone = before is not None and before.session_lives is False
     return {
+        **({"session_pid": 0} if gone else {}),
         "host": os.uname().nodename,
         "pid": os.getpid(),
         "started_ticks": start_ticks(os.getpid()),
@@ -102,6 +108,15 @@ def look(store: Store, key: str, epoch: int) -> Holder | None:
         return None
     lives = False if f"{_ENDED}{epoch}" in store.list_blobs(key) else _lives(record)
     return Holder(epoch, record, lives, _session_lives(record), _abandoned(record))
+
+
+def last_holder(store: Store, key: str) -> Holder | None:
+    """Return who made the newest claim that can be read: whoever died in the midst of a later one is none."""
+    for epoch in reversed(store.scan(key).claims):
+        holder = look(store, key, epoch)
+        if holder is not None:
+            return holder
+    return None
 
 
 def check_free(store: Store, key: str, epoch: int, host: Host) -> None:

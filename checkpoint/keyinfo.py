@@ -6,10 +6,11 @@ Reads the store only, so it works for keys whose actor is gone, hangs, or runs e
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import holders, membership, parking
-from .errors import CheckpointNotFoundError
+from .errors import CheckpointError, CheckpointKeyInUseError, CheckpointNotFoundError
 from .keys import EPHEMERAL_PREFIX
 from .reader import SnapshotInfo
 from .snapshots import SnapshotLog, present
@@ -99,7 +100,7 @@ def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
         store=store.url,
         mode=_mode(number, newest, holder),
         state=_state(holder, parked),
-        orphan=is_orphan(key, holder),
+        orphan=_is_orphan_key(store, key),
         fencing=str(holder.record.get("fencing", "exclusive")) if holder is not None else "exclusive",
         holder=_said(holder),
         history=newest.history if newest else str(here.sealed.get("history", "")),
@@ -141,9 +142,9 @@ def _describe_group(store: Store, key: str, name: str, cuts: list[SnapshotInfo])
     )
 
 
-def _is_orphan_group(store: Store, members: list[str]) -> bool:
-    """Whether all members were unnamed, and have gone with their keys; or nobody is left in it."""
-    return not any(store.scan(member).claims for member in members)
+def _is_orphan_group(store: Store, members: Sequence[str]) -> bool:
+    """Whether all members were unnamed, and have gone with their keys or are orphans; or nobody is left."""
+    return all(_is_orphan_key(store, member) or not store.scan(member).claims for member in members)
 
 
 def _state_of(store: Store, key: str) -> str:
@@ -174,11 +175,12 @@ def _said(holder: holders.Holder | None) -> dict[str, Any] | None:
     return {**said, "epoch": holder.epoch, "lives": holder.lives}
 
 
-def is_orphan(key: str, holder: holders.Holder | None) -> bool:
+def _is_orphan_key(store: Store, key: str) -> bool:
     """Whether a key is that of an unnamed actor which nothing can start again."""
-    if not key.startswith(EPHEMERAL_PREFIX) or holder is None:
+    if not key.startswith(EPHEMERAL_PREFIX):
         return False
-    return holder.lives is False and holder.session_lives is False
+    holder = holders.last_holder(store, key)
+    return holder is not None and holder.lives is False and holder.session_lives is False
 
 
 def orphans(store: Store) -> list[str]:
@@ -186,41 +188,103 @@ def orphans(store: Store) -> list[str]:
 
     A key that another machine has made is never among them: whether its session lives cannot be told here.
     """
+    from .generations import members_of
+
     found = []
     keys = store.keys()
     for key in keys:
         name = membership.group_name(key)
-        if name is not None:
-            from .generations import members_of
-
-            if _is_orphan_group(store, members_of(store, name)):
-                found.append(key)
-        if not key.startswith(EPHEMERAL_PREFIX):
-            continue
-        claims = store.scan(key).claims
-        if is_orphan(key, holders.look(store, key, claims[-1]) if claims else None):
+        if name is None:
+            orphan = _is_orphan_key(store, key)
+        else:
+            orphan = _is_orphan_group(store, members_of(store, name))
+        if orphan:
             found.append(key)
     return found
 
 
+def remove_orphans(store: Store, keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Remove what `orphans` has found; one that cannot be removed does not keep the others.
+
+    The members of a group go before it: it is an orphan as long as it is there, wherever this ends.
+
+    Returns
+    -------
+    removed : list of str
+        Sorted; without those that somebody else has removed meanwhile.
+    kept : dict of str to str
+        Why each of the others is still there.
+    """
+    removed: list[str] = []
+    kept: dict[str, str] = {}
+    whole: dict[str, bool] = {}  # groups: whether all that is left of them goes
+    for key in sorted(keys, key=lambda key: (membership.group_name(key) is not None, key)):
+        try:
+            if membership.group_name(key) is None:
+                _remove_orphan(store, key, whole)
+            else:
+                _remove_orphan_group(store, key)
+        except CheckpointNotFoundError:
+            continue
+        except (CheckpointError, OSError) as error:
+            kept[key] = str(error)
+        else:
+            removed.append(key)
+    return sorted(removed), kept
+
+
+def _remove_orphan(store: Store, key: str, whole: dict[str, bool]) -> None:
+    from .generations import members_of
+
+    _check_there(store, key)
+    name = membership.group_of(store, key)
+    if name and name not in whole:
+        whole[name] = _is_orphan_group(store, members_of(store, name))
+    if not whole.get(name, False):
+        membership.check_alone(store, key, "removed")
+    _remove_key(store, key, takeover=False)
+
+
+def _remove_orphan_group(store: Store, key: str) -> None:
+    from .generations import members_of
+
+    members = members_of(store, str(membership.group_name(key)))
+    left = [member for member in members if store.scan(member).claims]
+    if left:
+        raise CheckpointKeyInUseError(
+            f"group {key!r} in {store.url} still has members: {', '.join(map(repr, left))}"
+        )
+    remove(store, key, takeover=False)
+
+
 def remove(store: Store, key: str, takeover: bool) -> None:
     """Remove a key with all that it holds, unless somebody who lives holds it; see `manage.delete`."""
-    keys = store.keys()
-    if key not in keys:
-        have = ", ".join(map(repr, keys[:20])) or "none"
-        raise CheckpointNotFoundError(
-            f"there is no checkpoint key {key!r} in {store.url}; keys there: {have}"
-        )
+    _check_there(store, key)
     group = membership.group_name(key)
     if group is not None:
         from . import regroup
 
         return regroup.remove(store, group, takeover)
     membership.check_alone(store, key, "removed")
+    _remove_key(store, key, takeover)
+
+
+def _check_there(store: Store, key: str) -> None:
+    keys = store.keys()
+    if key not in keys:
+        have = ", ".join(map(repr, keys[:20])) or "none"
+        raise CheckpointNotFoundError(
+            f"there is no checkpoint key {key!r} in {store.url}; keys there: {have}"
+        )
+
+
+def _remove_key(store: Store, key: str, takeover: bool) -> None:
+    """Remove the key of an actor."""
 
     def check(epoch: int) -> None:
         if not takeover:
             holders.check_ended(store, key, holders.look(store, key, epoch))
 
-    SnapshotLog(store, key, keep=2).claim(holders.tool("rm"), check)  # fences whoever holds it
+    record = holders.tool("rm", holders.last_holder(store, key))
+    SnapshotLog(store, key, keep=2).claim(record, check)  # fences whoever holds it
     store.remove(key)

@@ -11,13 +11,12 @@ from typing import Any
 
 from .errors import (
     CheckpointError,
-    CheckpointNotFoundError,
     CheckpointOptionError,
     CheckpointParkedError,
     NoSessionError,
 )
 from .figures import STATUS_METHOD
-from .keyinfo import orphans, remove
+from .keyinfo import orphans, remove, remove_orphans
 from .reader import open_reader
 from .stores import connect
 from .stores.protocol import Store
@@ -145,7 +144,8 @@ def prune(store: str | os.PathLike[str] | Store) -> list[str]:
     """Remove what unnamed actors of sessions that are gone have left behind.
 
     An unnamed actor's key goes with the actor; one that is still there was left by a session that was
-    killed. A key whose session may live (this machine cannot tell for others) stays.
+    killed. A key whose session may live (this machine cannot tell for others) stays. So does that of a member
+    of a group of which others may start again; a group of nothing but such keys goes with them.
 
     Parameters
     ----------
@@ -155,13 +155,18 @@ def prune(store: str | os.PathLike[str] | Store) -> list[str]:
     -------
     list of str
         The keys that were removed, sorted.
+
+    Raises
+    ------
+    CheckpointError
+        Some could not be removed: says which, and why. All others were.
     """
     held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
-    removed = []
-    for key in orphans(held):
-        try:
-            remove(held, key, takeover=False)
-        except CheckpointNotFoundError:
-            continue  # somebody else prunes, too
-        removed.append(key)
+    removed, kept = remove_orphans(held, orphans(held))
+    if kept:
+        reasons = "; ".join(f"{key!r}: {why}" for key, why in sorted(kept.items()))
+        raise CheckpointError(
+            f"{len(kept)} orphans in {held.url} were not removed: {reasons}. Removed: "
+            f"{', '.join(map(repr, removed)) or 'none'}"
+        )
     return removed

@@ -223,7 +223,8 @@ class _Rollback:
         holder: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.key, self.source, self.takeover = store, key, source, takeover
-        self.said, self.holder = said or {}, holder or holders.tool("restore")
+        self.said = said or {}
+        self.holder = holder or holders.tool("restore", holders.last_holder(store, key))
         self.log = SnapshotLog(store, key, keep=2)
         self.history = os.urandom(16).hex()
 

@@ -300,8 +300,16 @@ def rm(
     if bool(keys) == orphans:
         raise click.UsageError("give keys, or --orphans")
     reader = _open(store)
-    chosen = _keys(reader, True) if orphans else [_resolve(reader, key) for key in keys]
-    _remove(reader, chosen, yes, as_json, takeover)
+    if orphans:
+        _remove_orphans(reader, yes, as_json)
+        return
+    from ftray.checkpoint import delete
+
+    chosen = [_resolve(reader, key) for key in keys]
+    sizes = _sizes_to_remove(reader, chosen, yes)
+    for key in chosen:
+        delete(key, store=reader.url, takeover=takeover)
+    _show_removed(sizes, {}, as_json)
 
 
 @checkpoint.command("prune")
@@ -311,26 +319,38 @@ def rm(
 @_told
 def prune(store: str | None, yes: bool, as_json: bool) -> None:
     """Remove what unnamed actors of sessions that are gone have left (`ls --orphans` shows it)."""
-    reader = _open(store)
-    _remove(reader, _keys(reader, True), yes, as_json)
+    _remove_orphans(_open(store), yes, as_json)
 
 
-def _remove(
-    reader: CheckpointReader, chosen: list[str], yes: bool, as_json: bool, takeover: bool = False
-) -> None:
-    from ftray.checkpoint import delete
+def _remove_orphans(reader: CheckpointReader, yes: bool, as_json: bool) -> None:
+    """One that cannot be removed does not keep the others; exit status 1 says that there is such a one."""
+    from ftray.checkpoint.keyinfo import remove_orphans
+    from ftray.checkpoint.stores import connect
 
+    chosen = _keys(reader, True)
+    sizes = _sizes_to_remove(reader, chosen, yes)
+    removed, kept = remove_orphans(connect(reader.url), chosen)
+    _show_removed({key: sizes[key] for key in removed}, kept, as_json)
+    if kept:
+        sys.exit(1)
+
+
+def _sizes_to_remove(reader: CheckpointReader, chosen: list[str], yes: bool) -> dict[str, int]:
+    """Ask whether these keys are to be removed, and return what they take."""
     infos = [reader.describe(key) for key in chosen]
     if infos and not yes:
         listed = "\n".join(f"  {info.key} ({_size(info.total_bytes)}, {_holder(info)})" for info in infos)
         _confirm(f"Remove from {reader.url}:\n{listed}\nfor good?")
-    for key in chosen:
-        delete(key, store=reader.url, takeover=takeover)
-    freed = sum(info.total_bytes for info in infos)
+    return {info.key: info.total_bytes for info in infos}
+
+
+def _show_removed(sizes: dict[str, int], kept: dict[str, str], as_json: bool) -> None:
+    freed = sum(sizes.values())
     if as_json:
-        output.show_data({"removed": chosen, "bytes": freed}, "json")
-    else:
-        click.echo(f"removed {len(chosen)} keys, {_size(freed)}")
+        output.show_data({"removed": list(sizes), "bytes": freed, "kept": kept}, "json")
+        return
+    click.echo(f"removed {len(sizes)} keys, {_size(freed)}")
+    output.notes([f"kept {key}: {why}" for key, why in kept.items()])
 
 
 # --- shared ---------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ PROGRAM = """
     import os, sys
     import ftray as ray
 
-    @ray.remote
+    @ray.remote(max_restarts=-1, max_task_retries=-1)
     class Counter(ray.Checkpointable, store=sys.argv[1], every=1):
         def __init__(self):
             self.n = 0
@@ -176,7 +176,11 @@ PROGRAM = """
     ray.get([actor.checkpoint.remote() for actor in actors])
     tell("node", os.getpid())
     word = await_word()
-    if word == "kill":
+    if word == "group":
+        ray.checkpoint.group(actors, name="pair").save()
+        tell("grouped")
+        await_word()
+    elif word == "kill":
         ray.kill(actors[0])
     elif word == "broken":
         os.rename(sys.argv[1], sys.argv[1] + "-moved")
@@ -215,6 +219,24 @@ class TestSessionsThatEnd:
     ) -> None:
         store = tmp_path / "store"
         driver = self.start(start_driver, store)
+        self.kill_session(driver, store)
+        left = keys(store)
+        assert len(left) == 2 and checkpoint.prune(store) == left and keys(store) == []
+
+    def test_a_group_is_an_orphan_with_its_members(
+        self, start_driver: Callable[..., Driver], tmp_path: Path
+    ) -> None:
+        store = tmp_path / "store"
+        driver = self.start(start_driver, store)
+        driver.say("group")
+        driver.expect("grouped")
+        self.kill_session(driver, store)
+        left = keys(store)
+        assert len(left) == 3 and left[0] == "_group/pair"
+        assert checkpoint.prune(store) == left and keys(store) == []
+
+    def kill_session(self, driver: Driver, store: Path) -> None:
+        """With all of its processes, so that nobody can remove anything."""
         holders = [checkpoint.open(store).describe(key).holder for key in keys(store)]
         pids = [holder["pid"] for holder in holders if holder is not None]
         node = parent_of(pids[0])
@@ -226,8 +248,6 @@ class TestSessionsThatEnd:
         os.kill(driver.pid, signal.SIGKILL)
         wait_ended([*pids, node])  # one that gives back its memory has no environment to be known by any more
         driver.check_processes_ended()
-        left = keys(store)
-        assert len(left) == 2 and checkpoint.prune(store) == left and keys(store) == []
 
     def test_what_cannot_be_removed_is_reported(
         self, start_driver: Callable[..., Driver], tmp_path: Path

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import crash
 from tests.unit.checkpoint.once_support import KEY, Lives, Tally
-from tests.unit.checkpoint.test_manage import ended_pid, unnamed
+from tests.unit.checkpoint.test_manage import ended_pid, group_of_unnamed, unnamed
 
 command_line = importlib.import_module("ftray._cli.main")
 commands = importlib.import_module("ftray._cli.checkpoint_commands")
@@ -158,6 +158,24 @@ def test_prune(store: LocalStore, lives: Lives) -> None:
     assert "removed 1 keys" in run(store, "prune", answer="y\n")
     assert store.keys() == [KEY]
     assert data(store, "prune")["removed"] == []
+
+
+def test_a_group_of_orphans_goes_with_them(store: LocalStore) -> None:
+    members = [unnamed(store, n, ended_pid()) for n in (1, 2)]
+    group = group_of_unnamed(store, *members)
+    assert f"{group} (" in run(store, "prune", answer="n\n", status=1)
+    assert data(store, "rm", "--orphans", "--yes")["removed"] == [group, *members]
+    assert store.keys() == []
+
+
+def test_what_cannot_be_pruned_is_told(store: LocalStore, lives: Lives) -> None:
+    members = [unnamed(store, n, ended_pid()) for n in (1, 2)]
+    group_of_unnamed(store, members[0], KEY)
+    text = run(store, "prune", "--yes", status=1)
+    assert "removed 1 keys" in text and f"kept {members[0]}: " in text and "member of group 'g'" in text
+    assert store.keys() == ["_group/g", members[0], KEY]
+    found = data(store, "rm", "--orphans", "--yes", status=1)
+    assert found["removed"] == [] and list(found["kept"]) == members[:1]
 
 
 @pytest.mark.parametrize(

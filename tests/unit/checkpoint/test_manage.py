@@ -15,9 +15,11 @@ from ftray.checkpoint import (
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointOptionError,
+    CheckpointSaveError,
     FencedError,
     NoSessionError,
     engine,
+    faults,
     generations,
     holders,
     keyinfo,
@@ -26,6 +28,7 @@ from ftray.checkpoint import (
 from ftray.checkpoint.figures import STATUS_METHOD
 from ftray.checkpoint.snapshots import boot_id
 from ftray.checkpoint.stores.local import LocalStore
+from ftray.checkpoint.stores.protocol import Store
 from ftray.checkpoint.testing import InlineBackground, LocalHost, crash
 from tests.unit.checkpoint.once_support import KEY, Lives, Tally, started
 from tests.unit.checkpoint.support import Counter, call, ruin, start
@@ -139,6 +142,30 @@ class TestOrphans:
         assert checkpoint.prune(store.url) == gone
         assert store.keys() == [restarting] and checkpoint.prune(store) == []
 
+    def test_one_whose_removal_was_begun_stays_one(self, store: LocalStore) -> None:
+        keys = [unnamed(store, n, ended_pid()) for n in (1, 2)]
+        for point in ("file.claim.created", "restore.claimed"):
+            with faults.armed(point, faults.SimulatedCrash()), pytest.raises(faults.SimulatedCrash):
+                checkpoint.prune(store)
+            assert keyinfo.orphans(store) == keys and checkpoint.open(store).describe(keys[0]).orphan
+        assert checkpoint.prune(store) == keys and store.keys() == []
+
+    def test_one_that_cannot_be_removed_does_not_keep_the_others(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = [unnamed(store, n, ended_pid()) for n in (1, 2, 3)]
+        check = holders.check_ended
+
+        def taken(store: Store, key: str, holder: Any) -> None:
+            check(store, key, holder._replace(lives=True) if key == gone[0] else holder)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(keyinfo.holders, "check_ended", taken)
+            with pytest.raises(CheckpointError, match=f"1 orphans .*: '{gone[0]}': .* is held by"):
+                checkpoint.prune(store)
+        assert store.keys() == gone[:1]
+        assert checkpoint.prune(store) == gone[:1]
+
     def test_after_a_new_boot_all_are(self, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
         keys = [unnamed(store, 1, os.getpid()), unnamed(store, 2, None)]
         assert keyinfo.orphans(store) == []
@@ -157,6 +184,91 @@ class TestOrphans:
         record = {"host": os.uname().nodename, "boot_id": boot_id(), "session_pid": os.getpid()}
         assert holders._session_lives({**record, "session_ticks": holders.start_ticks(os.getpid())}) is True
         assert holders._session_lives({**record, "session_ticks": 1}) is False
+
+
+def group_of_unnamed(store: LocalStore, *members: str, name: str = "g") -> str:
+    """A group of keys whose actors have ended."""
+    for key in members:
+        membership.write_note(store, key, store.scan(key).newest_epoch, {"group": name, "keep": 2})
+    generations.begin(store, name, 2, 0, generations.Plan(members, ended={}), generations.end_process)
+    return membership.group_key(name)
+
+
+class TestOrphanGroups:
+    @pytest.fixture
+    def members(self, store: LocalStore) -> list[str]:
+        return [unnamed(store, n, ended_pid()) for n in (1, 2)]
+
+    def test_it_goes_with_its_members(self, store: LocalStore, members: list[str]) -> None:
+        group = group_of_unnamed(store, *members)
+        other = unnamed(store, 3, ended_pid())
+        found = [group, *members, other]
+        assert keyinfo.orphans(store) == found and checkpoint.open(store).describe(group).orphan
+        assert checkpoint.prune(store) == found and store.keys() == []
+
+    def test_one_of_which_others_may_start_again_stays(self, store: LocalStore, members: list[str]) -> None:
+        living = unnamed(store, 3, os.getpid())
+        group = group_of_unnamed(store, members[0], living)
+        assert keyinfo.orphans(store) == members and not checkpoint.open(store).describe(group).orphan
+        with pytest.raises(CheckpointError, match=f"'{members[0]}'.*member of group 'g'.*: '{members[1]}'$"):
+            checkpoint.prune(store)
+        assert store.keys() == [group, members[0], living]
+
+    def test_a_member_that_stays_keeps_it(
+        self, store: LocalStore, members: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        group = group_of_unnamed(store, *members)
+        remove = store.remove
+
+        def refuse(key: str) -> None:
+            if key == members[1]:
+                raise CheckpointSaveError("the medium refuses")
+            remove(key)
+
+        monkeypatch.setattr(store, "remove", refuse)
+        with pytest.raises(CheckpointError, match="2 orphans.*still has members.*the medium refuses"):
+            checkpoint.prune(store)
+        monkeypatch.undo()
+        assert checkpoint.prune(store) == [group, members[1]] and store.keys() == []
+
+    def test_what_a_dead_process_had_begun_for_it_does_not_matter(
+        self, store: LocalStore, members: list[str]
+    ) -> None:
+        group = group_of_unnamed(store, *members)
+        plan = generations.Plan(members, cut="9-9", on_purpose=True)._asdict()
+        generations.SnapshotLog(store, group, 2).claim({"plan": plan})  # and there is no such cut
+        assert checkpoint.prune(store) == [group, *members] and store.keys() == []
+
+    def test_a_crash_anywhere_leaves_what_the_next_one_removes(self, tmp_path: Path) -> None:
+        n = 0
+        while True:
+            n += 1
+            store = LocalStore(str(tmp_path / f"store{n}"))
+            group = group_of_unnamed(store, *[unnamed(store, k, ended_pid()) for k in (1, 2)])
+            removals = Removals(store, n)
+            try:
+                checkpoint.prune(removals)  # type: ignore[arg-type]
+            except faults.SimulatedCrash:
+                assert group in keyinfo.orphans(store)
+                checkpoint.prune(store)
+                assert store.keys() == []
+            else:
+                break
+        assert n > 5
+
+
+class Removals:
+    """A store whose process dies before the nth change that it makes."""
+
+    def __init__(self, store: LocalStore, nth: int) -> None:
+        self._store, self._left = store, nth
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("claim", "seal", "settle", "remove", "delete_blobs"):
+            self._left -= 1
+            if self._left <= 0:
+                raise faults.SimulatedCrash()
+        return getattr(self._store, name)
 
 
 class TestDelete:
