@@ -37,7 +37,7 @@ from .local_files import (
     remove_file,
     write_all,
 )
-from .local_journal import LocalJournals, journal_epoch
+from .local_journal import LocalJournals, journal_epoch, sweep_probe
 from .local_watch import LocalWatches
 from .protocol import Listing
 
@@ -243,8 +243,11 @@ class LocalStore(LocalJournals, LocalWatches):
                 if faults.active:
                     faults.hit("file.settle.swept")
         for name in os.listdir(self._root):
+            path = os.path.join(self._root, name)
             if name.startswith(_TRASH):
-                empty_directory(os.path.join(self._root, name))
+                empty_directory(path)
+            else:
+                sweep_probe(path)
 
     def read_claim(self, key: str, epoch: int) -> bytes:
         """Return the record of a claim."""

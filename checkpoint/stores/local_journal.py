@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,9 @@ _NETWORK = frozenset(
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing of what a file system can do."""
 _READ_ATTEMPTS = 20
+_PROBE = ".probe-"
+_PROBE_KEPT_S = 3600.0
+"""A probe takes milliseconds. No process number is asked: its maker may have one of another container."""
 
 
 class SegmentFile:
@@ -108,7 +112,7 @@ def check_exactly_once(path: str) -> None:
         )
     while not os.path.isdir(path):
         path = os.path.dirname(path)
-    probe = os.path.join(path, f".probe-{os.getpid()}-{os.urandom(6).hex()}")
+    probe = os.path.join(path, f"{_PROBE}{os.getpid()}-{os.urandom(6).hex()}")
     try:
         _probe(probe)
     except OSError as error:
@@ -121,6 +125,17 @@ def check_exactly_once(path: str) -> None:
         ) from error
     finally:
         remove_file(probe)
+
+
+def sweep_probe(path: str) -> None:
+    """Remove a file if it is a probe whose process has died in it."""
+    if not os.path.basename(path).startswith(_PROBE):
+        return
+    try:
+        if os.lstat(path).st_mtime < time.time() - _PROBE_KEPT_S:
+            remove_file(path)
+    except FileNotFoundError:  # its maker has just removed it
+        return
 
 
 def _probe(path: str) -> None:
@@ -286,7 +301,7 @@ class LocalJournals:
 
     def check_exactly_once(self) -> None:
         """Raise `UnsupportedStoreError` if the directory lies where a key could be held twice."""
-        check_exactly_once(self._directory("probe"))
+        check_exactly_once(os.path.dirname(self._directory("probe")))
 
     def open_journal(
         self,

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ftray.checkpoint import (
     UntrustedStoreError,
     faults,
 )
-from ftray.checkpoint.stores import life, local_files
+from ftray.checkpoint.stores import life, local_files, local_journal
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.stores.local_journal import check_exactly_once
 from tests.helpers.sync import eventually
@@ -517,6 +518,23 @@ class TestExactlyOnce:
         with pytest.raises(UnsupportedStoreError, match="twice"):
             check_exactly_once(str(tmp_path))
         assert not list(tmp_path.iterdir())
+
+    def test_what_a_probe_has_left_that_died_is_swept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = LocalStore(str(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setattr(local_journal, "remove_file", lambda path: None)
+            store.check_exactly_once()
+            store.check_exactly_once()
+        old, new = tmp_path.glob(".probe-*")
+        hours_ago = time.time() - 2 * 3600
+        os.utime(old, (hours_ago, hours_ago))
+        store.claim(KEY, 1, b"")
+        store.seal(KEY, 1, b"")
+        assert old.exists(), "who takes a key does not look"
+        store.settle(KEY, 1)
+        assert new.exists() and not old.exists()
 
     def test_more_than_the_medium_survives(self) -> None:
         if not os.path.ismount("/dev/shm"):
