@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import capture, faults, format
+from . import capture, faults, format, transfers
 from .capture import Captured
 from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError
 from .lineage import SnapshotName, parse_id
@@ -113,7 +113,9 @@ def verify_states(store: Store, key: str, blobs: Mapping[str, str]) -> None:
     """
     for member, blob in blobs.items():
         try:
-            format.verify(io.BytesIO(store.read_blob(key, blob)))
+            content = store.read_blob(key, blob)
+            transfers.moved(len(content))
+            format.verify(io.BytesIO(content))
         except FileNotFoundError:
             raise CheckpointFormatError(f"the state of {member!r} is missing") from None
         except CheckpointFormatError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import capture, format
+from . import capture, format, transfers
 from .errors import (
     CheckpointCorruptedError,
     CheckpointError,
@@ -125,6 +125,7 @@ class CheckpointReader:
             reading = self._store.read_journal(key, start)
             for record in reading:
                 last, sizes = record.position, sizes + len(record.payload)
+                transfers.moved(len(record.payload))
                 epochs.add(record.epoch)
                 if record.position > newest:
                     behind += 1
@@ -259,7 +260,7 @@ class CheckpointReader:
     def _info(self, key: str, name: SnapshotName, counts: bool, whole: bool) -> SnapshotInfo:
         try:
             with self._store.read(key, name) as file:
-                header = format.verify(file) if whole else format.read_header(file)
+                header = format.verify(transfers.counted(file)) if whole else format.read_header(file)
             if whole and "blobs" in header.fields:
                 from .cutfiles import verify_states
 

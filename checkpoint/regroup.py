@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from . import capture, cutfiles, format, generations, holders, membership, rollback
+from . import capture, cutfiles, format, generations, holders, membership, rollback, transfers
 from .errors import (
     CheckpointCorruptedError,
     CheckpointError,
@@ -26,6 +26,7 @@ from .stores.protocol import Store
 
 _KEEP = 2  # nothing is retired here
 _TIMEOUT_S = 60.0
+_LOOKS = 3  # before anybody is ended, before the claim, and by who begins the generation
 
 
 def _members(store: Store, name: str) -> list[str]:
@@ -52,6 +53,7 @@ def _verified(store: Store, name: str, cut: str | None) -> int:
     try:
         with store.read(key, parse_id(cut)) as file:
             fields = format.read_header(file).fields
+        transfers.expect(_LOOKS * int(fields.get("state_bytes", 0)))
         cutfiles.verify_states(store, key, fields["blobs"])
     except (CheckpointError, OSError) as error:
         raise CheckpointCorruptedError(

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import faults, format, holders, marks, membership, parking
+from . import faults, format, holders, marks, membership, parking, transfers
 from .errors import (
     CheckpointCorruptedError,
     CheckpointFormatError,
@@ -33,10 +33,11 @@ from .errors import (
 )
 from .journal import Durability, Journal
 from .lineage import SnapshotName, parse_id
-from .savepoint import Progress, Savepoint, read_savepoint
+from .savepoint import Savepoint, read_savepoint
 from .snapshots import Loaded, SnapshotLog, boot_id, end_of_journal, present
 from .stores import connect
 from .stores.protocol import Store
+from .transfers import Progress
 
 _HISTORY = struct.Struct("<Q")
 _HISTORY_AT, _LEDGER_MAGIC = 16, b"ftledger"
@@ -114,7 +115,8 @@ def restore(
         Also if somebody who lives holds the key: that actor is fenced, ends, and is not restarted. Members of
         a group are killed, and restarted from the cut.
     progress : callable, optional
-        ``progress(done_bytes, total_bytes)`` while a savepoint is read.
+        ``progress(done_bytes, total_bytes)`` while the snapshot or savepoint is read, and while it is
+        written: together twice its size.
 
     Returns
     -------
@@ -134,6 +136,19 @@ def restore(
     if (snapshot is None) == (savepoint is None):
         raise CheckpointOptionError("give either the id of a snapshot, or savepoint=")
     held = connect(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    with transfers.watch(progress) as meter:
+        return _restore(held, key, snapshot, savepoint, keep_ledger, takeover, meter)
+
+
+def _restore(
+    held: Store,
+    key: str,
+    snapshot: str | None,
+    savepoint: str | os.PathLike[str] | None,
+    keep_ledger: bool,
+    takeover: bool,
+    meter: transfers.Meter,
+) -> Restored:
     group = membership.group_name(key)
     if group is not None:
         if savepoint is not None or not keep_ledger:
@@ -143,7 +158,12 @@ def restore(
         return regroup.restore(held, group, str(snapshot), takeover)
     membership.check_alone(held, key, "taken back")
     if savepoint is not None:
-        source = _from_savepoint(read_savepoint(savepoint, progress), key if keep_ledger else None)
+
+        def told(done: int, total: int) -> None:
+            meter.expect(2 * total)
+            meter.reach(done)
+
+        source = _from_savepoint(read_savepoint(savepoint, told), key if keep_ledger else None)
     else:
         source = _from_store(held, key, parse_id(str(snapshot)))
         if not keep_ledger:
@@ -180,7 +200,8 @@ def take_back(
 def _from_store(store: Store, key: str, name: SnapshotName) -> _Source:
     try:
         with store.read(key, name) as file:
-            header, segments = format.read(file)
+            transfers.expect(2 * file.seek(0, 2))  # it is read, and written anew
+            header, segments = format.read(transfers.counted(file))
     except FileNotFoundError:
         ids = ", ".join(n.id for n in store.scan(key).snapshots) or "none"
         raise CheckpointNotFoundError(

@@ -18,11 +18,11 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
-from . import format
+from . import format, transfers
 from .errors import (
     CheckpointCorruptedError,
     CheckpointFormatError,
@@ -37,6 +37,7 @@ from .snapshots import present
 from .stores import connect, resolve_url
 from .stores.local_files import CREATE, fsync_directory, remove_file
 from .stores.protocol import Store
+from .transfers import Progress
 
 MAGIC = b"\x89FTSVP\r\n"
 END_MAGIC = b"FTSVPEND"
@@ -47,8 +48,6 @@ _FOOTER = struct.Struct("<Q8s")
 _START = _PREFIX.size + _CRC.size
 _CHUNK = 1 << 20
 _MOST_HEADER = 1 << 20
-
-Progress = Callable[[int, int], None]
 
 
 class SavepointInfo(NamedTuple):
@@ -165,7 +164,8 @@ def savepoint_info(target: str | os.PathLike[str]) -> SavepointInfo:
     CheckpointNotFoundError, CheckpointCorruptedError
     """
     with _opened(os.fspath(target)) as (file, fields, size_bytes):
-        format.verify(file)
+        transfers.expect(size_bytes)
+        format.verify(transfers.counted(file))
     return _info(os.fspath(target), fields, size_bytes)
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import builtins
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from .. import transfers
 from ..errors import CheckpointStoreError, UnsupportedStoreError
 from .objects import Bytes, Entry, TransientStoreError, Upload
+
+_PIECE = 8 << 20
 
 _memory_lock = threading.Lock()  # fsspec's own creation in memory looks first and creates then
 
@@ -99,7 +102,9 @@ class FsspecObjects:
         def stream() -> None:
             with self._fs.open(self._path(name), "wb") as file:
                 for part in parts:
-                    file.write(part)
+                    for piece in _pieces(part):
+                        file.write(piece)
+                        transfers.moved(len(piece))
 
         def attempt() -> None:
             try:
@@ -179,6 +184,16 @@ class FsspecObjects:
 
     def abort(self, upload: Upload) -> None:
         """There is none."""
+
+
+def _pieces(part: Bytes) -> Iterator[Bytes]:
+    """Cut a part only where somebody watches how far it is."""
+    if not transfers.watched():
+        yield part
+        return
+    view = memoryview(part).cast("B")
+    for start in range(0, len(view), _PIECE):
+        yield view[start : start + _PIECE]
 
 
 def _has_own_creation(fs: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from ftray._core.snapfile import STEPS, Publication, unlink_all
 
-from .. import faults
+from .. import faults, transfers
 from ..errors import CheckpointSaveError, CheckpointStoreError, FencedError, UntrustedStoreError
 from ..journal import Buffer
 from ..keys import from_file_name, to_file_name
@@ -43,6 +43,7 @@ from .protocol import Listing
 
 _VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
 _TRASH = ".trash-"
+_HALF_WRITTEN, _WRITTEN = STEPS.index("half_written") + 1, STEPS.index("written") + 1
 _RENAMED, _DIR_SYNCED, _LAST = STEPS.index("renamed") + 1, STEPS.index("dir_synced") + 1, len(STEPS)
 
 
@@ -289,7 +290,7 @@ class LocalStore(LocalJournals, LocalWatches):
         final = os.path.join(directory, final_name)
         file = Publication(directory, temp, final, *self._claims(key, epoch), epoch, parts, durable)
         try:
-            sure = self._advance(file, key, epoch, steps)
+            sure = self._advance(file, key, epoch, steps, sum(len(part) for part in parts))
         except FencedError:
             remove_file(temp)
             raise
@@ -308,18 +309,20 @@ class LocalStore(LocalJournals, LocalWatches):
         if not sure:
             self._check_fence(key, epoch)
 
-    def _advance(self, file: Publication, key: str, epoch: int, steps: str) -> bool:
-        """Go on to the last step, or to the fsync of the directory if each step has a fault point.
+    def _advance(self, file: Publication, key: str, epoch: int, steps: str, size: int) -> bool:
+        """Go on to the last step, or to the fsync of the directory if steps have fault points or are watched.
 
         Returns whether the epoch was surely held at the end.
         """
-        stepwise = faults.active is not None
+        stepwise = faults.active is not None or transfers.watched()
         end = _DIR_SYNCED if stepwise else _LAST
         sure = True
         while file.step < end:
             sure = file.run(file.step + 1 if stepwise else end)
             if not sure and file.step < _LAST:
                 self._look_at_fence(key, epoch)
+            if stepwise and file.step in (_HALF_WRITTEN, _WRITTEN):
+                transfers.moved(size // 2)
             if stepwise and file.step < _DIR_SYNCED:
                 _hit(steps, file.step)
         return sure

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from .. import transfers
 from ..errors import CheckpointStoreError, UnsupportedStoreError
 from .objects import Bytes, Entry, TransientStoreError, Upload
 
@@ -258,6 +259,7 @@ class S3Objects:
         if length <= PART_BYTES:
             data = b"".join(parts)
             retry(lambda: self.write(name, data))
+            transfers.moved(length)
             return
         key = self._prefix + name
         begun = retry(lambda: self._ask("create_multipart_upload", name, Key=key))
@@ -293,8 +295,11 @@ class S3Objects:
             for number, data in enumerate(_pieces(parts, size), 1):
                 if len(under_way) == _PARTS_AT_ONCE:
                     done.append(under_way.popleft().result())
+                    transfers.moved(size)
                 under_way.append(pool.submit(send, number, data))
-            done += [future.result() for future in under_way]
+            for future in under_way:
+                done.append(future.result())
+                transfers.moved(size)
         return done
 
     def _complete(

@@ -21,7 +21,7 @@ import click
 from ftray._cli import output
 
 if TYPE_CHECKING:
-    from ftray.checkpoint import CheckpointReader, KeyInfo, SnapshotInfo
+    from ftray.checkpoint import CheckpointReader, JournalInfo, KeyInfo, SnapshotInfo
 
 _OF_A_CLUSTER = ("kv://", "actor://")
 """Stores that live in a cluster, and are reached from inside of it."""
@@ -144,14 +144,18 @@ def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_j
         if keys:
             raise click.UsageError("give keys, or --from FILE")
         from ftray.checkpoint import savepoint_info
+        from ftray.checkpoint.transfers import watch
 
-        _show_record(savepoint_info(savepoint)._asdict(), as_json)
+        with _progress(f"verifying {savepoint}", not as_json) as progress, watch(progress):
+            info = savepoint_info(savepoint)
+        _show_record(info._asdict(), as_json)
         return
     reader = _open(store)
     results: list[dict[str, Any]] = []
-    for key in [_resolve(reader, key) for key in keys] or reader.keys():
-        with _progress(f"verifying {key}", not as_json):
-            infos, journal = reader.verify(key), reader.journal(key)
+    chosen = [_resolve(reader, key) for key in keys] or reader.keys()
+    with _progress("verifying", not as_json) as progress:
+        verified = _verified(reader, chosen, progress)
+    for key, infos, journal in verified:
         problems = [f"snapshot {i.id}: {i.error}" for i in infos if i.error] + journal.lost
         problems += [f"journal: {journal.error}"] if journal.error else []
         results.append(
@@ -169,6 +173,25 @@ def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_j
             click.echo(f"there are no keys in {reader.url}")
     if any(result["problems"] for result in results):
         sys.exit(1)
+
+
+def _verified(
+    reader: CheckpointReader, keys: list[str], progress: Callable[[int, int], None]
+) -> list[tuple[str, list[SnapshotInfo], JournalInfo]]:
+    """Read every byte of keys, and tell how far that is."""
+    from ftray.checkpoint.membership import group_name
+    from ftray.checkpoint.transfers import watch
+
+    sizes = []
+    for key in keys:
+        used = reader.usage(key)
+        sizes.append(used["snapshots"] + used["journal" if group_name(key) is None else "blobs"])
+    found = []
+    with watch(progress, sum(sizes)) as meter:
+        for number, key in enumerate(keys, 1):
+            found.append((key, reader.verify(key), reader.journal(key)))
+            meter.reach(sum(sizes[:number]))
+    return found
 
 
 # --- what changes something -----------------------------------------------------------------------
@@ -209,7 +232,7 @@ def restore(
     info = reader.describe(key)
     if not yes:
         _confirm(_what_is_lost(reader, info, snapshot or str(savepoint)))
-    with _progress(f"reading {snapshot or savepoint}", not as_json) as progress:
+    with _progress(f"restoring {snapshot or savepoint}", not as_json) as progress:
         done = run(
             reader.url,
             key,

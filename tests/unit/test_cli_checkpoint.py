@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import crash
 from tests.unit.checkpoint.once_support import KEY, Lives, Tally
+from tests.unit.checkpoint.support import call, start
 from tests.unit.checkpoint.test_manage import ended_pid, group_of_unnamed, unnamed
 
 command_line = importlib.import_module("ftray._cli.main")
@@ -258,3 +261,87 @@ def test_a_bar_is_drawn_where_somebody_can_see_it(
         progress(1 << 20, 2 << 20)
         progress(2 << 20, 2 << 20)
     assert "writing x" in capsys.readouterr().err
+
+
+class Bars:
+    """What the commands tell their bars."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[tuple[int, int]]] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, what: str, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+        steps = self.told.setdefault(what.split()[0], [])
+        yield lambda done, total: steps.append((done, total))
+
+    def steps(self, what: str) -> list[int]:
+        """The bytes done, after a look that they only grow, up to the total."""
+        told = self.told.pop(what)
+        done = [step for step, _ in told]
+        assert done == sorted(set(done)) and told[-1][0] == told[-1][1]
+        return done
+
+
+def bars_of(monkeypatch: pytest.MonkeyPatch) -> Bars:
+    bars = Bars()
+    monkeypatch.setattr(commands, "_progress", bars)
+    return bars
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> Bars:
+    return bars_of(monkeypatch)
+
+
+@pytest.fixture
+def large(store: LocalStore) -> int:
+    """Size of the newest snapshot of an actor that has ended: some pieces of a transfer."""
+    made = Lives(store).start()
+    for k in range(2):
+        made.session.instance.ballast = bytes(3 << 20)  # type: ignore[attr-defined]
+        made.call("incr", k)
+        made.call("checkpoint")
+    crash(made.session)
+    return int(data(store, "show", KEY)["snapshots"][-1]["size_bytes"])
+
+
+def test_verify_tells_how_far_it_is(store: LocalStore, large: int, bars: Bars) -> None:
+    host, session = start(store=store)
+    call(host, session, "incr")
+    session.close(final=True, reason="test")
+    run(store, "verify")
+    steps = bars.steps("verifying")
+    assert len(steps) > 6 and steps[-1] > 2 * large
+    run(store, "verify", KEY)
+    assert len(bars.steps("verifying")) > 6
+
+
+def test_restore_tells_how_far_it_is(store: LocalStore, large: int, bars: Bars, tmp_path: Path) -> None:
+    run(store, "restore", KEY, first(store), "--yes")
+    steps = bars.steps("restoring")
+    assert sum(step <= large for step in steps) > 1, "while it is read"
+    assert sum(large < step < steps[-1] for step in steps) > 0, "while it is written"
+    assert steps[-1] == pytest.approx(2 * large, rel=0.01)
+    run(store, "export", KEY, str(tmp_path / "s"))
+    bars.steps("writing")
+    run(store, "restore", KEY, "--from", str(tmp_path / "s"), "--yes")
+    assert sum(large < step < 2 * large for step in bars.steps("restoring")) > 0
+    run(store, "verify", "--from", str(tmp_path / "s"))
+    assert len(bars.steps("verifying")) > 3
+
+
+def test_on_a_store_of_objects(tmp_path: Path, bars: Bars, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    from ftray.checkpoint.stores import connect, fsspec_objects
+
+    monkeypatch.setattr(fsspec_objects, "_PIECE", 1 << 20)
+    store: Any = connect("fsspec+memory://progress")
+    host, session = start(store=store)
+    session.instance.ballast = bytes(3 << 20)  # type: ignore[attr-defined]
+    call(host, session, "incr")
+    session.close(final=True, reason="test")
+    (info,) = data(store, "ls")
+    run(store, "restore", info["key"], info["snapshots"][-1]["id"], "--yes", "--takeover")
+    size = info["snapshots"][-1]["size_bytes"]
+    assert sum(size < step < 2 * size for step in bars.steps("restoring")) >= 3
+    store.remove(info["key"])

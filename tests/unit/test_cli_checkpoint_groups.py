@@ -11,7 +11,7 @@ pytest.importorskip("click")
 
 from ftray.checkpoint.stores.local import LocalStore
 from tests.unit.checkpoint.group_support import KEY, NAME, World, world_of
-from tests.unit.test_cli_checkpoint import data, run
+from tests.unit.test_cli_checkpoint import bars_of, data, run
 
 
 @pytest.fixture
@@ -78,3 +78,11 @@ def test_rm(store: LocalStore, world: World) -> None:
 def test_export_is_refused(store: LocalStore, world: World, tmp_path: Path) -> None:
     assert "is the key of a group" in run(store, "export", NAME, str(tmp_path / "x"), status=1)
     assert not (tmp_path / "x").exists()
+
+
+def test_how_far_it_is_is_told(store: LocalStore, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = bars_of(monkeypatch)
+    run(store, "verify", NAME)
+    assert len(bars.steps("verifying")) > 2
+    run(store, "restore", NAME, "1-2", "--yes")
+    assert len(bars.steps("restoring")) == 6, "two states, three times"

@@ -12,6 +12,7 @@ from ftray.checkpoint import (
     CheckpointStoreError,
     FencedError,
     UnsupportedStoreError,
+    transfers,
 )
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.stores import s3 as s3_module
@@ -247,6 +248,13 @@ class TestParts:
             while done < size:
                 done += file.readinto(memoryview(data)[done:])  # type: ignore[attr-defined]
         assert data == b"".join(self.PARTS)
+
+    def test_how_far_it_is_is_told(self, faulty: Faulty) -> None:
+        length = sum(len(part) for part in self.PARTS)
+        told: list[tuple[int, int]] = []
+        with transfers.watch(lambda done, total: told.append((done, total)), length):
+            self._put(faulty.past())
+            assert told == [(5 << 20, length), (10 << 20, length), (length, length)]
 
     def test_through_a_bad_network(self, faulty: Faulty) -> None:
         met = [
