@@ -277,7 +277,9 @@ class Checkpointable:
         return steer(self, what, fields)
 
     def on_checkpoint_error(self, error: Exception) -> None:
-        """Called between two methods after a save has failed. The save is tried again by itself."""
+        """Called between two methods after a save has failed, and when the store of an exactly-once actor has
+        stopped answering its journal: once, however long that takes. Both are tried again by themselves.
+        """
 
 
 def given_options(cls: type) -> dict[str, object]:

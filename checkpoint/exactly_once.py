@@ -190,6 +190,9 @@ class ExactlyOnce:
         self.journal = journal
         journal.on_durable = self.releases.durable
         journal.on_failure = self._journal_failed
+        outage = getattr(journal, "outage", None)
+        if outage is not None:
+            outage.on_change = self.session.journal_fails
         self.releases.durable(journal.durable_position)
         put_blob = self._put_blob
         if journal.hold_back(None):
@@ -222,6 +225,10 @@ class ExactlyOnce:
         return name
 
     def _make_durable(self, name: str, content: bytes) -> None:
+        put_blob = getattr(self.journal, "put_blob", None)
+        if put_blob is not None:  # tries as long as the journal for its records
+            put_blob(name, [content])
+            return
         durability: Durability = "power" if self.options.durability == "power" else "process"
         self.log.store.put_blob(self.log.key, self.log.epoch, name, [content], durability=durability)
 
@@ -239,6 +246,8 @@ class ExactlyOnce:
         self.releases.fail(error)
         if self._ended:
             return
+        if isinstance(error, Exception):
+            self.session.note_failure(error, journal=True)
         message = f"checkpoint key {self.log.key!r} in {self.log.store.url}: the journal ended: {error}"
         kind = "fenced" if isinstance(error, FencedError) else "journal_failed"
         self.host.report_incident(Incident(kind, message, error, fatal=True))

@@ -19,6 +19,7 @@ class Figures:
     __slots__ = (
         "failures",
         "first_pause_s",
+        "journal_error",
         "last_error",
         "last_pause_s",
         "last_save_s",
@@ -46,6 +47,7 @@ class Figures:
         self.last_save_s: float | None = None
         self.saves = self.failures = self.saved_bytes_total = self.max_calls_unsaved = 0
         self.last_error: str | None = None
+        self.journal_error: str | None = None
         self.restore_s: float | None = None
         self.first_pause_s: float | None = None
         self.last_pause_s: float | None = None
@@ -74,15 +76,23 @@ class Figures:
     def saved(self, name: SnapshotName, size_bytes: int, save_s: float) -> None:
         """A snapshot is durable."""
         self.last_snapshot, self.size_bytes, self.last_save_s = name.id, size_bytes, save_s
-        self.last_saved_unix_s, self.last_error = time.time(), None
+        self.last_saved_unix_s, self.last_error = time.time(), self.journal_error
         self.saves += 1
         self.saved_bytes_total += size_bytes
         self.save_s_total += save_s
 
-    def failed(self, error: Exception) -> None:
-        """A save, or what comes with it, failed."""
+    def failed(self, error: BaseException, journal: bool = False) -> None:
+        """A save, or what comes with it, failed; `journal`: what the journal asks of the store fails."""
         self.failures += 1
         self.last_error = f"{type(error).__name__}: {error}"
+        if journal:
+            self.journal_error = self.last_error
+
+    def journal_goes_on(self) -> None:
+        """The store answers the journal again."""
+        if self.last_error == self.journal_error:
+            self.last_error = None
+        self.journal_error = None
 
 
 def figures(of: Figures, scheduler: SaveScheduler, end: str | None) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def figures(of: Figures, scheduler: SaveScheduler, end: str | None) -> dict[str,
     return {
         **{name: getattr(of, name) for name in Figures.__slots__},
         "snapshot_age_s": None if saved_unix_s is None else max(0.0, time.time() - saved_unix_s),
-        "state": "ended" if end else "failing" if scheduler.failures else "ok",
+        "state": "ended" if end else "failing" if scheduler.failures or of.journal_error else "ok",
         "ended": end,
         "in_flight": scheduler.in_flight,
         "wanted": scheduler.wanted,

@@ -52,8 +52,8 @@ class Incident(NamedTuple):
 
     ``kind`` is one of ``restored``, ``snapshot_skipped``, ``history_ignored``, ``save_failed``,
     ``save_starved``, ``final_save_failed``, ``hook_failed``, ``fenced``, ``journal_lost``,
-    ``journal_note``, ``journal_failed``, ``replayed``, ``hash_seed``, ``refused``; ``fatal`` says that
-    saving has ended.
+    ``journal_note``, ``journal_fails``, ``journal_failed``, ``replayed``, ``hash_seed``, ``refused``;
+    ``fatal`` says that saving has ended.
     """
 
     kind: str

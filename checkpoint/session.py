@@ -295,12 +295,9 @@ class ActorSession:
             self._background.submit(lambda: self._save(name, fields, captured, cost_s))
         except Exception as error:
             self._save_ended(name, error)
-        except (
-            BaseException
-        ) as error:  # a cancelled call: the interrupt goes on, the save will be tried again
-            self._save_ended(
-                name, CheckpointCaptureError(f"the capture was interrupted by {type(error).__name__}")
-            )
+        except BaseException as error:  # a cancelled call: it goes on, the save will be tried again
+            why = f"the capture was interrupted by {type(error).__name__}"
+            self._save_ended(name, CheckpointCaptureError(why))
             raise
 
     def _header_fields(self, reason: str) -> dict[str, Any]:
@@ -406,12 +403,25 @@ class ActorSession:
         if self._end is None:
             self._obey(commands)
 
-    def _tell_failure(self, error: Exception, what: str) -> None:
-        """Tell everybody who should know, before those who wait for the save go on."""
+    def journal_fails(self, error: Exception | None) -> None:
+        """The store does not answer the journal, which tries again; None: it does again. From any thread."""
+        if error is None:
+            with self._lock:
+                self._status.journal_goes_on()
+        elif self._end is None:
+            self.note_failure(error, journal=True)
+            self._report("journal_fails", "answers wait until the store answers again", error)
+
+    def note_failure(self, error: Exception, journal: bool = False) -> None:
+        """Show a failure in the status, and tell the actor of it in a gap between two calls."""
         with self._lock:
-            self._status.failed(error)
+            self._status.failed(error, journal)
         if self._cls.on_checkpoint_error is not actor.Checkpointable.on_checkpoint_error:
             self._host.run_between_calls(lambda: self._call_hook(error))
+
+    def _tell_failure(self, error: Exception, what: str) -> None:
+        """Tell everybody who should know, before those who wait for the save go on."""
+        self.note_failure(error)
         if isinstance(error, FencedError):
             self._report("fenced", what, error, fatal=True)
             self._host.fenced(error)

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from .. import faults
-from ..errors import CheckpointSaveError, CheckpointTimeoutError, FencedError
+from ..errors import CheckpointSaveError, CheckpointStoreError, CheckpointTimeoutError, FencedError
 from ..journal import Buffer, OnDurable, OnFailure
 from .memory_journal import Life, check_call_id, joined
 from .objects import Objects, new_token, pack
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from .leases import Lease
+    from .outage import Outage
 
 LENGTH = struct.Struct("<I")
 OBJECT_BYTES = 8 << 20
@@ -62,8 +63,12 @@ class ObjectJournal:
         By which the key is held, if that is not by the creation of objects. Ended with the journal.
     note : callable
         Stores which call the incarnation is to be blamed for, and how many died in it.
+    put_blob : callable
+        ``put_blob(name, parts)`` makes a blob of a call durable.
     life : Life
         What those before have died in.
+    outage : Outage
+        Is told of requests that fail and are tried again: of `objects`, and of all these functions.
     number : int
         The next free one.
     commit_interval_s : float
@@ -83,7 +88,9 @@ class ObjectJournal:
         look_closely: Callable[[], None],
         lease: Lease | None = None,
         note: Callable[[tuple[bytes, int] | None], None],
+        put_blob: Callable[[str, Sequence[Buffer]], None],
         life: Life,
+        outage: Outage,
         commit_interval_s: float,
         on_durable: OnDurable | None,
         on_failure: OnFailure | None,
@@ -93,6 +100,7 @@ class ObjectJournal:
         self._objects, self._directory, self._key, self._epoch = objects, directory, key, epoch
         self._look, self._look_closely = look, look_closely
         self._note, self._life = note, life
+        self.put_blob, self.outage = put_blob, outage
         self._lease = lease
         self._calls = 0
         self._noted = life.row()
@@ -173,7 +181,8 @@ class ObjectJournal:
     def running(self, call_id: bytes | None) -> None:
         """Note which call runs: in the store for the first calls of an incarnation, and for any suspect.
 
-        A call that ends its process is sent again to the next one, where it is among the first calls.
+        A call that ends its process is sent again to the next one, where it is among the first calls. Waits
+        while the store does not answer.
         """
         check_call_id(call_id)
         self._calls += call_id is not None
@@ -182,17 +191,26 @@ class ObjectJournal:
         if row == self._noted:
             return
         if row is None or row[1] > 1 or self._calls <= NOTED_CALLS:
-            self._note(row)
+            try:
+                self._note(row)
+            except CheckpointSaveError as error:
+                self.fail(error)
+                raise
             self._noted = row
 
     def holds(self) -> bool:
-        """Look at the claims."""
+        """Look at the claims; waits while the store does not answer."""
+        if self._failure is not None:
+            return False
         try:
             self._look_closely()
         except FencedError:
             return False
         except CheckpointSaveError as error:  # the lease ran out
             self.fail(error)
+            return False
+        except CheckpointStoreError as error:
+            self.fail(self._cannot("look at its claims", error))
             return False
         return self._failure is None
 
@@ -221,12 +239,8 @@ class ObjectJournal:
         except CheckpointSaveError as error:
             self._fail(error)
         except Exception as error:
-            self._fail(
-                CheckpointSaveError(
-                    f"the journal of checkpoint key {self._key!r} in {self._objects.medium.url} cannot be "
-                    f"written ({self._directory}/{object_name(self._number)}): {error}"
-                )
-            )
+            name = f"{self._directory}/{object_name(self._number)}"
+            self._fail(self._cannot(f"be written ({name})", error))
         except BaseException as error:  # nobody is to wait for a thread that is no more
             self._fail(CheckpointSaveError(f"the journal of checkpoint key {self._key!r} ended: {error!r}"))
             raise
@@ -306,6 +320,10 @@ class ObjectJournal:
     def _take_back(self, name: str) -> None:
         if not self._objects.list(self._directory):
             self._objects.delete([name])
+
+    def _cannot(self, what: str, error: Exception) -> CheckpointSaveError:
+        where = f"checkpoint key {self._key!r} in {self._objects.medium.url}"
+        return CheckpointSaveError(f"the journal of {where} cannot {what}: {error}")
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -37,6 +37,7 @@ from .memory_journal import Life
 from .object_file import ObjectFile
 from .object_journal import LENGTH, ObjectJournal, object_name, pack_records
 from .objects import Entry, Medium, Objects, Retry, head_of, new_token, pack, unpack
+from .outage import Outage
 
 JOURNAL_RETRY = Retry(attempts=64, base_s=0.1, cap_s=5.0)
 """About four minutes: replies wait meanwhile; after that the incarnation gives up and is started anew."""
@@ -111,9 +112,10 @@ class ObjectJournals:
     objects: Objects
     commit_interval_s: float
     _medium: Medium
-    _journal_objects: Objects
+    _journal_requests: Callable[[Outage], Objects]
+    _clock: Callable[[], float]
     _check_fence: Callable[[str, int], None]
-    _look_at_fence: Callable[[str, int], None]
+    _look_at_fence: Callable[..., None]
     _failed: Callable[[str, str, Exception], CheckpointSaveError]
     require_fencing: Callable[[str], None]
     lease_of: Callable[[str, int], Lease | None]
@@ -194,31 +196,35 @@ class ObjectJournals:
             if faults.active:
                 faults.hit("object.journal.opened")
             life = Life(self.last_running(key))
-            self._write_life(key, epoch, life.row())
+            self._write_life(self.objects, key, epoch, life.row())
         except CheckpointStoreError as error:
             raise self._failed("open the journal", key, error) from error
+        outage = Outage(self._clock)
+        objects = self._journal_requests(outage)
         return ObjectJournal(
-            self._journal_objects,
+            objects,
             directory,
             key,
             epoch,
             number,
             first_position,
-            look=lambda: self._look_for_claim(key, epoch),
-            look_closely=lambda: self._look_at_fence(key, epoch),
+            look=lambda: self._look_for_claim(objects, key, epoch),
+            look_closely=lambda: self._look_at_fence(key, epoch, objects),
             lease=self.lease_of(key, epoch),
-            note=lambda row: self._note_life(key, epoch, row),
+            note=lambda row: self._note_life(objects, key, epoch, row),
+            put_blob=lambda name, parts: self._put_blob(objects, key, epoch, name, parts),
             life=life,
+            outage=outage,
             commit_interval_s=self.commit_interval_s,
             on_durable=on_durable,
             on_failure=on_failure,
         )
 
-    def _look_for_claim(self, key: str, epoch: int) -> None:
+    def _look_for_claim(self, objects: Objects, key: str, epoch: int) -> None:
         if self.lease_of(key, epoch) is not None:  # no creation is refused then: only this tells of others
-            self._look_at_fence(key, epoch)
-        elif self.objects.size(f"{to_file_name(key)}/{names.claim_name(epoch)}") is None:
-            self._look_at_fence(key, epoch)  # says what is there instead
+            self._look_at_fence(key, epoch, objects)
+        elif objects.size(f"{to_file_name(key)}/{names.claim_name(epoch)}") is None:
+            self._look_at_fence(key, epoch, objects)  # says what is there instead
 
     def _check_survival(self, durability: Durability) -> None:
         survives = self._medium.survives
@@ -401,13 +407,13 @@ class ObjectJournals:
 
     # -- which call ran ----------------------------------------------------------------------------
 
-    def _write_life(self, key: str, epoch: int, row: tuple[bytes, int] | None) -> None:
+    def _write_life(self, objects: Objects, key: str, epoch: int, row: tuple[bytes, int] | None) -> None:
         text = json.dumps(None if row is None else [row[0].hex(), row[1]]).encode()
-        self.objects.write(f"{to_file_name(key)}/life-{epoch:010}", pack("life", text, new_token()))
+        objects.write(f"{to_file_name(key)}/life-{epoch:010}", pack("life", text, new_token()))
 
-    def _note_life(self, key: str, epoch: int, row: tuple[bytes, int] | None) -> None:
+    def _note_life(self, objects: Objects, key: str, epoch: int, row: tuple[bytes, int] | None) -> None:
         try:
-            self._write_life(key, epoch, row)
+            self._write_life(objects, key, epoch, row)
         except CheckpointStoreError as error:
             raise self._failed("note the running call", key, error) from error
 
@@ -445,11 +451,14 @@ class ObjectJournals:
         self, key: str, epoch: int, name: str, parts: Sequence[Buffer], *, durability: Durability = "power"
     ) -> None:
         """Make a blob durable."""
+        self._put_blob(self.objects, key, epoch, name, parts)
+
+    def _put_blob(self, objects: Objects, key: str, epoch: int, name: str, parts: Sequence[Buffer]) -> None:
         blobs.check_name(name)
         encoded = blobs.encode(parts)
         directory = to_file_name(key)
         try:
-            self._look_at_fence(key, epoch)
+            self._look_at_fence(key, epoch, objects)
             token = new_token()
             length = sum(memoryview(part).nbytes for part in encoded)
             limit = self._medium.limit_bytes
@@ -461,11 +470,11 @@ class ObjectJournals:
                 data = pack("blob", b"".join(encoded), token)
             else:
                 content = f"blob/data-{epoch:010}-{token}-{name}"
-                self.objects.upload(f"{directory}/{content}", encoded)
+                objects.upload(f"{directory}/{content}", encoded)
                 if faults.active:
                     faults.hit("object.blob.content_written")
                 data = pack("blob", b"", token, blob=content, blob_length=length)
-            if not self.objects.create(f"{directory}/data/{name}", data):
+            if not objects.create(f"{directory}/data/{name}", data):
                 raise CheckpointSaveError(
                     f"blob {name} of checkpoint key {key!r} exists already in {self.url}"
                 )

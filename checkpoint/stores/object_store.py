@@ -31,6 +31,7 @@ from .leases import Lease
 from .object_file import ObjectFile
 from .object_journals import JOURNAL_RETRY, ObjectJournals
 from .objects import Bytes, Entry, Medium, Objects, Retry, new_token, pack, unpack
+from .outage import Outage
 from .protocol import Listing
 
 CONDITIONAL = "conditional"
@@ -68,7 +69,7 @@ class ObjectStore(ObjectJournals):
     ) -> None:
         self.objects = Objects(medium, retry, sleep)
         self.commit_interval_s = commit_interval_s
-        self._journal_objects = Objects(medium, retry or JOURNAL_RETRY, sleep)
+        self._journal_retry = retry or JOURNAL_RETRY
         self._medium = medium
         self._probe = threading.Lock()
         self._conditional: bool | None = None  # None: not tried yet
@@ -105,7 +106,7 @@ class ObjectStore(ObjectJournals):
         with self._probe:
             if self._conditional is None:
                 self._conditional = self._try_creation(to_file_name(key))
-                self.objects.exclusive = self._journal_objects.exclusive = self._conditional
+                self.objects.exclusive = self._conditional
         return CONDITIONAL if self._conditional else BEST_EFFORT
 
     def require_fencing(self, key: str) -> None:
@@ -203,8 +204,15 @@ class ObjectStore(ObjectJournals):
             return self.objects.create(name, data)
         return self.objects.replace_if_absent(name, data)
 
-    def _claimed(self, key: str) -> list[int]:
-        found = [names.numbers(e.name, "epoch-", ".claim", 1) for e in self._list(key, "epoch-")]
+    def _journal_requests(self, outage: Outage) -> Objects:
+        """Return what sits out an outage, and tells of it."""
+        objects = Objects(self._medium, self._journal_retry, self._sleep, outage)
+        objects.exclusive = self.objects.exclusive
+        return objects
+
+    def _claimed(self, key: str, objects: Objects | None = None) -> list[int]:
+        listed = self._list(key, "epoch-", objects)
+        found = [names.numbers(e.name, "epoch-", ".claim", 1) for e in listed]
         return sorted(numbers[0] for numbers in found if numbers)
 
     def _check_fence(self, key: str, epoch: int) -> None:
@@ -224,11 +232,12 @@ class ObjectStore(ObjectJournals):
     def _replaced(self, key: str, epoch: int, mine: bytes) -> bool:
         return self.objects.read(self._path(key, names.claim_name(epoch))) != mine
 
-    def _look_at_fence(self, key: str, epoch: int) -> None:
+    def _look_at_fence(self, key: str, epoch: int, objects: Objects | None = None) -> None:
         """Like `_check_fence` by two cheap requests. May miss a successor while several claim at once."""
         for claim, wanted in ((epoch + 1, False), (epoch, True)):
-            if (self.objects.size(self._path(key, names.claim_name(claim))) is not None) != wanted:
-                raise self._fenced(key, epoch, self._claimed(key))
+            size = (objects or self.objects).size(self._path(key, names.claim_name(claim)))
+            if (size is not None) != wanted:
+                raise self._fenced(key, epoch, self._claimed(key, objects))
         self._check_lease(key, epoch)
 
     def _fenced(self, key: str, epoch: int, claims: list[int]) -> FencedError:
@@ -254,10 +263,10 @@ class ObjectStore(ObjectJournals):
             raise CheckpointStoreError(f"checkpoint store {self.url} cannot be listed: {error}") from error
         return sorted(key for name in found if (key := from_file_name(name)) is not None)
 
-    def _list(self, key: str, stem: str = "") -> list[Entry]:
+    def _list(self, key: str, stem: str = "", objects: Objects | None = None) -> list[Entry]:
         directory = to_file_name(key)
         try:
-            return self.objects.list(directory, stem)
+            return (objects or self.objects).list(directory, stem)
         except CheckpointStoreError as error:
             raise CheckpointStoreError(
                 f"checkpoint key {key!r} in {self.url} cannot be listed: {error}"

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from .. import format
 from ..errors import CheckpointFormatError, CheckpointStoreError
+from .outage import Outage
 
 Bytes = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -121,12 +122,27 @@ class Retry(NamedTuple):
 
 
 class Objects:
-    """A medium with retries."""
+    """A medium with retries.
+
+    Parameters
+    ----------
+    medium : Medium
+    retry : Retry, optional
+    sleep : callable, optional
+        Waits between attempts.
+    outage : Outage, optional
+        Is told of requests that fail again and again.
+    """
 
     def __init__(
-        self, medium: Medium, retry: Retry | None = None, sleep: Callable[[float], None] = time.sleep
+        self,
+        medium: Medium,
+        retry: Retry | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        outage: Outage | None = None,
     ) -> None:
         self.medium = medium
+        self._outage = outage
         self._retry = retry or Retry()
         self._sleep = sleep
         self.exclusive = True
@@ -135,16 +151,29 @@ class Objects:
         """How many requests were repeated, for people."""
 
     def _tried(self, request: Callable[[], T]) -> T:
-        for failures in range(1, self._retry.attempts):
+        outage = self._outage
+        began_s = 0.0 if outage is None else outage.clock()
+        failures, told = 0, False
+        while True:
             try:
-                return request()
-            except TransientStoreError:
+                result = request()
+                break
+            except TransientStoreError as error:
+                failures += 1
+                if failures == self._retry.attempts:
+                    raise CheckpointStoreError(f"{error} (given up after {failures} attempts)") from error
                 self.retries += 1
-                self._sleep(self._retry.pause_s(failures, random.random()))
-        try:
-            return request()
-        except TransientStoreError as error:
-            raise CheckpointStoreError(f"{error} (given up after {self._retry.attempts} attempts)") from error
+                if outage is not None and not told and outage.is_one(failures, began_s):
+                    told = True
+                    outage.begins(error)
+            except Exception:
+                if outage is not None and told:
+                    outage.ends()  # by an answer, if not the wanted one
+                raise
+            self._sleep(self._retry.pause_s(failures, random.random()))
+        if outage is not None and told:
+            outage.ends()
+        return result
 
     def create(self, name: str, data: bytes) -> bool:
         """Create an object; False if there is one that is not from this very call.

@@ -340,8 +340,8 @@ def test_only_the_first_calls_and_suspects_are_noted(memory: ObjectStore) -> Non
         assert memory.last_running(KEY) == (call(number), 1)
         journal.running(None)
     written: list[str] = []
-    real = memory.objects.write
-    memory.objects.write = lambda name, data: (written.append(name), real(name, data))[1]  # type: ignore
+    real = memory._medium.write
+    memory._medium.write = lambda name, data: (written.append(name), real(name, data))[1]  # type: ignore
     for number in range(100, 110):
         journal.running(call(number))
         journal.running(None)
