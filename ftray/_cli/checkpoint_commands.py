@@ -1,8 +1,8 @@
 """``ftray checkpoint``: look into checkpoint stores, and take keys back, export and remove them.
 
 Owns: the commands' arguments, questions and looks. They work on the store alone, so they need neither a node
-nor the actor's code, and unpickle nothing; `show --live` asks the actor too. Leaves to others: everything
-that is done (``ftray.checkpoint``).
+nor the actor's code, and unpickle nothing; `--live` asks actors too. Leaves to others: everything that is
+done (``ftray.checkpoint``).
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ _store = click.option(
     help="Path or URL of the store; what actors use that name none, by default.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_address = click.option(
+    "--address", envvar=["FTRAY_ADDRESS", "RAY_ADDRESS"], help="With --live: directory of a session."
+)
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _takeover = click.option(
     "--takeover", is_flag=True, help="Also if somebody who lives holds the key: that actor ends."
@@ -67,17 +70,37 @@ def checkpoint() -> None:
 @checkpoint.command("ls")
 @_store
 @click.option("--orphans", is_flag=True, help="Only keys of unnamed actors whose session is gone.")
+@click.option("--live", is_flag=True, help="Ask the actors, too: named ones of a node that runs.")
+@_address
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="With --live: for each actor.",
+)
 @_json
 @_told
-def ls(store: str | None, orphans: bool, as_json: bool) -> None:
-    """List the keys of a store, who holds them, and what they take."""
+def ls(
+    store: str | None, orphans: bool, live: bool, address: str | None, timeout: float, as_json: bool
+) -> None:
+    """List the keys of a store, who holds them, and what they take.
+
+    The store does not know that saves fail, the actor does: with --live the state says so.
+    """
     reader = _open(store)
     infos = [reader.describe(key) for key in _keys(reader, orphans)]
+    said = _ask_holders(infos, address, timeout) if live else {}
     if as_json:
-        output.show_data([_plain(info) for info in infos], "json")
+        output.show_data(
+            [{**_plain(info), **({"live": said.get(info.key)} if live else {})} for info in infos], "json"
+        )
         return
     columns = ["key", "mode", "state", "snapshots", "newest", "age", "size", "journal", "total", "holder"]
-    output.show_table(columns, [_row(info) for info in infos])
+    output.show_table(columns, [_row(info, said.get(info.key)) for info in infos])
+    for key, found in said.items():
+        if found["last_error"]:
+            click.echo(f"problem: {key}: {found['last_error']}")
     total = sum(info.total_bytes for info in infos)
     click.echo(f"{len(infos)} keys, {_size(total)} in {reader.url}")
 
@@ -86,9 +109,7 @@ def ls(store: str | None, orphans: bool, as_json: bool) -> None:
 @click.argument("key")
 @_store
 @click.option("--live", is_flag=True, help="Ask the actor, too: a named one of a node that runs.")
-@click.option(
-    "--address", envvar=["FTRAY_ADDRESS", "RAY_ADDRESS"], help="With --live: directory of a session."
-)
+@_address
 @click.option("--timeout", type=click.FloatRange(min=0.0, min_open=True), default=30.0, show_default=True)
 @_json
 @_told
@@ -439,20 +460,50 @@ def _confirm(question: str) -> None:
 def _ask(key: str, address: str | None, timeout: float) -> dict[str, Any]:
     """Figures of the named actor with this key."""
     import ftray
+
+    try:
+        with ftray.init(address=address or "auto", log_to_driver=False, ignore_reinit_error=True):
+            return _figures(key, timeout)
+    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
+        raise click.ClickException(f"the actor {key!r} cannot be asked: {error}") from None
+
+
+def _ask_holders(infos: list[KeyInfo], address: str | None, timeout: float) -> dict[str, dict[str, Any]]:
+    """Figures of the named actors that hold keys; of one that cannot be asked, why."""
+    import ftray
+    from ftray.checkpoint.errors import CheckpointError
+    from ftray.checkpoint.keys import EPHEMERAL_PREFIX
+
+    found: dict[str, dict[str, Any]] = {}
+    held = [info.key for info in infos if info.state in ("held", "unknown") and info.mode != "group"]
+    try:
+        with ftray.init(address=address or "auto", log_to_driver=False, ignore_reinit_error=True):
+            for key in held:
+                if key.startswith(EPHEMERAL_PREFIX):
+                    continue
+                try:
+                    found[key] = _figures(key, timeout)
+                except (ValueError, ftray.exceptions.RayError, CheckpointError) as error:
+                    found[key] = {"state": "not asked", "last_error": f"it cannot be asked: {error}"}
+    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
+        raise click.ClickException(f"the actors cannot be asked: {error}") from None
+    return found
+
+
+def _figures(key: str, timeout: float) -> dict[str, Any]:
+    import ftray
     from ftray.checkpoint import status
 
     namespace, _, name = key.rpartition("/")
-    try:
-        with ftray.init(
-            address=address or "auto",
-            namespace=namespace or None,
-            log_to_driver=False,
-            ignore_reinit_error=True,
-        ):
-            handle = ftray.get_actor(name, namespace=namespace or None)
-            return status(handle, timeout_s=timeout)
-    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
-        raise click.ClickException(f"the actor {key!r} cannot be asked: {error}") from None
+    places = [namespace]
+    if not namespace:  # that of a driver which has named none: it has a name of its own
+        named = ftray.util.list_named_actors(all_namespaces=True)
+        places = [entry["namespace"] for entry in named if entry["name"] == name]
+    for place in places:
+        found = status(ftray.get_actor(name, namespace=place), timeout_s=timeout)
+        if found["key"] == key:
+            return found
+    raise ValueError(f"no named actor has the checkpoint key {key!r}")
 
 
 def _plain(info: KeyInfo) -> dict[str, Any]:
@@ -461,11 +512,12 @@ def _plain(info: KeyInfo) -> dict[str, Any]:
     return found
 
 
-def _row(info: KeyInfo) -> list[Any]:
+def _row(info: KeyInfo, said: dict[str, Any] | None) -> list[Any]:
     counted = [snapshot for snapshot in info.snapshots if snapshot.counts]
     newest = counted[-1] if counted else None
     state = f"{info.state}, orphan" if info.orphan else info.state
     state += ", by a lease" if info.fencing == "lease" and info.state in ("held", "unknown") else ""
+    state += f", {said['state']}" if said is not None else ""
     return [
         info.key,
         info.mode,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +189,48 @@ def test_an_unnamed_actors_key_is_no_orphan_while_its_session_lives(store: Path)
     assert ray.get(actor.value.remote()) == 1
     del actor
     eventually(lambda: not checkpoint.open(store).keys(), "the key to go with its actor")
+
+
+def test_ls_asks_the_actors_whether_they_can_save(store: Path) -> None:
+    pytest.importorskip("click")
+
+    class Sated(ray.Checkpointable, store=store, every=1):
+        def __init__(self) -> None:
+            self.n = 0
+
+        def incr(self) -> int:
+            self.n += 1
+            return self.n
+
+        def save_checkpoint(self) -> Any:
+            if self.n > 1:
+                raise ValueError("nothing fits any more")
+            return super().save_checkpoint()
+
+        @checkpoint.readonly
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = ray.remote(Sated).options(name="sated").remote()
+    well = make(store).options(name="well", namespace="elsewhere").remote()
+    unnamed = make(store).remote()
+    assert ray.get([actor.incr.remote(), actor.incr.remote(), well.incr.remote(), unnamed.incr.remote()])
+    eventually(lambda: checkpoint.status(actor)["failures"], "a save to fail")
+
+    def run(*arguments: str) -> str:
+        session = ray.nodes()[0]["session_dir"]
+        command = [sys.executable, "-m", "ftray", "checkpoint", "ls", "--store", str(store), *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, "FTRAY_ADDRESS": session}, capture_output=True, text=True, timeout=60
+        )
+        assert not done.returncode, done.stderr
+        return done.stdout
+
+    found = {row["key"]: row for row in json.loads(run("--live", "--json"))}
+    assert found["/sated"]["live"]["state"] == "failing"
+    assert "nothing fits any more" in found["/sated"]["live"]["last_error"]
+    assert found["elsewhere/well"]["live"]["state"] == "ok"
+    assert [row["live"] for key, row in found.items() if key.startswith("_unnamed/")] == [None]
+    assert "problem: /sated: " in run("--live") and "nothing fits" not in run()
+    for each in (actor, well, unnamed):
+        end(each)

@@ -233,10 +233,11 @@ def test_an_empty_store_is_not_the_default_one(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "--store is empty" in done.output
 
 
-def test_live_without_a_node(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["show", KEY], ["ls"]])
+def test_live_without_a_node(store: LocalStore, lives: Lives, tmp_path: Path, command: list[str]) -> None:
     done = CliRunner().invoke(
         command_line.group,
-        ["checkpoint", "show", KEY, "--store", store.url, "--live"],
+        ["checkpoint", *command, "--store", store.url, "--live"],
         env={"FTRAY_TMPDIR": str(tmp_path), "FTRAY_ADDRESS": "", "RAY_ADDRESS": ""},
     )
     assert done.exit_code == 1 and "cannot be asked" in done.output
