@@ -22,6 +22,7 @@ cdef class DurableCalls:
     cdef readonly object verifier       # runs each call twice, for tests; None
     cdef frozenset readonly, by_snapshot, own
     cdef frozenset poison               # CallIDs that have killed too often
+    cdef str figures                    # the method by which an actor tells how it is
     cdef str usual                      # a method of neither kind: the same object, as a rule, in the next call
     cdef uint64_t epoch                 # history << 32 | epoch, as replies carry it
     cdef readonly object parked         # calls whose replies would be too many, in order

@@ -47,7 +47,9 @@ cdef class DurableCalls:
         self.journal = once.journal
         self.local = once.journal if type(once.journal) is LocalJournal else None
         from ftray.checkpoint.exactly_once import UNJOURNALLED
+        from ftray.checkpoint.figures import STATUS_METHOD
         self.own = UNJOURNALLED
+        self.figures = STATUS_METHOD
         self.readonly = frozenset(once.readonly_names)
         self.by_snapshot = frozenset(once.nondeterministic_names)
         self.poison = once.poison
@@ -189,6 +191,8 @@ cdef class DurableCalls:
         cdef int outcome
         memset(&v, 0, sizeof(CallView))
         v.head = call_head(&call.t)
+        if call.method == self.figures:
+            return ENTER_RUN                    # for people: waits neither for the journal nor for a store that may not answer
         call.reads = True
         call.seen = self.once.seen() if self.local is None or core().held_ceiling == 0 else self.local.last_c()
         if v.head == NULL or call.method in self.own:

@@ -11,9 +11,11 @@ import ftray as ray
 from ftray import checkpoint
 from ftray.checkpoint.errors import CheckpointStoreError, UnsupportedStoreError
 from ftray.checkpoint.stores import actor_objects, connect
+from ftray.checkpoint.stores.objects import TransientStoreError
 from ftray.experimental import internal_kv as kv
 from tests.helpers.heads import Head
 from tests.helpers.processes import wait_ended
+from tests.helpers.sync import eventually
 
 
 def make_counter(url):
@@ -58,6 +60,45 @@ def holder(emptied):
     """Returns the store actor; it is gone at the end."""
     yield lambda: ray.get_actor("functional", namespace=actor_objects.NAMESPACE)
     ray.kill(ray.get_actor("functional", namespace=actor_objects.NAMESPACE))
+
+
+def test_an_actor_whose_store_is_away_tells_so_meanwhile(emptied, tmp_path):
+    @ray.remote
+    class Tally(ray.Checkpointable, exactly_once=True, store="kv://functional", every=1000):
+        def __init__(self):
+            self.n = 0
+
+        def incr(self):
+            self.n += 1
+            return self.n
+
+        def goes_away_with(self, path):
+            from ftray.checkpoint.actor import sessions
+
+            medium = sessions[id(self)].log.store._medium
+            create = medium.create
+
+            def fail(*arguments):
+                if os.path.exists(path):
+                    raise TransientStoreError("it is away")
+                return create(*arguments)
+
+            medium.create = fail
+
+    actor = Tally.remote()
+    path = tmp_path / "away"
+    ray.get(actor.goes_away_with.remote(str(path)))
+    path.touch()
+    answer = actor.incr.remote()
+    eventually(lambda: checkpoint.status(actor)["state"] == "failing", "the outage to be told")
+    found = checkpoint.status(actor)
+    assert found["durable_position"] < found["journal_position"] and "it is away" in found["last_error"]
+    assert ray.wait([answer], timeout=0)[0] == []
+    path.unlink()
+    assert ray.get(answer) == 1
+    found = checkpoint.status(actor)
+    assert (found["state"], found["last_error"], found["failures"]) == ("ok", None, 1)
+    ray.kill(actor)
 
 
 def kill_process_of(handle):
