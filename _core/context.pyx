@@ -25,6 +25,7 @@ cdef extern from *:
     static thread_local int8_t is_main = -1;        // of this thread; looked at when first needed
     static Context root_context = {};
     static Context stray_context = {};
+    static thread_local int apart = 0;              // how many `Apart` this thread is inside of
     static bool main_flow() {
         if (is_main < 0) is_main = syscall(SYS_gettid) == getpid();
         return is_main > 0;
@@ -33,6 +34,7 @@ cdef extern from *:
     Context thread_context
     Context root_context
     Context stray_context
+    int apart
     bint main_flow() noexcept nogil
 
 cdef enum:
@@ -98,6 +100,39 @@ cdef class HeadContext:
             self.over = flow_end(&self.own.c)
         else:
             self.over = context_end(&self.saved)
+
+
+cdef class Apart:
+    """Runs requests of the runtime itself, like those to a store: they belong to no call, whatever this thread executes,
+    and the guard of an exactly-once actor lets them pass.
+
+    For code that neither awaits nor calls a user's code.
+    """
+
+    cdef Context saved
+    cdef object token
+
+    def __enter__(self):
+        global apart
+        memcpy(&self.saved, &thread_context, sizeof(Context))
+        memset(&thread_context, 0, sizeof(Context))
+        if async_call is not None:
+            self.token = async_call.set(None)
+        apart += 1
+        return self
+
+    def __exit__(self, *exc_info):
+        global apart
+        apart -= 1
+        if self.token is not None:
+            async_call.reset(self.token)
+            self.token = None
+        memcpy(&thread_context, &self.saved, sizeof(Context))
+
+
+def is_apart():
+    """Whether this thread is inside of `Apart`."""
+    return apart > 0
 
 
 cdef object async_call = None       # the ContextVar, once this process is an async actor

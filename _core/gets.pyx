@@ -110,6 +110,9 @@ cdef int warn_of_blocking() except -1:
     global warned_of_blocking
     if warned_of_blocking:
         return 0
+    from ftray._core.context import is_apart
+    if is_apart():
+        return 0                        # no method's doing
     warned_of_blocking = True
     import warnings
     warnings.warn(

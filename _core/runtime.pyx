@@ -427,7 +427,7 @@ cdef void arm_bell(Core *c) noexcept nogil:
 
 cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
     """One step of leading: look, spin, sleep. Codes as `rest`."""
-    cdef bint hit, held
+    cdef bint hit, held, before, others
     cdef int code
     if core_poll(c):
         c.sem_exec += 1
@@ -436,11 +436,16 @@ cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
         return 1
     if may_spin and timeout_ns != 0:
         held = not c.held.empty()
+        before, c.changed = c.changed, False
         lock_drop(&c.lock)
         hit = spin(c, held)
         lock_take(&c.lock)
+        others = c.changed
+        c.changed = others or before
         if hit:
             core_poll(c)
+            return 1
+        if others:              # another thread was faster with what came; nobody rang for that, since we were awake
             return 1
     c.leader_blocked = True
     code = rest(c, timeout_ns)

@@ -3,7 +3,8 @@
 Nothing leaves before everything that it depends on is durable: the journal's records up to now, and the
 start record and the values of the method that sends it. What a method gets (`get`, `wait`, `await`, a new
 actor) is journalled before the method sees it, so that a method that runs again gets the same; one that
-only repeats a finished call sends nothing at all (docs/exactly-once.md).
+only repeats a finished call sends nothing at all (docs/exactly-once.md). Requests to a store that is an
+actor are no outputs: they pass (`_core.context.Apart`), since all that waits here waits for them.
 
 Owns: how outside values are written, and the order of concurrent ``await`` of one method.
 Leaves to others: the values themselves (`ftray.checkpoint.values`), and who asks (``_core/guards.pyx``).
@@ -15,6 +16,7 @@ import struct
 from typing import Any
 
 from ftray import _core
+from ftray._core.context import is_apart
 from ftray._core.gets import plain_get
 from ftray._core.serial import deserialize, serialize
 from ftray._core.waits import plain_wait
@@ -45,15 +47,20 @@ class Outside:
         # Where methods that only read run one at a time, they too keep out whom they wait for.
         self._reads_alone = once.host.max_concurrency == 1 and not once.host.is_async
 
+    def _located(self) -> Execution | object | None:
+        return None if is_apart() else self._once.locate()
+
     def _execution(self) -> Execution | None:
         """The method that changes the state and that the present code belongs to."""
-        found = self._once.locate()
+        found = self._located()
         return None if found is None or found is READING else found  # type: ignore[return-value]
 
     # -- what leaves
 
     def sends(self, num_returns: int) -> bool:
         """Something is about to leave. True: it has left before, and must not again."""
+        if is_apart():
+            return False
         execution = self._execution()
         if execution is None:
             if self._once.journal is not None:
@@ -97,7 +104,7 @@ class Outside:
 
     def _holding(self) -> str | None:
         """The method that runs here, if no other begins before it ends."""
-        found = self._once.locate()
+        found = self._located()
         if found is READING:
             return "a method that reads" if self._reads_alone else None
         return None if found is None else found.method  # type: ignore[attr-defined]

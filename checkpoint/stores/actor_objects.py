@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ftray._core.context import Apart
+
 from ..errors import CheckpointStoreError
 from ..keys import from_file_name
 from . import cluster
@@ -173,7 +175,8 @@ class ActorObjects:
         ray = cluster.actors()
         exceptions = importlib.import_module(f"{ray.__name__}.exceptions")
         try:
-            return ray.get(getattr(self._holder(), method).remote(*arguments), timeout=_TIMEOUT_S)
+            with Apart():  # an exactly-once actor's outputs wait for what is stored here
+                return ray.get(getattr(self._holder(), method).remote(*arguments), timeout=_TIMEOUT_S)
         except CheckpointStoreError as error:
             raise CheckpointStoreError(f"{method} in {self.url}: {error}") from error
         except exceptions.GetTimeoutError as error:

@@ -117,6 +117,15 @@ def test_kv(emptied):
         connect("kv://functional").open_journal("counter", 1, 1, durability="power")
 
 
+def test_exactly_once_in_kv(emptied):
+    is_exactly_once("kv://functional")
+
+
+def test_exactly_once_in_a_store_actor(holder, tmp_path):
+    """What the journal writes is no output of the actor, which would wait for the journal."""
+    is_exactly_once(f"actor://functional?spill={tmp_path}/held")
+
+
 def test_a_store_actor_in_memory(holder):
     survives_a_kill("actor://functional")
     store = connect("actor://functional")
@@ -138,6 +147,66 @@ def test_a_store_actor_with_a_directory(holder, tmp_path):
     assert not (tmp_path / "held" / ".tmp-left").exists()
     store.remove("counter")
     assert store.keys() == [] and list((tmp_path / "held").iterdir()) == []
+
+
+LARGE = 100_000  # bytes: arguments and replies of more than 64 KiB are blobs beside the journal
+
+
+def make_ledger(url):
+    @ray.remote(max_restarts=-1, max_task_retries=-1)
+    class Ledger(ray.Checkpointable, store=url, exactly_once=True, checkpoint_key="ledger"):
+        def __init__(self):
+            self.seen = []
+
+        def note(self, data):
+            self.seen.append(len(data))
+            return len(self.seen), data
+
+        def forward(self, other, data):
+            theirs, _ = ray.get(other.incr.remote(data))
+            self.seen.append(len(data))
+            return len(self.seen), theirs
+
+        @checkpoint.readonly
+        def look(self):
+            return self.seen, os.getpid()
+
+    return Ledger.remote()
+
+
+@ray.remote
+class Other:
+    def __init__(self):
+        self.n = 0
+
+    def incr(self, data):
+        self.n += 1
+        return self.n, data
+
+
+def is_exactly_once(url):
+    """Kills between calls and during them: nothing is lost, and nothing done twice."""
+    ledger, other = make_ledger(url), Other.remote()
+    sizes = [LARGE if n % 5 == 2 else n for n in range(30)]
+    refs = []
+    for n, size in enumerate(sizes):
+        if n % 10 == 5:
+            _, pid = ray.get(ledger.look.remote(), timeout=20)
+        refs.append(ledger.note.remote(bytes(size)))
+        if n % 10 == 9:
+            os.kill(pid, signal.SIGKILL)
+            wait_ended([pid])
+    assert ray.get(refs, timeout=20) == [(n + 1, bytes(size)) for n, size in enumerate(sizes)]
+    seen, pid = ray.get(ledger.look.remote(), timeout=20)
+    assert seen == sizes
+    assert any(name.startswith("call-") for name in connect(url).list_blobs("ledger"))
+    refs = [ledger.forward.remote(other, bytes(n)) for n in range(5)]
+    assert ray.get(refs, timeout=20) == [(31 + n, 1 + n) for n in range(5)]
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    assert ray.get(ledger.note.remote(b""), timeout=20) == (36, b"")
+    assert ray.get(other.incr.remote(b"")) == (6, b""), "a call that has ended is not made again"
+    ray.kill(ledger)
 
 
 PROGRAM = """
