@@ -427,7 +427,7 @@ cdef void arm_bell(Core *c) noexcept nogil:
 
 cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
     """One step of leading: look, spin, sleep. Codes as `rest`."""
-    cdef bint hit, held, before, others
+    cdef bint hit, held, before
     cdef int code
     if core_poll(c):
         c.sem_exec += 1
@@ -435,17 +435,13 @@ cdef int lead(Core *c, int64_t timeout_ns, bint may_spin) noexcept nogil:
             poll_sockets(c)
         return 1
     if may_spin and timeout_ns != 0:
-        held = not c.held.empty()
-        before, c.changed = c.changed, False
+        held, before, c.changed = not c.held.empty(), c.changed, False
         lock_drop(&c.lock)
         hit = spin(c, held)
         lock_take(&c.lock)
-        others = c.changed
-        c.changed = others or before
+        hit, c.changed = hit or c.changed, c.changed or before      # another thread may have been faster: nobody rang for that
         if hit:
             core_poll(c)
-            return 1
-        if others:              # another thread was faster with what came; nobody rang for that, since we were awake
             return 1
     c.leader_blocked = True
     code = rest(c, timeout_ns)
