@@ -343,6 +343,8 @@ def rm(
     """Remove keys with all that they hold. Savepoints stay."""
     if bool(keys) == orphans:
         raise click.UsageError("give keys, or --orphans")
+    if orphans and takeover:
+        raise click.UsageError("--takeover is for keys: orphans have no living holder")
     reader = _open(store)
     if orphans:
         _remove_orphans(reader, yes, as_json)

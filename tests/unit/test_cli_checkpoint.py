@@ -149,6 +149,7 @@ def test_orphans(store: LocalStore, lives: Lives) -> None:
     assert [info["key"] for info in data(store, "ls", "--orphans")] == [gone]
     assert "orphan" in run(store, "ls")
     assert gone in run(store, "rm", "--orphans", answer="n\n", status=1)
+    assert "--takeover is for keys" in run(store, "rm", "--orphans", "--takeover", "--yes", status=2)
     assert data(store, "rm", "--orphans", "--yes")["removed"] == [gone]
     assert sorted(store.keys()) == sorted([KEY, unknown])
     assert data(store, "rm", "--orphans")["removed"] == [], "nothing to ask about"
