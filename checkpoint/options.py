@@ -44,6 +44,7 @@ DEFAULTS: dict[str, object] = {
 EXACTLY_ONCE_EVERY = 1000
 RESTARTS = {"max_restarts": -1, "max_task_retries": -1}
 VERIFY_VARIABLE = "FTRAY_CHECKPOINT_VERIFY"
+FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _EXACTLY_ONCE_ONLY = (
     "code_version",
     "takeover",
@@ -302,3 +303,8 @@ def seconds_from_environment(variable: str, default_s: float) -> float:
             f"more than 0 ({default_s:g} if it is not set)"
         )
     return given_s
+
+
+def final_timeout_s() -> float:
+    """Return how long a planned exit waits for its last save: 30 s unless the environment says otherwise."""
+    return seconds_from_environment(FINAL_TIMEOUT_VARIABLE, 30.0)

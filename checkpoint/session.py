@@ -40,7 +40,7 @@ from .host import Host, Incident
 from .idle import RunningMethods
 from .keys import ActorKey
 from .lineage import SnapshotName
-from .options import Options, seconds_from_environment
+from .options import Options, final_timeout_s
 from .outcomes import OUTCOME_METHOD
 from .pace import Pace
 from .scheduler import CAPTURE, EVERY, STARVED, SaveScheduler
@@ -55,15 +55,9 @@ OUT_OF_SCOPE = "out of scope"
 """Reason of `ActorSession.close`: nobody can reach the actor. An unnamed one's snapshots are removed."""
 SESSION_OVER = "the session ends"
 """Reason of `ActorSession.close`: whatever could restart the actor ends, too. As with `OUT_OF_SCOPE`."""
-FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _NEVER = sys.maxsize
 _LOOK_EVERY = 64
 _OUTCOMES_KEPT = 64
-
-
-def final_timeout_s() -> float:
-    """Return how long a planned exit waits for its last save: 30 s unless the environment says otherwise."""
-    return seconds_from_environment(FINAL_TIMEOUT_VARIABLE, 30.0)
 
 
 class ActorSession:
@@ -515,7 +509,7 @@ class ActorSession:
         reason : str
             For people; `OUT_OF_SCOPE` and `SESSION_OVER` also remove the snapshots of an unnamed actor.
         timeout_s : float, optional
-            Bound on all waiting. Default: `final_timeout_s`.
+            Bound on all waiting. Default: `options.final_timeout_s`.
         inside : str, optional
             The method that ends the actor, if one does: this is its end, and it counts like any other.
 

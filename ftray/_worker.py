@@ -390,7 +390,7 @@ def _leave_when_idle(kind: int) -> None:
     session = _State.checkpoint
     if session is None or not session.is_async or session.goes(_REASONS[kind]):
         _leave(kind)
-    from ftray.checkpoint.session import final_timeout_s
+    from ftray.checkpoint.options import final_timeout_s
 
     _leave_by(kind, time.monotonic() + final_timeout_s())
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import click
 
-from ftray._cli import output
+from ftray._cli import checkpoint_live, output
 
 if TYPE_CHECKING:
     from ftray.checkpoint import CheckpointReader, JournalInfo, KeyInfo, SnapshotInfo
@@ -90,7 +90,7 @@ def ls(
     """
     reader = _open(store)
     infos = [reader.describe(key) for key in _keys(reader, orphans)]
-    said = _ask_holders(infos, address, timeout) if live else {}
+    said = checkpoint_live.ask_holders(infos, address, timeout) if live else {}
     if as_json:
         output.show_data(
             [{**_plain(info), **({"live": said.get(info.key)} if live else {})} for info in infos], "json"
@@ -124,7 +124,7 @@ def show(key: str, store: str | None, live: bool, address: str | None, timeout: 
             raise click.UsageError(f"{key} is a group: --live asks one actor, by its own key")
         found["members"] = {member: _plain(reader.describe(member)) for member in info.members}
     if live:
-        found["live"] = _ask(key, address, timeout)
+        found["live"] = checkpoint_live.ask(key, address, timeout)
     if as_json:
         output.show_data(found, "json")
         return
@@ -457,55 +457,6 @@ def _resolve(reader: CheckpointReader, text: str) -> str:
 def _confirm(question: str) -> None:
     if not click.confirm(question, err=True):
         raise click.ClickException("nothing was changed")
-
-
-def _ask(key: str, address: str | None, timeout: float) -> dict[str, Any]:
-    """Figures of the named actor with this key."""
-    import ftray
-
-    try:
-        with ftray.init(address=address or "auto", log_to_driver=False, ignore_reinit_error=True):
-            return _figures(key, timeout)
-    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
-        raise click.ClickException(f"the actor {key!r} cannot be asked: {error}") from None
-
-
-def _ask_holders(infos: list[KeyInfo], address: str | None, timeout: float) -> dict[str, dict[str, Any]]:
-    """Figures of the named actors that hold keys; of one that cannot be asked, why."""
-    import ftray
-    from ftray.checkpoint.errors import CheckpointError
-    from ftray.checkpoint.keys import EPHEMERAL_PREFIX
-
-    found: dict[str, dict[str, Any]] = {}
-    held = [info.key for info in infos if info.state in ("held", "unknown") and info.mode != "group"]
-    try:
-        with ftray.init(address=address or "auto", log_to_driver=False, ignore_reinit_error=True):
-            for key in held:
-                if key.startswith(EPHEMERAL_PREFIX):
-                    continue
-                try:
-                    found[key] = _figures(key, timeout)
-                except (ValueError, ftray.exceptions.RayError, CheckpointError) as error:
-                    found[key] = {"state": "not asked", "last_error": f"it cannot be asked: {error}"}
-    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
-        raise click.ClickException(f"the actors cannot be asked: {error}") from None
-    return found
-
-
-def _figures(key: str, timeout: float) -> dict[str, Any]:
-    import ftray
-    from ftray.checkpoint import status
-
-    namespace, _, name = key.rpartition("/")
-    places = [namespace]
-    if not namespace:  # that of a driver which has named none: it has a name of its own
-        named = ftray.util.list_named_actors(all_namespaces=True)
-        places = [entry["namespace"] for entry in named if entry["name"] == name]
-    for place in places:
-        found = status(ftray.get_actor(name, namespace=place), timeout_s=timeout)
-        if found["key"] == key:
-            return found
-    raise ValueError(f"no named actor has the checkpoint key {key!r}")
 
 
 def _plain(info: KeyInfo) -> dict[str, Any]:

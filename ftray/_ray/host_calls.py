@@ -478,7 +478,7 @@ class DurableActor:
 
 def engine_timeout_s() -> float:
     """Return how long a planned end may take."""
-    from ftray.checkpoint.session import final_timeout_s
+    from ftray.checkpoint.options import final_timeout_s
 
     return final_timeout_s()
 

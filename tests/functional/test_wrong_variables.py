@@ -10,7 +10,7 @@ import pytest
 
 import ftray as ray
 from ftray import _long_waits
-from ftray.checkpoint import options, session
+from ftray.checkpoint import options
 from tests import ROOT
 from tests.helpers import documents
 
@@ -92,7 +92,7 @@ def test_every_variable_has_wrong_values() -> None:
     assert named == set(WRONG) | ANY_TEXT | IN_WORKERS
 
 
-@pytest.mark.parametrize("variable", [session.FINAL_TIMEOUT_VARIABLE, _long_waits.LONG_VARIABLE])
+@pytest.mark.parametrize("variable", [options.FINAL_TIMEOUT_VARIABLE, _long_waits.LONG_VARIABLE])
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
 def test_seconds_that_workers_read(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, text)
