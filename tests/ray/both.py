@@ -34,6 +34,15 @@ MODULES = (
     "test_task_errors",
     "test_tasks",
 )
+# Modules of the checkpoint toolkit that do not -> why.
+LEFT_OUT = {
+    "test_checkpoint_discards": "our node removes them; on Ray: tests/ray/test_checkpoint_snapshots.py",
+    "test_checkpoint_ends": "SIGTERM ends Ray's workers without asking the actor",
+    "test_checkpoint_restarts": "faults and deaths in constructors, which Ray restarts later than it says",
+    "test_exactly_once_hashing": "Ray starts no process with a hash seed of ours",
+    "test_exactly_once_sessions": "drivers of the node's own sessions; tests/ray/test_checkpoint_api.py",
+    "test_parking": "tests/ray/test_parking.py",
+}
 _RELEASES = "replies to tasks are released with the actor"
 _UNNAMED = "Ray does not always run what removes the checkpoints of an unnamed actor"
 _THREADS = "Ray does not name its threads"
