@@ -11,6 +11,7 @@ since that was counted already. The count ends with the first recovery that succ
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ def _is_final(error: BaseException) -> bool:
 def _failures(store: Store, key: str, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     found = []
     for name in store.list_blobs(key) if names is None else names:
-        if name.startswith(_PREFIX):
+        if not name.startswith(_PREFIX):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its holder forgets it just now
             found.append(json.loads(store.read_blob(key, name)))
     return sorted(found, key=lambda failure: int(failure["epoch"]))
 

@@ -320,3 +320,13 @@ class TestProcessesThatEndThemselves:
             self.restart(store, incarnation, "SIGSEGV", None)
         for incarnation in range(9, 16):
             self.dies(store, incarnation, "SIGSEGV", "restore.sealed")
+
+
+def test_failures_that_are_forgotten_while_somebody_looks() -> None:
+    class Forgets(MemoryStore):
+        def list_blobs(self, key: str) -> list[str]:
+            return [*super().list_blobs(key), "failed-restore-7"]
+
+    store = Forgets()
+    store.claim("k", 1, b"{}")
+    assert parking.causes(store, "k") == []
