@@ -109,8 +109,8 @@ deadline_s = time.monotonic() + 150
 while not ftray.is_initialized():  # on a busy machine Ray's client gives up before its server is there
     try:
         ftray.init(engine="ray", address=address, namespace="tests")
-    except ConnectionError as error:
-        assert "RAY_AUTH_TOKEN" in str(error)
+    except ConnectionError as refused:
+        assert "RAY_AUTH_TOKEN" in str(refused)
         if time.monotonic() > deadline_s:
             raise
 found["tasks"] = ftray.get([add.remote(add.remote(1), b=ftray.put(10)), add.remote(3)])
