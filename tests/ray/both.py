@@ -72,6 +72,7 @@ DIFFERENT = {
     "test_checkpoint_manage::test_a_caller_of_the_old_history_is_refused": (
         "a caller learns the history some time after its first answer"
     ),
+    "test_checkpoint_manage::test_ls_asks_the_actors_whether_they_can_save": "by a session's directory",
     "test_concurrency_groups::test_coroutines_of_each_group_are_limited": _LOOPS,
     "test_concurrency_groups::test_each_group_has_threads_of_its_own": _THREADS,
     "test_concurrency_groups::test_group_of_one_call": _THREADS,
@@ -104,6 +105,7 @@ DIFFERENT = {
     "test_generator_returns::test_too_few_values": "Ray says it in other words",
     "test_generator_returns::test_values_before_an_exception_stay_good_with_a_number_of_returns": _RETURNS,
     "test_internal_kv::test_a_full_disk_costs_the_write_only": _NATIVE,
+    "test_internal_kv::test_a_head_does_not_start_on_a_storage_that_it_cannot_use": _NATIVE,
     "test_internal_kv::test_a_program_that_does_not_use_it_does_not_pay_for_it": _NATIVE,
     "test_internal_kv::test_the_node_runs_on_when_its_store_cannot_be_used": _NATIVE,
     "test_internal_kv::test_what_was_acknowledged_is_there_after_the_head_was_killed": _NATIVE,
