@@ -209,10 +209,14 @@ def _open_snapshots(
     past = session.member.load() if session.member is not None else None
     if past is None:
         past = restore(session.instance, host, options, log)
-        log.seal(past.newest.name if past.newest else None, past.history)
+        whole = {"whole": True} if past.history else None  # else it begins anew
+        log.seal(past.newest.name if past.newest else None, past.history, recovered=whole)
     else:
-        log.seal(None, "")  # what the actor has saved by itself is not its past any more
+        # What the actor has saved by itself is not its past any more.
+        cut = past.newest.name.id if past.newest else None
+        log.seal(None, "", recovered={"snapshot": cut, "whole": True})
     session.start(names_after_init, past)
+    log.recovered()
     if parking.among(blobs):
         session.in_background(lambda: _forget_failures(log, host))
 

@@ -126,7 +126,6 @@ class ExactlyOnce:
         self.ended_calls: list[bytes] = []
         """CallIDs of calls that recovery found, or has, finished after they had begun to send: for an
         engine that tells their callees that they will not be made again."""
-        self.recoveries: list[dict[str, Any]] = []
         self.on_room: Callable[[], None] | None = None
         self.dead: BaseException | None = None
         self._barriers: list[int] = []
@@ -509,7 +508,6 @@ class ExactlyOnce:
             "replies_kept": counters["calls"] - counters["accepted"],
             "reply_bytes": counters["reply_bytes"],
             "ledger": counters,
-            "recoveries": list(self.recoveries),
         }
 
     def _lease(self) -> Lease | None:

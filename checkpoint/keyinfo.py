@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import holders, membership, parking
+from . import holders, membership, parking, recoveries
 from .errors import CheckpointError, CheckpointKeyInUseError, CheckpointNotFoundError
 from .keys import EPHEMERAL_PREFIX
 from .reader import SnapshotInfo
@@ -49,6 +49,10 @@ class KeyInfo(NamedTuple):
         By kind: ``snapshots``, ``journal``, ``blobs``, ``other``.
     failed_recoveries : list of str
         Causes of those since the last one that succeeded.
+    recoveries : list of dict
+        The newest 16 that succeeded, oldest first: ``epoch``, ``at_unix_s``, ``duration_s`` from the opening
+        of the key until its past was sealed, ``snapshot`` that it began from, of an exactly-once actor
+        ``calls_replayed`` until then, and ``whole``: False if more of a long replay came after that.
     group : str
         Name of the group that the key is a member of, or is that of.
     members : tuple of str
@@ -70,6 +74,7 @@ class KeyInfo(NamedTuple):
     journal_position: int | None
     bytes: dict[str, int]
     failed_recoveries: list[str]
+    recoveries: list[dict[str, Any]]
     group: str = ""
     members: tuple[str, ...] = ()
 
@@ -111,6 +116,7 @@ def describe(store: Store, key: str, snapshots: list[SnapshotInfo]) -> KeyInfo:
         journal_position=newest.journal_position if newest else None,
         bytes=dict(store.usage(key)),
         failed_recoveries=failed,
+        recoveries=recoveries.of(here.sealed),
         group=membership.group_of(store, key),
     )
 
@@ -137,6 +143,7 @@ def _describe_group(store: Store, key: str, name: str, cuts: list[SnapshotInfo])
         journal_position=None,
         bytes=dict(store.usage(key)),
         failed_recoveries=[],
+        recoveries=[],
         group=name,
         members=tuple(members),
     )

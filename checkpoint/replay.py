@@ -453,7 +453,8 @@ class _Recovery:
 
     # -- the new incarnation
 
-    def _seal(self) -> None:
+    def _seal(self, whole: bool = True) -> None:
+        """`whole`: all has run again; else this is on the way, and the rest takes its time."""
         if self.log.sealed:
             return
         base = self.past.newest.name if self.past.newest else None
@@ -464,7 +465,8 @@ class _Recovery:
         }
         if self.session.member is not None:
             extra["group_generation"] = self.session.member.generation
-        self.log.seal(base, self.past.history, extra)
+        recovered = None if self.fresh else {"calls_replayed": self.replayed, "whole": whole}
+        self.log.seal(base, self.past.history, extra, recovered)
 
     def _open_journal(self, tail: marks.Tail) -> None:
         last = max(tail.last, self.base)
@@ -482,7 +484,7 @@ class _Recovery:
     def _save_on_the_way(self) -> None:
         if self.started is not None or time.monotonic() - self.saved_s < REPLAY_BOUND_S:
             return
-        self._seal()
+        self._seal(whole=False)
         self._save("replay")
         self.saved_s = time.monotonic()
 
@@ -505,15 +507,11 @@ class _Recovery:
 
     def _tell(self, tail: marks.Tail, rerun: bool) -> None:
         duration_s = time.monotonic() - self.began_s
-        self.once.recoveries.append(
-            {
-                "at_unix_s": time.time(),
-                "duration_s": duration_s,
-                "snapshot": self.past.newest.name.id if self.past.newest else None,
-                "calls_replayed": self.replayed,
-                "calls_resumed": int(rerun),
-                "records_void": 0 if tail.unwritten is None else tail.unwritten[1] - tail.unwritten[0] + 1,
-            }
+        self.log.recovered(
+            whole=True,
+            calls_replayed=self.replayed,
+            calls_resumed=int(rerun),
+            records_void=0 if tail.unwritten is None else tail.unwritten[1] - tail.unwritten[0] + 1,
         )
         if self.replayed or rerun:
             what = f"{self.replayed} calls replayed in {duration_s:.3f} s"

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import faults, format, holders, marks, membership, parking, transfers
+from . import faults, format, holders, marks, membership, parking, recoveries, transfers
 from .errors import (
     CheckpointCorruptedError,
     CheckpointFormatError,
@@ -257,7 +257,7 @@ class _Rollback:
         if not journalled:
             self._hit("begun")
             size_bytes = self._save({}, None)
-            self._seal({})
+            self._seal(recoveries.fields(recoveries.of(here.sealed)))
             return self._done(size_bytes, None, None)
         past, _ = end_of_journal(self.store, self.key, here.sealed)
         base = max(past, int(self.source.fields.get("journal_position", 0)))
@@ -269,7 +269,8 @@ class _Rollback:
             size_bytes = self._save(fields, self._ledger(number))
             self._append(journal, marks.SAVED, upto=position, history=str(here.sealed.get("history", "")))
             self._hit("marked")
-            self._seal({"history_number": number, "journal_position": position})
+            kept = recoveries.fields(recoveries.of(here.sealed))
+            self._seal({"history_number": number, "journal_position": position, **kept})
         finally:
             journal.close(_WAIT_S)
         return self._done(size_bytes, number, position)

@@ -594,4 +594,5 @@ class ActorSession:
             "save_share": self._options.save_share,
             "interval_s": self._options.interval_s,
             "keep": self._options.keep,
+            "recoveries": [dict(each) for each in self.log.recoveries],
         }

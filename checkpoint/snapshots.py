@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import faults, format, lineage
+from . import faults, format, lineage, recoveries
 from .capture import Captured
 from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError
 from .lineage import SnapshotName
@@ -119,6 +119,9 @@ class SnapshotLog:
         self._actor = ""
         self.last_sequence = 0
         self.ahead: Ahead | None = None
+        self.recoveries: list[dict[str, Any]] = []
+        """The newest ones of this key, oldest first, with the present one if it was one; once sealed."""
+        self._made_s = time.monotonic()
         self._settled = False
         self._there: list[SnapshotName] = []
         self._counted: list[SnapshotName] = []
@@ -211,13 +214,36 @@ class SnapshotLog:
         error.skipped = skipped
         return error
 
-    def seal(self, base: SnapshotName | None, history: str, extra: Mapping[str, Any] | None = None) -> None:
-        """Publish that this epoch continues from `base` (None: from nothing); `extra`: more JSON values."""
+    def seal(
+        self,
+        base: SnapshotName | None,
+        history: str,
+        extra: Mapping[str, Any] | None = None,
+        recovered: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Publish that this epoch continues from `base`.
+
+        Parameters
+        ----------
+        base : SnapshotName or None
+            None: from nothing.
+        history : str
+            "" begins a new one.
+        extra : mapping, optional
+            More JSON values.
+        recovered : mapping, optional
+            An actor begins here: if it has a past, this is a recovery, of which these JSON values are told.
+        """
         here = present(self.store, self.key)
         self._there = here.listing.snapshots
         self._counted = [] if base is None else [n for n in here.counted if n <= base]
         self.history = history or os.urandom(16).hex()
         self.last_sequence = base.sequence if base else 0
+        self.recoveries = recoveries.of(here.sealed)
+        if recovered is not None and here.sealed:
+            own = {"epoch": self.epoch, "snapshot": base.id if base else None}
+            self.recoveries = [*self.recoveries, own][-recoveries.KEPT :]
+            self.recovered(**recovered)
         record = format.encode_record(
             {
                 "epoch": self.epoch,
@@ -225,12 +251,19 @@ class SnapshotLog:
                 "base": base.id if base else None,
                 "line": [n.id for n in self._counted],
                 **({"actor": self._actor} if self._actor else {}),
+                **recoveries.fields(self.recoveries),
                 **(extra or {}),
             }
         )
         self.store.seal(self.key, self.epoch, record)
         if faults.active:
             faults.hit("restore.sealed")
+
+    def recovered(self, **values: object) -> None:
+        """Say of the present recovery, if it is one, how long it took until now, and `values`."""
+        if self.recoveries and self.recoveries[-1]["epoch"] == self.epoch:
+            duration_s = time.monotonic() - self._made_s
+            self.recoveries[-1] |= {"at_unix_s": time.time(), "duration_s": duration_s, **values}
 
     def join(self) -> Present:
         """Go on in the newest epoch, which another process has sealed; returns the key as it is."""

@@ -147,6 +147,7 @@ def show(key: str, store: str | None, live: bool, address: str | None, timeout: 
     for problem in [*filter(None, [journal.error]), *journal.lost, *journal.notes, *info.failed_recoveries]:
         click.echo(f"problem: {problem}")
     _show_snapshots(info.snapshots)
+    _show_recoveries(info.recoveries)
     if live:
         output.section("Actor")
         for name, value in found["live"].items():
@@ -518,6 +519,24 @@ def _show_snapshots(snapshots: list[SnapshotInfo]) -> None:
             info.error,
         ]
         for info in snapshots
+    ]
+    output.show_table(columns, rows)
+
+
+def _show_recoveries(recoveries: list[dict[str, Any]]) -> None:
+    if not recoveries:
+        return
+    output.section("Recoveries")
+    columns = ["epoch", "at", "took", "from snapshot", "calls run again"]
+    rows = [
+        [
+            each["epoch"],
+            _time(each["at_unix_s"]),
+            f"{'' if each['whole'] else 'more than '}{each['duration_s'] * 1e3:.1f} ms",
+            each["snapshot"] or "",
+            each.get("calls_replayed", ""),
+        ]
+        for each in recoveries
     ]
     output.show_table(columns, rows)
 

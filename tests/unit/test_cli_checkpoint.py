@@ -88,6 +88,15 @@ def test_show(store: LocalStore, lives: Lives) -> None:
     assert found["journal"]["calls"] == 1 and len(found["snapshots"]) == 2
 
 
+def test_show_recoveries(store: LocalStore, lives: Lives) -> None:
+    assert "Recoveries" not in run(store, "show", KEY) and data(store, "show", KEY)["recoveries"] == []
+    lives.start()
+    (recovery,) = data(store, "show", KEY)["recoveries"]
+    assert (recovery["epoch"], recovery["calls_replayed"]) == (2, 1)
+    text = run(store, "show", KEY)
+    assert "Recoveries" in text and f"{recovery['duration_s'] * 1e3:.1f} ms" in text
+
+
 def test_verify(store: LocalStore, lives: Lives, tmp_path: Path) -> None:
     assert "2 snapshots" in run(store, "verify") and "whole" in run(store, "verify", KEY)
     newest = max((tmp_path / "store").glob("*/snap-*"))

@@ -24,6 +24,7 @@ from ftray.checkpoint import (
     holders,
     keyinfo,
     membership,
+    recoveries,
 )
 from ftray.checkpoint.figures import STATUS_METHOD
 from ftray.checkpoint.snapshots import boot_id
@@ -357,6 +358,65 @@ class TestFigures:
         assert lives.session.status()["snapshot_age_s"] is not None
         (recovery,) = lives.session.status()["recoveries"]
         assert recovery["duration_s"] >= 0
+
+
+class TestRecoveries:
+    """The key remembers how long its recoveries took, whoever holds it."""
+
+    def test_of_an_exactly_once_actor(self, store: LocalStore) -> None:
+        lives = Lives(store).start()
+        assert lives.session.status()["recoveries"] == [], "the first start recovers nothing"
+        for number in (1, 2, 3):
+            lives.call("incr")
+            lives.start()
+            present = lives.session.status()["recoveries"]
+            assert [each["epoch"] for each in present] == list(range(2, number + 2))
+            assert [each["calls_replayed"] for each in present] == list(range(1, number + 1))
+            assert present[-1]["calls_resumed"] == present[-1]["records_void"] == 0
+            assert all(each["duration_s"] > 0 for each in present)
+        times = [each["at_unix_s"] for each in present]
+        assert times == sorted(times)
+        info = checkpoint.open(store).describe(KEY)
+        assert [(r["epoch"], r["snapshot"], r["calls_replayed"]) for r in info.recoveries] == [
+            (2, "1-1", 1),
+            (3, "1-1", 2),
+            (4, "1-1", 3),
+        ]
+
+    def test_in_snapshot_mode(self, store: LocalStore) -> None:
+        host, session = start(store=store)
+        call(host, session, "incr")
+        crash(session)
+        _, session = start(store=store, incarnation=2)
+        (recovery,) = session.status()["recoveries"]
+        assert (recovery["epoch"], recovery["snapshot"]) == (2, "1-1")
+        crash(session)
+        _, session = start(store=store, incarnation=3)
+        assert [each["epoch"] for each in session.status()["recoveries"]] == [2, 3]
+        assert checkpoint.open(store).describe(session.log.key).recoveries[0]["snapshot"] == "1-1"
+        crash(session)
+        _, session = start(store=store, restore="never")
+        assert [each["epoch"] for each in session.status()["recoveries"]] == [2, 3], "it begins anew"
+        session.close(final=False, reason="test")
+
+    def test_only_the_newest_are_kept(self, store: LocalStore) -> None:
+        for number in range(1, recoveries.KEPT + 4):
+            _, session = start(store=store, incarnation=number)
+            crash(session)
+        found = checkpoint.open(store).describe(session.log.key).recoveries
+        assert [each["epoch"] for each in found] == list(range(number - recoveries.KEPT + 1, number + 1))
+        assert len(session.status()["recoveries"]) == recoveries.KEPT
+
+    def test_going_back_forgets_none(self, store: LocalStore) -> None:
+        lives = Lives(store).start()
+        lives.call("incr")
+        snapshot = lives.call("checkpoint")
+        lives.start()
+        lives.session.close(final=True, reason="test")
+        checkpoint.restore(store, KEY, snapshot)
+        assert [each["epoch"] for each in checkpoint.open(store).describe(KEY).recoveries] == [2]
+        lives.start()
+        assert [each["epoch"] for each in lives.session.status()["recoveries"]] == [2, 4]
 
 
 class TestRestoreModes:
