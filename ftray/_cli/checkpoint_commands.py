@@ -7,56 +7,22 @@ done (``ftray.checkpoint``).
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import click
 
 from ftray._cli import checkpoint_live, output
+from ftray._cli import checkpoint_place as place
+from ftray._cli.checkpoint_metrics import metrics
 
 if TYPE_CHECKING:
     from ftray.checkpoint import CheckpointReader, JournalInfo, KeyInfo, SnapshotInfo
 
-_OF_A_CLUSTER = ("kv://", "actor://")
-"""Stores that live in a cluster, and are reached from inside of it."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def _told(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors of the toolkit are messages, not tracebacks."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        from ftray.checkpoint.errors import CheckpointError
-
-        try:
-            command(*args, **kwargs)
-        except (CheckpointError, OSError) as error:
-            text = str(error).replace("takeover=True", "--takeover").replace("overwrite=True", "--overwrite")
-            raise click.ClickException(text) from None
-
-    return run
-
-
-_store = click.option(
-    "--store",
-    metavar="URL",
-    help="Path or URL of the store; what actors use that name none, by default.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
-_address = click.option(
-    "--address", envvar=["FTRAY_ADDRESS", "RAY_ADDRESS"], help="With --live: directory of a session."
-)
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
-_takeover = click.option(
-    "--takeover", is_flag=True, help="Also if somebody who lives holds the key: that actor ends."
-)
 
 
 @click.group("checkpoint")
@@ -64,23 +30,19 @@ def checkpoint() -> None:
     """List, check, take back, export and remove checkpoints."""
 
 
+checkpoint.add_command(metrics)
+
 # --- what is there --------------------------------------------------------------------------------
 
 
 @checkpoint.command("ls")
-@_store
+@place.store
 @click.option("--orphans", is_flag=True, help="Only keys of unnamed actors whose session is gone.")
 @click.option("--live", is_flag=True, help="Ask the actors, too: named ones of a node that runs.")
-@_address
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="With --live: for each actor.",
-)
-@_json
-@_told
+@place.address
+@place.timeout
+@place.as_json
+@place.told
 def ls(
     store: str | None, orphans: bool, live: bool, address: str | None, timeout: float, as_json: bool
 ) -> None:
@@ -88,8 +50,8 @@ def ls(
 
     The store does not know that saves fail, the actor does: with --live the state says so.
     """
-    reader = _open(store)
-    infos = [reader.describe(key) for key in _keys(reader, orphans)]
+    reader = place.open_store(store)
+    infos = [reader.describe(key) for key in place.keys_of(reader, orphans)]
     said = checkpoint_live.ask_holders(infos, address, timeout) if live else {}
     if as_json:
         output.show_data(
@@ -107,16 +69,16 @@ def ls(
 
 @checkpoint.command("show")
 @click.argument("key")
-@_store
+@place.store
 @click.option("--live", is_flag=True, help="Ask the actor, too: a named one of a node that runs.")
-@_address
+@place.address
 @click.option("--timeout", type=click.FloatRange(min=0.0, min_open=True), default=30.0, show_default=True)
-@_json
-@_told
+@place.as_json
+@place.told
 def show(key: str, store: str | None, live: bool, address: str | None, timeout: float, as_json: bool) -> None:
     """Show everything about one key: holder, history, snapshots, journal, disk use."""
-    reader = _open(store)
-    key = _resolve(reader, key)
+    reader = place.open_store(store)
+    key = place.resolve(reader, key)
     info, journal = reader.describe(key), reader.journal(key)
     found = {**_plain(info), "journal": journal._asdict() if info.mode == "exactly_once" else None}
     if info.mode == "group":
@@ -156,10 +118,10 @@ def show(key: str, store: str | None, live: bool, address: str | None, timeout: 
 
 @checkpoint.command("verify")
 @click.argument("keys", nargs=-1)
-@_store
+@place.store
 @click.option("--from", "savepoint", metavar="FILE", help="Verify a savepoint (path or URL) instead.")
-@_json
-@_told
+@place.as_json
+@place.told
 def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_json: bool) -> None:
     """Read every byte of keys (all by default); exit status 1 if anything is not as it was written."""
     if savepoint is not None:
@@ -172,9 +134,9 @@ def verify(keys: tuple[str, ...], store: str | None, savepoint: str | None, as_j
             info = savepoint_info(savepoint)
         _show_record(info._asdict(), as_json)
         return
-    reader = _open(store)
+    reader = place.open_store(store)
     results: list[dict[str, Any]] = []
-    chosen = [_resolve(reader, key) for key in keys] or reader.keys()
+    chosen = [place.resolve(reader, key) for key in keys] or reader.keys()
     with _progress("verifying", not as_json) as progress:
         verified = _verified(reader, chosen, progress)
     for key, infos, journal in verified:
@@ -222,13 +184,13 @@ def _verified(
 @checkpoint.command("restore")
 @click.argument("key")
 @click.argument("snapshot", required=False)
-@_store
+@place.store
 @click.option("--from", "savepoint", metavar="FILE", help="Begin from a savepoint (path or URL).")
 @click.option("--without-ledger", is_flag=True, help="Forget which calls the state contains.")
-@_takeover
-@_yes
-@_json
-@_told
+@place.takeover
+@place.yes
+@place.as_json
+@place.told
 def restore(
     key: str,
     snapshot: str | None,
@@ -248,9 +210,9 @@ def restore(
 
     if (snapshot is None) == (savepoint is None):
         raise click.UsageError("give the id of a snapshot (see `ftray checkpoint show`), or --from FILE")
-    reader = _open(store, may_be_new=savepoint is not None)
+    reader = place.open_store(store, may_be_new=savepoint is not None)
     if snapshot is not None:
-        key = _resolve(reader, key)
+        key = place.resolve(reader, key)
     info = reader.describe(key)
     if not yes:
         _confirm(_what_is_lost(reader, info, snapshot or str(savepoint)))
@@ -298,12 +260,12 @@ def _what_is_lost(reader: CheckpointReader, info: KeyInfo, source: str) -> str:
 @checkpoint.command("export")
 @click.argument("key")
 @click.argument("file")
-@_store
+@place.store
 @click.option("--snapshot", metavar="ID", help="The newest one that counts by default.")
 @click.option("--name", help="For people; that of the file by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
-@_json
-@_told
+@place.as_json
+@place.told
 def export(
     key: str,
     file: str,
@@ -316,8 +278,8 @@ def export(
     """Write a snapshot of KEY to FILE (path or URL): a savepoint, which any store can be begun from."""
     from ftray.checkpoint import export as run
 
-    reader = _open(store)
-    key = _resolve(reader, key)
+    reader = place.open_store(store)
+    key = place.resolve(reader, key)
     with _progress(f"writing {file}", not as_json) as progress:
         info = run(
             reader.url, key, file, snapshot=snapshot, name=name, overwrite=overwrite, progress=progress
@@ -332,12 +294,12 @@ def export(
 
 @checkpoint.command("rm")
 @click.argument("keys", nargs=-1)
-@_store
+@place.store
 @click.option("--orphans", is_flag=True, help="All keys of unnamed actors whose session is gone.")
-@_takeover
-@_yes
-@_json
-@_told
+@place.takeover
+@place.yes
+@place.as_json
+@place.told
 def rm(
     keys: tuple[str, ...], store: str | None, orphans: bool, takeover: bool, yes: bool, as_json: bool
 ) -> None:
@@ -346,13 +308,13 @@ def rm(
         raise click.UsageError("give keys, or --orphans")
     if orphans and takeover:
         raise click.UsageError("--takeover is for keys: orphans have no living holder")
-    reader = _open(store)
+    reader = place.open_store(store)
     if orphans:
         _remove_orphans(reader, yes, as_json)
         return
     from ftray.checkpoint import delete
 
-    chosen = [_resolve(reader, key) for key in keys]
+    chosen = [place.resolve(reader, key) for key in keys]
     sizes = _sizes_to_remove(reader, chosen, yes)
     for key in chosen:
         delete(key, store=reader.url, takeover=takeover)
@@ -360,13 +322,13 @@ def rm(
 
 
 @checkpoint.command("prune")
-@_store
-@_yes
-@_json
-@_told
+@place.store
+@place.yes
+@place.as_json
+@place.told
 def prune(store: str | None, yes: bool, as_json: bool) -> None:
     """Remove what unnamed actors of sessions that are gone have left (`ls --orphans` shows it)."""
-    _remove_orphans(_open(store), yes, as_json)
+    _remove_orphans(place.open_store(store), yes, as_json)
 
 
 def _remove_orphans(reader: CheckpointReader, yes: bool, as_json: bool) -> None:
@@ -374,7 +336,7 @@ def _remove_orphans(reader: CheckpointReader, yes: bool, as_json: bool) -> None:
     from ftray.checkpoint.keyinfo import remove_orphans
     from ftray.checkpoint.stores import connect
 
-    chosen = _keys(reader, True)
+    chosen = place.keys_of(reader, True)
     sizes = _sizes_to_remove(reader, chosen, yes)
     removed, kept = remove_orphans(connect(reader.url), chosen)
     _show_removed({key: sizes[key] for key in removed}, kept, as_json)
@@ -401,58 +363,6 @@ def _show_removed(sizes: dict[str, int], kept: dict[str, str], as_json: bool) ->
 
 
 # --- shared ---------------------------------------------------------------------------------------
-
-
-def _open(store: str | None, may_be_new: bool = False) -> CheckpointReader:
-    from ftray.checkpoint import open as open_reader
-    from ftray.checkpoint.options import default_store
-
-    if store == "":  # an unset variable of a script, say: the default is not meant
-        raise click.UsageError("--store is empty: give a path or a URL, or leave it out")
-    url = store or default_store()
-    if url.startswith(_OF_A_CLUSTER):
-        _join(url)
-    reader = open_reader(url)
-    scheme, _, path = reader.url.partition("://")
-    place = unquote(path)
-    if not may_be_new and store is not None and scheme == "file" and not os.path.exists(place):
-        raise click.ClickException(f"there is no store at {place}: no such directory")
-    return reader
-
-
-def _join(url: str) -> None:
-    """Become part of the cluster that a store lives in: ftray's node, or with FTRAY_ENGINE=ray Ray's."""
-    import ftray
-
-    if ftray.is_initialized():
-        return
-    address = os.environ.get("FTRAY_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        ftray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, ftray.exceptions.RayError) as error:
-        text = f"{url} is a store of a running cluster, and none was found: {error}"
-        raise click.ClickException(text) from None
-
-
-def _keys(reader: CheckpointReader, only_orphans: bool) -> list[str]:
-    from ftray.checkpoint.keyinfo import orphans
-    from ftray.checkpoint.stores import connect
-
-    return orphans(connect(reader.url)) if only_orphans else reader.keys()
-
-
-def _resolve(reader: CheckpointReader, text: str) -> str:
-    """A key, or the name of a named actor if only one namespace has it."""
-    keys = reader.keys()
-    if text in keys:
-        return text
-    named = [key for key in keys if key.rpartition("/")[2] == text]
-    if len(named) == 1:
-        return named[0]
-    near = (
-        f"; {', '.join(named)} have that name" if named else f"; there are: {', '.join(keys[:20]) or 'none'}"
-    )
-    raise click.ClickException(f"there is no checkpoint key {text!r} in {reader.url}{near}")
 
 
 def _confirm(question: str) -> None:
