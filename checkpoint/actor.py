@@ -114,8 +114,8 @@ class Checkpointable:
     takeover : bool
         With ``exactly_once``: take the key from a holder that still lives, which is fenced by this.
     verify : bool
-        With ``exactly_once``: run each call twice and check that it does the same, and that read-only
-        methods change nothing. Slow, for tests; also ``FTRAY_CHECKPOINT_VERIFY=1``.
+        Check that read-only methods change nothing; with ``exactly_once`` also run each call twice and check
+        that it does the same. Slow, for tests; also ``FTRAY_CHECKPOINT_VERIFY=1``.
     fencing : {"exclusive", "lease"}
         With ``exactly_once``, for a store without conditional writes: ``"lease"`` allows to hold the key for
         a time only, renewed again and again. Where the store has them they are used, whatever is given.

@@ -19,17 +19,18 @@ class RunningMethods:
         Held during captures.
     """
 
-    __slots__ = ("_gate", "_waiting", "number")
+    __slots__ = ("_waiting", "gate", "number")
 
     def __init__(self, gate: threading.RLock) -> None:
-        self._gate = gate
+        self.gate = gate
+        """While it is held no counted method begins or ends, if methods may run beside each other."""
         self._waiting: list[Callable[[], object]] = []
         self.number = 0
         """Only kept when methods may run beside each other."""
 
     def begin(self) -> None:
         """A method begins; waits while a capture is being taken."""
-        with self._gate:
+        with self.gate:
             self.number += 1
 
     def tell(self) -> None:
@@ -39,7 +40,7 @@ class RunningMethods:
 
     def when_none(self, action: Callable[[], object]) -> bool:
         """Have `action` called by the thread of the last one to end. False: none runs, nothing is called."""
-        with self._gate:
+        with self.gate:
             if self.number:
                 self._waiting.append(action)
             return self.number > 0

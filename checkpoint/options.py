@@ -48,7 +48,6 @@ FINAL_TIMEOUT_VARIABLE = "FTRAY_CHECKPOINT_FINAL_TIMEOUT_S"
 _EXACTLY_ONCE_ONLY = (
     "code_version",
     "takeover",
-    "verify",
     "fencing",
     "lease_s",
     "reply_bound_bytes",
@@ -260,7 +259,7 @@ def validate(given: Mapping[str, object]) -> Options:
         exactly_once=exactly_once,
         code_version=_code_version(merged["code_version"]),
         takeover=_flag("takeover", merged["takeover"]),
-        verify=_flag("verify", merged["verify"]) or (exactly_once and _verify_asked()),
+        verify=_flag("verify", merged["verify"]) or _verify_asked(),
         fencing=_one_of("fencing", merged["fencing"], FENCINGS),
         lease_s=_lease(merged["lease_s"]),
         reply_bound_bytes=_integer("reply_bound_bytes", merged["reply_bound_bytes"], 1),

@@ -361,7 +361,7 @@ class _Recovery:
         self._count()
 
     def _count(self) -> None:
-        self.session.count_replayed()
+        self.session.calls.replayed()
         self.replayed += 1
         if faults.active:
             faults.hit("once.replayed")

@@ -153,12 +153,16 @@ class ActorSession:
         except Exception as error:  # the next save tries again, and fails if this does
             self._tell_failure(error, "the claim and the seal of this incarnation could not be made durable")
 
-    @property
+    @functools.cached_property
     def entry_points(self) -> Mapping[str, Callable[..., Any]]:
         """Actor methods that the engine runs from here in place of the instance's, by name."""
         own: dict[str, Callable[..., Any]] = {STATUS_METHOD: functools.partial(self.status, measured=False)}
         if self.exactly_once is not None:
             own[OUTCOME_METHOD] = self.exactly_once.look
+        elif self._options.verify:
+            from .verify import ReadonlyCheck
+
+            own |= ReadonlyCheck(self).methods()
         if self._cls.checkpoint is actor.Checkpointable.checkpoint:
             own["checkpoint"] = self.save_now_async if self._host.is_async else self.save_now
         return own
@@ -244,10 +248,6 @@ class ActorSession:
         fields = {**self._header_fields(reason), **extra}
         self._written(name, fields, captured)
         self._after_written(name, fields)
-
-    def count_replayed(self) -> None:
-        """A recorded call was run again; it counts as it did the first time."""
-        self.calls.replayed()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._owner_pid:

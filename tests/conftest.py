@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from tests.helpers.sync import Gate, Mailbox, Tally
 
 # The directories of tests/, each with the marker of that name, in the order in which they run.
 KINDS = ("unit", "sim", "packaging", "chaos", "functional", "cluster", "ray")
+_numbers = itertools.count(1)
 LIMIT_S = float(os.environ.get("FTRAY_TEST_LIMIT_S", "120"))
 
 # Properties have the same examples in every run, and no deadline: a loaded machine is no error.
@@ -115,6 +117,13 @@ def limited(request: pytest.FixtureRequest) -> Iterator[None]:
     marker = request.node.get_closest_marker("limit")
     with time_limit(marker.args[0] if marker else LIMIT_S):
         yield
+
+
+@pytest.fixture(autouse=True)
+def store_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors that name no store have one that no other test has, and not the user's; made when it is used."""
+    place = tmp_path_factory.getbasetemp() / f"store-{next(_numbers)}"
+    monkeypatch.setenv("FTRAY_CHECKPOINT_STORE", str(place))
 
 
 @pytest.fixture

@@ -84,6 +84,37 @@ def test_an_actor_tells_its_figures_and_is_not_disturbed(maker: Any, exactly_onc
     ray.kill(actor)
 
 
+def test_verify_finds_readers_that_write(store: Path) -> None:
+    class Lies(ray.Checkpointable, store=store, verify=True):
+        def __init__(self) -> None:
+            self.seen = 0
+
+        @checkpoint.readonly
+        def look(self) -> int:
+            self.seen += 1
+            return self.seen
+
+        @checkpoint.readonly
+        def honest(self, *items: int) -> int:
+            return self.seen + sum(items)
+
+    class AsyncLies(Lies):
+        async def work(self) -> int:
+            return 0
+
+        @checkpoint.readonly
+        async def look(self) -> int:  # type: ignore[override]
+            self.seen += 1
+            return self.seen
+
+    for cls in (Lies, AsyncLies):
+        actor = ray.remote(cls).remote()
+        assert ray.get(actor.honest.remote(1, 2)) == 3
+        with pytest.raises(checkpoint.ReadonlyChangedError, match=r"look is marked .*\['seen'\]: 0 and 1"):
+            ray.get(actor.look.remote())
+        ray.kill(actor)
+
+
 def test_after_a_crash_the_recovery_is_among_them(store: Path) -> None:
     actor = make(store, exactly_once=True).options(name="recovered").remote()
     ray.get([actor.incr.remote() for _ in range(5)])

@@ -331,7 +331,7 @@ KEYWORDS: dict[str, list[Any]] = {
     "exactly_once": [1, "yes", None],
     "code_version": [-1, "3", True, 1],  # a right one, too, is for exactly-once actors only
     "takeover": [1, "yes", True],
-    "verify": [1, "yes", True],
+    "verify": [1, "yes", None],
     "fencing": ["hope", True, None, "lease"],
     "lease_s": [0.5, 4000, "10", True, 20.0],
     "reply_bound_bytes": [0, -1, "1", True],

@@ -174,7 +174,7 @@ class TestOptions:
         for value, expected in (("1", True), ("0", False), ("", False)):
             monkeypatch.setenv("FTRAY_CHECKPOINT_VERIFY", value)
             assert validate({"exactly_once": True}).verify is expected
-            assert validate({}).verify is False
+            assert validate({}).verify is expected
         monkeypatch.setenv("FTRAY_CHECKPOINT_VERIFY", "no")
         with pytest.raises(CheckpointOptionError, match="FTRAY_CHECKPOINT_VERIFY='no' is not valid"):
             validate({"exactly_once": True})
