@@ -162,7 +162,7 @@ async def open_async(
     code_version = functools.partial(code_version_of, instance, options)
     before_claim(session, host, code_version)
     names_after_init = attribute_names(instance)
-    log.claim(holder(host))
+    log.claim(holder(host), functools.partial(check_past, host, log))
     with parking.counted(log, host, code_version):
         _open_snapshots(session, host, options, names_after_init)
     actor.sessions[id(instance)] = session
@@ -180,15 +180,18 @@ def before_claim(session: ActorSession, host: Host, code_version: Callable[[], i
     """Nothing has been touched yet: is it worth it?
 
     A state that cannot be saved is told to the maker of the actor; in later processes that is one of the
-    failures that are counted, after the claim. A parked actor claims nothing, nor does one whose past is
-    gone.
+    failures that are counted, after the claim. A parked actor claims nothing.
     """
     if not host.is_reconstructed:
         session.trial_capture()
         return
     log = session.log
     parking.check(log.store, log.key, host.identity.unique_id, code_version)
-    if not log.store.scan(log.key).claims and host.has_served():
+
+
+def check_past(host: Host, log: SnapshotLog, epoch: int) -> None:
+    """Refuse to begin empty when the past is gone; `epoch`: the newest that was claimed, 0 if none was."""
+    if not epoch and host.is_reconstructed and host.has_served():
         raise CheckpointNotFoundError(
             f"{host.identity.class_name} has served before, and checkpoint key {log.key!r} in "
             f"{log.store.url}, where its state was, has nothing now: somebody has removed it, or this "

@@ -158,7 +158,7 @@ def begin(
     log = SnapshotLog(store, group_key(name), keep)
 
     def check(newest: int) -> None:
-        if newest != seen:
+        if newest not in (0, seen):
             raise Moved(f"generation {newest} of group {name!r} was begun meanwhile")
 
     with _noted() as nonce:

@@ -289,7 +289,7 @@ def _remove_key(store: Store, key: str, takeover: bool) -> None:
     """Remove the key of an actor."""
 
     def check(epoch: int) -> None:
-        if not takeover:
+        if epoch and not takeover:
             holders.check_ended(store, key, holders.look(store, key, epoch))
 
     record = holders.tool("rm", holders.last_holder(store, key))

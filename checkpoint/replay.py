@@ -97,7 +97,8 @@ def _claim(session: ActorSession, host: Host, options: Options, record: Mapping[
     log = session.log
 
     def check(epoch: int) -> None:
-        if not options.takeover:
+        engine.check_past(host, log, epoch)
+        if epoch and not options.takeover:
             holders.check_free(log.store, log.key, epoch, host)
 
     log.claim(record, check)

@@ -277,7 +277,7 @@ class _Rollback:
 
     def _claim(self) -> None:
         def check(epoch: int) -> None:
-            if not self.takeover:
+            if epoch and not self.takeover:
                 holders.check_ended(self.store, self.key, holders.look(self.store, self.key, epoch))
 
         self.log.claim(self.holder, check)

@@ -148,7 +148,8 @@ class SnapshotLog:
         holder : mapping
             JSON values for people: who holds the key, since when.
         check : callable, optional
-            Called with the newest claimed epoch, if there is one, before the next is taken; raises to refuse.
+            Called with the newest claimed epoch, 0 if there is none, before the next is taken; raises to
+            refuse.
         """
         record = format.encode_record(
             {**holder, "key": self.key, "boot_id": boot_id(), "since_unix_s": time.time()}
@@ -156,8 +157,8 @@ class SnapshotLog:
         self._actor = str(holder.get("actor", ""))
         for _ in range(_CLAIM_ATTEMPTS):
             listing = self.store.scan(self.key)
-            if check is not None and listing.claims:
-                check(listing.claims[-1])
+            if check is not None:
+                check(listing.claims[-1] if listing.claims else 0)
             epoch = listing.newest_epoch + 1
             if self.store.claim(self.key, epoch, record):
                 self.epoch = epoch
