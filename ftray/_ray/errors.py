@@ -21,6 +21,10 @@ from ray import exceptions as theirs
 from ftray import _task_errors
 from ftray import exceptions as ours
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _CONSTRUCTOR_KEY = b"constructor:"
 _NAMESPACE = b"ftray errors"
 _CARRIED_MAX = 1 << 20  # bytes of a constructor's error that are kept for its callers
@@ -52,18 +56,31 @@ def carried(error: BaseException, name: str, actor_repr: str = "") -> BaseExcept
     return Carried(payload, text, error)
 
 
-def portable(error: BaseException, name: str, actor_repr: str = "") -> BaseException:
-    """Return what an actor raises whose callers may be plain Ray's: the user's exception if it can be sent.
-
-    One whose class does not unpickle by itself would not arrive at all; it is carried.
-    """
-    if isinstance(error, theirs.AsyncioActorExit | Carried) or not isinstance(error, Exception):
-        return error
+def arrives(error: BaseException) -> bool:
+    """Whether an exception can be sent to any program as it is: its class unpickles by itself."""
     try:
         again = pickle.loads(ray.cloudpickle.dumps(error))
     except Exception:  # whatever a class of the user's makes of it
-        again = None
-    return error if type(again) is type(error) else carried(error, name, actor_repr)
+        return False
+    return type(again) is type(error)
+
+
+class Leaving:
+    """Has what is raised inside leave as what `convert` makes of it, which may be the same exception."""
+
+    __slots__ = ("_convert",)
+
+    def __init__(self, convert: Callable[[Exception], BaseException]) -> None:
+        self._convert = convert
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception):
+            failure = self._convert(error)
+            if failure is not error:
+                raise failure from None
 
 
 class _RetriedClass(type):

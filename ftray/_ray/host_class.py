@@ -18,9 +18,11 @@ import inspect
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any
 
+from ftray import _task_errors
 from ftray.checkpoint import actor
 from ftray.checkpoint.errors import CheckpointOptionError, NoSessionError
 from ftray.checkpoint.figures import STATUS_METHOD
@@ -85,7 +87,7 @@ def _make_shell(shell: Any, cls: type) -> None:
         setattr(shell, name, _refused(cls, name))
     if durable:
         shell.__ray_checkpoint_note__ = _note
-    if getattr(cls, "__repr__") is not getattr(object, "__repr__"):  # noqa: B009 - or mypy compares types
+    if _has_repr(cls):
         shell.__repr__ = _repr
 
 
@@ -185,80 +187,71 @@ def _signature(function: Any, raw: object, hidden: str | None) -> inspect.Signat
 
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Any, /, *args: Any, _ftray_member: Any = None, **kwargs: Any) -> Any:
-        try:
+        with _leaving(_portable, self, name):
             return getattr(self, _RUNNER).run(name, args, kwargs, _ftray_member)
-        except Exception as error:
-            failure = _portable(self, name, error)
-        raise failure
 
     return method
 
 
 def _async_method(name: str) -> Callable[..., Any]:
     async def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _leaving(_portable, self, name):
             return await getattr(self, _RUNNER).run_async(name, args, kwargs)
-        except Exception as error:
-            failure = _portable(self, name, error)
-        raise failure
 
     return method
 
 
 def _stream(name: str) -> Callable[..., Any]:
     def method(self: Any, /, *args: Any, _ftray_member: Any = None, **kwargs: Any) -> Iterator[Any]:
-        try:
+        with _leaving(_portable, self, name):
             yield from getattr(self, _RUNNER).stream(name, args, kwargs, _ftray_member)
-            return
-        except Exception as error:
-            failure = _portable(self, name, error)
-        raise failure
 
     return method
 
 
 def _async_stream(name: str) -> Callable[..., Any]:
     async def method(self: Any, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        try:
+        with _leaving(_portable, self, name):
             async for item in getattr(self, _RUNNER).stream_async(name, args, kwargs):
                 yield item
-            return
-        except Exception as error:
-            failure = _portable(self, name, error)
-        raise failure
 
     return method
 
 
 def _durable_method(name: str) -> Callable[..., Any]:
     async def method(self: Any, /, *args: Any, _ftray_call: Any = None, **kwargs: Any) -> Any:
-        try:
+        with _leaving(_portable, self, name):
             return await getattr(self, _RUNNER).run(name, args, kwargs, _ftray_call)
-        except Exception as error:
-            failure = _portable(self, name, error)
-        raise failure
 
     return method
+
+
+def _leaving(convert: Callable[..., BaseException], *about: Any) -> AbstractContextManager[None]:
+    """What is raised inside leaves as what `convert` makes of it."""
+    leaving: AbstractContextManager[None] = importlib.import_module("ftray._ray.errors").Leaving(
+        functools.partial(convert, *about)
+    )
+    return leaving
 
 
 def _portable(shell: Any, name: str, error: Exception) -> BaseException:
     """Return what callers are to get of an exception: those of ftray's API its class, whatever that needs."""
     errors = importlib.import_module("ftray._ray.errors")
+    if errors.arrives(error):
+        return error
     cls = user_class(type(shell))
-    own = getattr(cls, "__repr__") is not getattr(object, "__repr__")  # noqa: B009 - or mypy compares types
-    found: BaseException = errors.portable(error, f"{cls.__name__}.{name}", repr(shell) if own else "")
+    who = _task_errors._safe(repr, shell) if _has_repr(cls) else ""
+    found: BaseException = errors.carried(error, f"{cls.__name__}.{name}", who)
     return found
 
 
 def _not_made(cls: type, error: Exception) -> BaseException:
     """Keep why an actor could not be made for its callers, and return what its constructor raises."""
     errors = importlib.import_module("ftray._ray.errors")
-    what = f"{cls.__name__}.__init__"
-    carried = errors.carried(error, what)
+    carried: BaseException = errors.carried(error, f"{cls.__name__}.__init__")
     if isinstance(carried, errors.Carried):
         errors.keep_constructor_error(carried)
-    found: BaseException = errors.portable(error, what)
-    return found
+    return error if errors.arrives(error) else carried
 
 
 def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
@@ -267,12 +260,8 @@ def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
         async def opened(self: Any, /, *args: Any, _ftray_spec: Any = None, **kwargs: Any) -> None:
             calls = importlib.import_module("ftray._ray.host_calls")
             own = user_class(type(self))
-            try:
+            with _leaving(_not_made, own):
                 setattr(self, _RUNNER, await calls.open_actor(own, _ftray_spec or {}, args, kwargs))
-                return
-            except Exception as error:
-                failure = _not_made(own, error)
-            raise failure
 
         made: Any = opened
     else:
@@ -280,12 +269,8 @@ def _constructor(cls: type, durable: bool, is_async: bool) -> Any:
         def restored(self: Any, /, *args: Any, _ftray_spec: Any = None, **kwargs: Any) -> None:
             host = importlib.import_module("ftray._ray.host")
             own = user_class(type(self))
-            try:
+            with _leaving(_not_made, own):
                 setattr(self, _RUNNER, host.SnapshotActor(own, _ftray_spec or {}, args, kwargs, is_async))
-                return
-            except Exception as error:
-                failure = _not_made(own, error)
-            raise failure
 
         made = restored
     given: Any = getattr(cls, "__init__")  # noqa: B009 - of the class that was given
@@ -356,6 +341,11 @@ async def _note(self: Any, what: str, data: Any) -> int:
     """Take a note of a caller, see `host_calls.DurableActor.note`."""
     found: int = getattr(self, _RUNNER).note(what, data)
     return found
+
+
+def _has_repr(cls: type) -> bool:
+    """Whether actors of a class have a way of their own to call themselves."""
+    return getattr(cls, "__repr__") is not getattr(object, "__repr__")  # noqa: B009 - or mypy compares types
 
 
 def _repr(self: Any) -> str:

@@ -33,17 +33,19 @@ def _who(shell: Any) -> str:
     return _task_errors._safe(repr, shell._ftray_instance) if shell is not None and shell._own_repr else ""
 
 
+def _leaving(name: str, shell: Any) -> errors.Leaving:
+    """What the user's code raises inside leaves as a `Carried`."""
+    return errors.Leaving(lambda error: errors.carried(error, name, _who(shell)))
+
+
 def call(
     function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], shell: Any = None
 ) -> Any:
     """Run a function."""
     enter()
     given, named = _arguments(args, kwargs)
-    try:
+    with _leaving(name, shell):
         return function(*given, **named)
-    except Exception as error:
-        failure = errors.carried(error, name, _who(shell))
-    raise failure
 
 
 def stream(
@@ -52,14 +54,10 @@ def stream(
     """Run a generator."""
     enter()
     given, named = _arguments(args, kwargs)
-    try:
+    with _leaving(name, shell):
         # Ray sends into what it runs, and what the user's generator delegates to may take nothing.
         for item in function(*given, **named):  # noqa: UP028
             yield item
-        return
-    except Exception as error:
-        failure = errors.carried(error, name, _who(shell))
-    raise failure
 
 
 async def call_async(
@@ -68,11 +66,8 @@ async def call_async(
     """Run a coroutine function."""
     enter()
     given, named = _arguments(args, kwargs)
-    try:
+    with _leaving(name, shell):
         return await function(*given, **named)
-    except Exception as error:
-        failure = errors.carried(error, name, _who(shell))
-    raise failure
 
 
 async def stream_async(
@@ -81,13 +76,9 @@ async def stream_async(
     """Run an asynchronous generator."""
     enter()
     given, named = _arguments(args, kwargs)
-    try:
+    with _leaving(name, shell):
         async for item in function(*given, **named):
             yield item
-        return
-    except Exception as error:
-        failure = errors.carried(error, name, _who(shell))
-    raise failure
 
 
 def construct(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
