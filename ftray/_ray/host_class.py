@@ -72,7 +72,7 @@ def user_class(cls: Any) -> type:
 def _make_shell(shell: Any, cls: type) -> None:
     durable = actor.options_of(cls).exactly_once
     methods = methods_of(cls)
-    is_async = any(_is_async(function) for function in methods.values())
+    is_async = _has_async(cls)
     for name, function in methods.items():
         setattr(shell, name, _wrapper(cls, name, function, durable, is_async))
     shell.__init__ = _constructor(cls, durable, is_async)
@@ -93,6 +93,7 @@ def _make_shell(shell: Any, cls: type) -> None:
 
 def methods_of(cls: type) -> dict[str, FunctionType]:
     """Return the methods of a class that Ray's callers may name."""
+    hooks = _hooks()
     found: dict[str, FunctionType] = {}
     for base in cls.__mro__:
         if base in (object, actor.Checkpointable) or base.__module__ == "typing":
@@ -100,9 +101,9 @@ def methods_of(cls: type) -> dict[str, FunctionType]:
         for name, value in base.__dict__.items():
             function = getattr(value, "__func__", value)
             plain = not name.startswith("__") or name == "__call__"
-            if plain and isinstance(function, FunctionType):
+            if plain and name not in hooks and isinstance(function, FunctionType):
                 found.setdefault(name, function)
-    return {name: function for name, function in found.items() if name not in _hooks()}
+    return found
 
 
 def _hooks() -> set[str]:
@@ -131,6 +132,11 @@ def is_grouped(function: Callable[..., Any]) -> bool:
 
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _has_async(cls: type) -> bool:
+    """Whether some method of a class is asynchronous."""
+    return any(map(_is_async, methods_of(cls).values()))
 
 
 def _is_stream(function: Callable[..., Any]) -> bool:
@@ -388,7 +394,7 @@ def _at_once(cls: type, given: Any) -> int | None:
         return None
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise CheckpointOptionError(f"max_concurrency={given!r} is not valid: give a number from 1 up")
-    if not any(map(_is_async, methods_of(cls).values())):
+    if not _has_async(cls):
         raise CheckpointOptionError(
             f"exactly_once=True and max_concurrency={given}: methods of {cls.__name__} would run on several "
             "threads at once, in an order that no journal can repeat. Use max_concurrency=1, or async methods"
@@ -411,7 +417,7 @@ def may_be_member(cls: type, max_restarts: int) -> bool:
 
     For Ray's extra concurrency groups methods run on another thread than the main one.
     """
-    return max_restarts == -1 and not any(_is_async(function) for function in methods_of(cls).values())
+    return max_restarts == -1 and not _has_async(cls)
 
 
 _making = threading.Lock()
