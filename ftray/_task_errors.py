@@ -191,7 +191,7 @@ def _picklable(value: Any) -> Any:
     try:
         serialize(value)
     except Exception:
-        return _limited(_safe(repr, value))
+        return safe_repr(value)
     return value
 
 
@@ -230,6 +230,11 @@ def _limited(text: str) -> str:
 def safe_text(exc: BaseException) -> str:
     """Return ``str(exc)`` whatever the user's ``__str__`` does."""
     return _limited(_safe(str, exc))
+
+
+def safe_repr(value: Any) -> str:
+    """Return ``repr(value)`` whatever the user's ``__repr__`` does."""
+    return _limited(_safe(repr, value))
 
 
 def _is_internal(filename: str) -> bool:

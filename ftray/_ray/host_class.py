@@ -246,7 +246,7 @@ def _portable(shell: Any, name: str, error: Exception) -> BaseException:
     if errors.arrives(error):
         return error
     cls = user_class(type(shell))
-    who = _task_errors._safe(repr, shell) if _has_repr(cls) else ""
+    who = repr(shell) if _has_repr(cls) else ""
     found: BaseException = errors.carried(error, f"{cls.__name__}.{name}", who)
     return found
 
@@ -355,7 +355,9 @@ def _has_repr(cls: type) -> bool:
 
 
 def _repr(self: Any) -> str:
-    return repr(getattr(self, _RUNNER).instance)
+    """Ray asks for it when something has raised, the constructor too, and ends the process if this raises."""
+    runner = getattr(self, _RUNNER, None)
+    return object.__repr__(self) if runner is None else _task_errors.safe_repr(runner.instance)
 
 
 # -- the class that stands for the actor class in programs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftray import _engine, _task_errors
+from ftray import _engine
 from ftray._ray import errors
 from ftray._ray.refs import adopted
 
@@ -30,7 +30,7 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any]
 
 def _who(shell: Any) -> str:
     """Return how an actor calls itself, "" for one that has no ``__repr__`` of its own, and for tasks."""
-    return _task_errors._safe(repr, shell._ftray_instance) if shell is not None and shell._own_repr else ""
+    return repr(shell) if shell is not None and shell._own_repr else ""
 
 
 def _leaving(name: str, shell: Any) -> errors.Leaving:

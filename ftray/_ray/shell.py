@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from ftray import _task_errors
 from ftray._ray import host_flow, inside, options
 from ftray._ray.calls import CALLER, named_like
 
@@ -170,7 +171,10 @@ def _resumed(caller: bytes | None) -> AbstractContextManager[None]:
 
 
 def _repr(self: Any) -> str:
-    return repr(self._ftray_instance)
+    """Ray asks for it when something has raised, the constructor too, and ends the process if this raises."""
+    if "_ftray_instance" not in vars(self):
+        return object.__repr__(self)
+    return _task_errors.safe_repr(self._ftray_instance)
 
 
 def _shutdown(self: Any) -> None:

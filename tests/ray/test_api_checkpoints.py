@@ -68,6 +68,41 @@ def test_exceptions_are_of_the_users_class(store: str, exactly_once: bool) -> No
     assert isinstance(other.value, exceptions.RayTaskError)
 
 
+@pytest.mark.short
+@pytest.mark.parametrize("mode", [None, *EXACTLY_ONCE])
+def test_a_repr_that_fails_hides_no_exception(store: str, mode: bool | None) -> None:
+    class Upset:
+        def __init__(self, name: str) -> None:
+            if not name:
+                raise Two(1, "no name")
+            self.name = name
+
+        def __repr__(self) -> str:
+            return self.name
+
+        def upset(self, cls: Any) -> None:
+            self.__dict__.pop("name", None)
+            raise cls(2, "the reason")
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    if mode is None:
+        remote = ftray.remote(Upset)
+    else:
+        base = type("Base", (ftray.Checkpointable,), {}, store=store, exactly_once=mode)
+        remote = ftray.remote(type("Upset", (Upset, base), {}))
+    actor = remote.remote("calm")
+    pid = ftray.get(actor.pid.remote())
+    for cls in (Two, OSError):
+        with pytest.raises(cls, match="the reason"):
+            ftray.get(actor.upset.remote(cls))
+    assert ftray.get(actor.pid.remote()) == pid
+    with pytest.raises(exceptions.ActorDiedError) as caught:
+        ftray.get(remote.remote("").pid.remote())
+    assert isinstance(caught.value.__cause__, Two)
+
+
 @pytest.mark.parametrize("exactly_once", EXACTLY_ONCE)
 def test_who_could_not_be_made_says_why(store: str, exactly_once: bool) -> None:
     shop = make(store, exactly_once).options(max_restarts=0).remote(fail=True)
