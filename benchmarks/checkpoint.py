@@ -88,9 +88,14 @@ def in_turns(
     return rates
 
 
+def ratios(rates: dict[str, list[float]], ours: str, other: str) -> list[float]:
+    """The ratio of each round."""
+    return [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
+
+
 def ratio(rates: dict[str, list[float]], ours: str, other: str) -> float:
     """Median of the ratios of each round."""
-    return statistics.median(a / b for a, b in zip(rates[ours], rates[other], strict=True))
+    return statistics.median(ratios(rates, ours, other))
 
 
 def middle_mean(values: list[float]) -> float:
@@ -180,7 +185,7 @@ def _of_saves(
     """`pairs` of actors, each with new processes: those of one class differ by a hundredth or two."""
     turn = Budget(budget.measure_s * 2, budget.warmup_s, budget.smoke)
     lead_s = budget.measure_s / 10  # what a rest has earned, for saves at once, is spent before
-    ratios: list[float] = []
+    shares: list[float] = []
     saves, calls, cpu_s, worst = 0, 0, 0.0, 0
     for _ in range(pairs):
         steps, actors = bench.snapshots(batch, **options)
@@ -188,13 +193,13 @@ def _of_saves(
         rates = in_turns(steps, turn, budget.size(12, 2), lead_s)
         after = ftray.checkpoint.status(actors["saved"])
         bench.end(actors)
-        ratios += [saved / plain for saved, plain in zip(rates["saved"], rates["plain"], strict=True)]
+        shares += ratios(rates, "saved", "plain")
         saves += after["saves"] - before["saves"]
         calls += after["calls"] - before["calls"]
         cpu_s += after["save_cpu_s_total"] - before["save_cpu_s_total"]
         worst = max(worst, after["max_calls_unsaved"])
     return [
-        Line(f"{what}: cost", (1 - middle_mean(ratios)) * 100, "%", None, "", *bounds, True),
+        Line(f"{what}: cost", (1 - middle_mean(shares)) * 100, "%", None, "", *bounds, True),
         Line(f"{what}: a save for", calls / max(1, saves), "calls"),
         Line(f"{what}: CPU time of a save", cpu_s / max(1, saves) * 1e3, "ms"),
         Line(f"{what}: unsaved at worst", float(worst), "calls"),

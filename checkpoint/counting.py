@@ -65,11 +65,10 @@ class CallCount:
         """There is nothing to look at until `go_on` is called."""
         self._set(_WITHOUT_END)
 
-    def capture(self) -> int:
-        """The state is captured as it is after all calls so far; returns how many they are."""
+    def capture(self) -> None:
+        """The state is captured as it is after all calls so far."""
         self.captured = self.total
         self.go_on()
-        return self.captured
 
     def continue_from(self, calls: int) -> None:
         """The state is that of a snapshot which has the effects of so many calls."""

@@ -75,10 +75,7 @@ class NativeHost(ProcessHost):
         """See `Host.predecessor_fault`."""
         from ftray._node.frames import DEATH_EXIT, DEATH_SIGNAL
 
-        try:
-            death = ask("predecessor_death", {}, _PATIENCE_S)
-        except TimeoutError:  # a recovery does not depend on a node that is silent
-            return ""
+        death = _asked("predecessor_death")
         if death is None:
             return ""
         kind, code = death["kind"], death["code"]
@@ -87,14 +84,19 @@ class NativeHost(ProcessHost):
 
     def has_served(self) -> bool:
         """See `Host.has_served`."""
-        try:
-            return bool(ask("has_served", {}, _PATIENCE_S))
-        except TimeoutError:
-            return False
+        return bool(_asked("has_served"))
 
     def fenced(self, error: BaseException) -> None:
         """See `Host.fenced`."""
         self._end(error)
+
+
+def _asked(method: str) -> Any:
+    """Ask the node; None if it is silent, on which a recovery does not depend."""
+    try:
+        return ask(method, {}, _PATIENCE_S)
+    except TimeoutError:
+        return None
 
 
 class NativeGroupPort:
