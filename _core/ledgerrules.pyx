@@ -177,12 +177,19 @@ cdef void acknowledge(LedgerState *l, Caller *c, uint32_t acked) noexcept nogil:
 
 # --- decisions
 
+cdef inline bint has_caller(LedgerState *l, const CallHead *h, Caller **c) noexcept nogil:
+    """Has the call one, and what is known of it (NULL: nothing)? A call by key belongs to none."""
+    if h.flags & HEAD_KEYED:
+        return False
+    c[0] = l.caller(id_at(h.parent))
+    return True
+
+
 cdef Entry *ledger_find(LedgerState *l, const char *head) noexcept nogil:
     cdef const CallHead *h = <const CallHead *>head
     cdef Caller *c
-    if h.flags & HEAD_KEYED:
+    if not has_caller(l, h, &c):
         return l.keyed_find(id_at(h.call_id))
-    c = l.caller(id_at(h.parent))
     return c.row.find(order_of(h)) if c != NULL else NULL
 
 
@@ -199,9 +206,8 @@ cdef Admission ledger_admit(LedgerState *l, const char *head, uint64_t digest, b
     if mutating and h.nchain and in_chain(head, &l.key):
         l.refused += 1
         return CYCLE
-    if h.flags & HEAD_KEYED:
+    if not has_caller(l, h, &c):
         return admit_keyed(l, h, digest, found) if mutating else NEW
-    c = l.caller(id_at(h.parent))
     if c != NULL:
         age = compare_attempts(head, c)
         if age < 0:
@@ -232,11 +238,9 @@ cdef bint ledger_stale(LedgerState *l, const char *head) noexcept nogil:
 
 
 cdef void ledger_see(LedgerState *l, const char *head) noexcept nogil:
-    cdef const CallHead *h = <const CallHead *>head
     cdef Caller *c
-    if h.flags & HEAD_KEYED:
+    if not has_caller(l, <const CallHead *>head, &c):
         return
-    c = l.caller(id_at(h.parent))
     if c == NULL:
         enter_caller(l, head)
     elif compare_attempts(head, c) > 0:
@@ -247,10 +251,7 @@ cdef void ledger_see(LedgerState *l, const char *head) noexcept nogil:
 cdef void ledger_acknowledge(LedgerState *l, const char *head) noexcept nogil:
     cdef const CallHead *h = <const CallHead *>head
     cdef Caller *c
-    if h.flags & HEAD_KEYED:
-        return
-    c = l.caller(id_at(h.parent))
-    if c != NULL and compare_attempts(head, c) == 0:
+    if has_caller(l, h, &c) and c != NULL and compare_attempts(head, c) == 0:
         acknowledge(l, c, h.acked)
 
 
@@ -373,8 +374,7 @@ cdef bint ledger_replay(LedgerState *l, const char *head, uint64_t digest, uint8
     cdef Entry *e = ledger_find(l, head)
     if e != NULL and (e.state == ENTRY_DONE or reply == NULL or contradicts(e, h, digest)):
         return False
-    if not h.flags & HEAD_KEYED:
-        c = l.caller(id_at(h.parent))
+    if has_caller(l, h, &c):
         if c == NULL:
             c = enter_caller(l, head)
         elif compare_attempts(head, c) > 0:
