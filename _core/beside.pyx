@@ -16,7 +16,7 @@ from ftray._core.types cimport CancelAsk, Core
 
 
 cdef class Beside:
-    """Base of `Pools` and `AsyncCalls`."""
+    """Base of `Pools` and `AsyncCalls`; abstract: both say what `leave` and `cancel` do."""
 
     def __cinit__(self):
         self.open = {}
@@ -40,7 +40,7 @@ cdef class Beside:
 
     cdef int leave(self) except -1:
         """End this process, on its main thread."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how to leave")
 
     cdef int cancel_asked(self) except -1:
         """Cancel the calls whose callers ask for it."""
@@ -59,4 +59,4 @@ cdef class Beside:
 
     cdef int cancel(self, uint64_t key, bint recursive) except -1:
         """Cancel one call; what is not open any more has been answered."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how to cancel")
