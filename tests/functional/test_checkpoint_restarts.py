@@ -11,6 +11,7 @@ import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from tests.helpers.counts import count_class
 from tests.helpers.sync import Tally
 
 pytestmark = pytest.mark.usefixtures("runtime")
@@ -22,21 +23,13 @@ LONG_S = 60
 def test_a_store_that_fails_while_an_actor_is_restarted_is_tried_again(
     tmp_path: Path, tally: Tally, exactly_once: bool, point: str
 ) -> None:
-    class Count(ray.Checkpointable, store=tmp_path / "store", exactly_once=exactly_once):
+    class Failing(count_class(tmp_path / "store", exactly_once=exactly_once)):
         def __init__(self, tally: Any) -> None:
-            self.n = 0
+            super().__init__()
             if tally.bump() in (1, 2, 3):
                 os.environ["FTRAY_CHECKPOINT_FAULT"] = f"{point}:raise"
 
-        def add(self) -> int:
-            self.n += 1
-            return self.n
-
-        @checkpoint.readonly
-        def pid(self) -> int:
-            return os.getpid()
-
-    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Count).remote(tally)
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Failing).remote(tally)
     assert ray.get(actor.add.remote(), timeout=LONG_S) == 1
     ray.get(actor.checkpoint.remote(), timeout=LONG_S)
     os.kill(ray.get(actor.pid.remote(), timeout=LONG_S), signal.SIGKILL)
@@ -46,19 +39,8 @@ def test_a_store_that_fails_while_an_actor_is_restarted_is_tried_again(
 
 @pytest.mark.parametrize("exactly_once", [True, False])
 def test_a_restart_that_finds_nothing_is_no_beginning(tmp_path: Path, exactly_once: bool) -> None:
-    class Count(ray.Checkpointable, store=tmp_path / "store", exactly_once=exactly_once):
-        def __init__(self) -> None:
-            self.n = 0
-
-        def add(self) -> int:
-            self.n += 1
-            return self.n
-
-        @checkpoint.readonly
-        def pid(self) -> int:
-            return os.getpid()
-
-    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Count).remote()
+    cls = count_class(tmp_path / "store", exactly_once=exactly_once)
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(cls).remote()
     assert ray.get([actor.add.remote() for _ in range(3)], timeout=LONG_S) == [1, 2, 3]
     ray.get(actor.checkpoint.remote(), timeout=LONG_S)
     pid = ray.get(actor.pid.remote(), timeout=LONG_S)

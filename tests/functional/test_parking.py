@@ -12,6 +12,7 @@ import pytest
 import ftray as ray
 from ftray import checkpoint
 from ftray.checkpoint import CheckpointLoadError, CheckpointParkedError
+from tests.helpers.counts import count_class
 from tests.helpers.processes import wait_ended
 from tests.helpers.sync import Tally, eventually
 
@@ -30,9 +31,10 @@ def fragile(store: Path, **options: Any) -> Any:
     Its processes end as the file says; if it is empty, the load raises.
     """
 
-    class Fragile(ray.Checkpointable, store=store, **options):
+    class Fragile(count_class(store, **options)):
         def __init__(self, starts: Any, broken: str, tries: int = 1000) -> None:
-            self.n, self.broken = 0, broken
+            super().__init__()
+            self.broken = broken
             self.fails = starts.bump() <= tries
 
         def save_checkpoint(self) -> Any:
@@ -46,14 +48,6 @@ def fragile(store: Path, **options: Any) -> Any:
                     ENDS[how]()
                 raise ValueError("this state is not to my liking")
             self.n = state
-
-        def add(self) -> int:
-            self.n += 1
-            return self.n
-
-        @checkpoint.readonly
-        def pid(self) -> int:
-            return os.getpid()
 
     return ray.remote(max_restarts=-1, max_task_retries=-1)(Fragile)
 

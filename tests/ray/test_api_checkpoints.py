@@ -12,6 +12,7 @@ import pytest
 import ftray
 from ftray import checkpoint, exceptions
 from ftray.checkpoint.errors import CheckpointOptionError, NoSessionError
+from tests.helpers.counts import count_class
 from tests.helpers.processes import wait_ended
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -200,20 +201,9 @@ def test_hooks_are_not_called_by_handle(store: str, exactly_once: bool) -> None:
 
 @pytest.mark.parametrize("exactly_once", EXACTLY_ONCE)
 def test_a_restart_that_finds_nothing_is_no_beginning(store: str, exactly_once: bool) -> None:
-    class Count(ftray.Checkpointable, store=store, exactly_once=exactly_once):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            self.n = 0
-
-        def add(self) -> int:
-            self.n += 1
-            return self.n
-
-        @checkpoint.readonly
-        def pid(self) -> int:
-            return os.getpid()
-
+    cls = count_class(store, exactly_once=exactly_once)
     options = {"max_restarts": -1, "max_task_retries": -1, "name": f"count-{exactly_once}"}
-    actor = ftray.remote(Count).options(**options).remote()
+    actor = ftray.remote(cls).options(**options).remote()
     assert ftray.get([actor.add.remote() for _ in range(3)])[-1] == 3
     ftray.get(actor.checkpoint.remote())
     pid = ftray.get(actor.pid.remote())
