@@ -25,6 +25,8 @@ from .stores.protocol import Store
 from .values import CALL_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .codec import Codec
 
 COMMITTED, NOT_COMMITTED, UNKNOWN = "committed", "not committed", "unknown"
@@ -127,6 +129,42 @@ def decoded(status: int, reply: bytes | None, codec: Codec) -> Outcome:
         return Outcome(COMMITTED, reason="its reply is not kept any more")
     value = codec.decode_reply(status, reply)
     return Outcome(COMMITTED, True, value) if status == OK else failed(value)
+
+
+def said(
+    state: str,
+    durable: bool,
+    status: int,
+    reply: bytes | None,
+    codec: Codec,
+    *,
+    own: bool,
+    wait: Callable[[], object] | None,
+) -> Outcome:
+    """Return the outcome of which an actor has said what is known of it.
+
+    Parameters
+    ----------
+    own : bool
+        Its caller goes on, or it has a key: nobody can have reported that it may be forgotten.
+    wait : callable, optional
+        Waits for the call's reply; None: it is not under way.
+    """
+    if state == "done" and durable:
+        return decoded(status, reply, codec)
+    if state == "expired":
+        return Outcome(COMMITTED, reason="its reply is not kept any more")
+    if state == "unknown" and not own:
+        return Outcome(UNKNOWN, reason="its caller is not known any more, or has never called")
+    if state in ("done", "accepted"):
+        why = "it has begun" if state == "accepted" else "it has run, and is not durable yet"
+    elif wait is None:
+        return Outcome(NOT_COMMITTED, reason="the actor has no record of it")
+    else:
+        why = "it is under way to the actor, or waits for its turn: there is no record of it yet"
+    if wait is not None:
+        wait()
+    return Outcome(UNKNOWN, reason=why)
 
 
 def failed(error: Exception) -> Outcome:

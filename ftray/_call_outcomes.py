@@ -186,24 +186,8 @@ class _Question:
                 return None
             if state == "done" and not durable and _left(self._deadline_s):
                 continue
-            return self._said(state, durable, status, reply, ref)
-
-    def _said(self, state: str, durable: bool, status: int, reply: bytes | None, ref: Any) -> Outcome:
-        if state == "done" and durable:
-            return outcomes.decoded(status, reply, Codec())
-        if state == "expired":
-            return Outcome(COMMITTED, reason="its reply is not kept any more")
-        if state == "unknown" and not self._own:
-            return Outcome(UNKNOWN, reason="its caller is not known any more, or has never called")
-        if state in ("done", "accepted"):
-            why = "it has begun" if state == "accepted" else "it has run, and is not durable yet"
-        elif ref is None:
-            return Outcome(NOT_COMMITTED, reason="the actor has no record of it")
-        else:
-            why = "it is under way to the actor, or waits for its turn"
-        if ref is not None:
-            plain_wait([ref], 1, _left(self._deadline_s), True)
-        return Outcome(UNKNOWN, reason=why)
+            wait = None if ref is None else lambda: plain_wait([ref], 1, _left(self._deadline_s), True)
+            return outcomes.said(state, durable, status, reply, Codec(), own=self._own, wait=wait)
 
     def _of_store(self, fields: dict[str, Any], ref: _core.ObjectRef | None) -> Outcome:
         given = fields["checkpoint"]

@@ -150,24 +150,8 @@ class _Question:
                 return None
             if state == "done" and not durable and self.left_s():
                 continue
-            return self._said(state, durable, status, reply, ref)
-
-    def _said(self, state: str, durable: bool, status: int, reply: bytes | None, ref: Any) -> Outcome:
-        if state == "done" and durable:
-            return outcomes.decoded(status, reply, RayCodec(""))
-        if state == "expired":
-            return Outcome(COMMITTED, reason="its reply is not kept any more")
-        if state == "unknown" and not self._own:
-            return Outcome(UNKNOWN, reason="its caller is not known any more, or has never called")
-        if state in ("done", "accepted"):
-            why = "it has begun" if state == "accepted" else "it has run, and is not durable yet"
-        elif ref is None:
-            return Outcome(NOT_COMMITTED, reason="the actor has no record of it yet")
-        else:
-            why = "it is under way to the actor, or waits for its turn: there is no record of it yet"
-        if ref is not None:
-            ray.wait([ref], timeout=self.left_s())
-        return Outcome(UNKNOWN, reason=why)
+            wait = None if ref is None else lambda: ray.wait([ref], timeout=self.left_s())
+            return outcomes.said(state, durable, status, reply, RayCodec(""), own=self._own, wait=wait)
 
     def _of_store(self, ref: Any) -> Outcome:
         place = host_handle.place_of_actor(self._handle._actor_id.binary())
