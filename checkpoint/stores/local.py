@@ -2,10 +2,10 @@
 
 One directory per key (mode 0700), in it (mode 0600):
 
-    epoch-EEEEEEEEEE.claim               exclusive creation: this epoch is taken; the highest one holds the
-    key epoch-EEEEEEEEEE.seal                which older snapshots are this epoch's past
-    snap-EEEEEEEEEE-SSSSSSSSSSSS.ckpt    a whole snapshot, never changed .tmp-EEEEEEEEEE-...
-    unfinished; swept by the next epoch
+    epoch-EEEEEEEEEE.claim             exclusive creation: this epoch is taken; the highest one holds the key
+    epoch-EEEEEEEEEE.seal              which older snapshots are this epoch's past
+    snap-EEEEEEEEEE-SSSSSSSSSSSS.ckpt  a whole snapshot, never changed
+    .tmp-EEEEEEEEEE-...                unfinished; swept by the next epoch
 
 Invariants: a final name appears by rename of a file that has been fsynced, and the directory is fsynced
 after it; a file whose fsync failed is removed and never retried; an epoch that is not the highest claimed
@@ -33,27 +33,18 @@ from .local_files import (
     fsync_directory,
     fsync_path,
     make_directories,
-    parse_name,
     remove_file,
     write_all,
 )
 from .local_journal import LocalJournals, journal_epoch, sweep_probe
 from .local_watch import LocalWatches
+from .names import claim_name, numbers, seal_name, snapshot_name
 from .protocol import Listing
 
 _VOLATILE = frozenset({"tmpfs", "ramfs", "overlay-tmpfs"})
 _TRASH = ".trash-"
 _HALF_WRITTEN, _WRITTEN = STEPS.index("half_written") + 1, STEPS.index("written") + 1
 _RENAMED, _DIR_SYNCED, _LAST = STEPS.index("renamed") + 1, STEPS.index("dir_synced") + 1, len(STEPS)
-
-
-def snapshot_file(name: SnapshotName) -> str:
-    """Return the file name of a snapshot."""
-    return f"snap-{name.epoch:010}-{name.sequence:012}.ckpt"
-
-
-def _epoch_file(epoch: int, kind: str) -> str:
-    return f"epoch-{epoch:010}.{kind}"
 
 
 def _hit(steps: str, step: int) -> None:
@@ -109,11 +100,11 @@ class LocalStore(LocalJournals, LocalWatches):
         except OSError as error:
             raise self._unlisted(error) from error
         for name in names:
-            if found := parse_name(name, "epoch-", ".claim", 1):
+            if found := numbers(name, "epoch-", ".claim", 1):
                 claims.append(found[0])
-            elif found := parse_name(name, "epoch-", ".seal", 1):
+            elif found := numbers(name, "epoch-", ".seal", 1):
                 seals.append(found[0])
-            elif found := parse_name(name, "snap-", ".ckpt", 2):
+            elif found := numbers(name, "snap-", ".ckpt", 2):
                 snapshots.append(SnapshotName(*found))
             elif (epoch := journal_epoch(name)) is not None:
                 journals.add(epoch)
@@ -153,8 +144,8 @@ class LocalStore(LocalJournals, LocalWatches):
 
     def _look_at_fence(self, key: str, epoch: int) -> None:
         """Like `_check_fence`, in two system calls. May miss a successor while several claim at once."""
-        if os.path.lexists(self._path(key, _epoch_file(epoch + 1, "claim"))) or not os.path.lexists(
-            self._path(key, _epoch_file(epoch, "claim"))
+        if os.path.lexists(self._path(key, claim_name(epoch + 1))) or not os.path.lexists(
+            self._path(key, claim_name(epoch))
         ):
             raise self._fenced(key, epoch, self.scan(key).claims)
 
@@ -174,7 +165,7 @@ class LocalStore(LocalJournals, LocalWatches):
         try:
             make_directories(directory)
             self._check_trust(key)
-            fd = os.open(self._path(key, _epoch_file(epoch, "claim")), CREATE, 0o600)
+            fd = os.open(self._path(key, claim_name(epoch)), CREATE, 0o600)
         except FileExistsError:
             return False
         except OSError as error:
@@ -199,7 +190,7 @@ class LocalStore(LocalJournals, LocalWatches):
         """Publish which snapshots are this epoch's past."""
         if faults.active:
             faults.hit("file.seal.begin")
-        name = _epoch_file(epoch, "seal")
+        name = seal_name(epoch)
         self._publish(key, epoch, f"{epoch:010}-seal", name, [record], "file.seal", durable=False)
 
     def settle(self, key: str, epoch: int) -> None:
@@ -211,8 +202,8 @@ class LocalStore(LocalJournals, LocalWatches):
         if faults.active:
             faults.hit("file.settle.begin")
         try:
-            for kind in ("claim", "seal"):
-                fsync_path(self._path(key, _epoch_file(epoch, kind)), os.O_RDONLY)
+            for name in (claim_name(epoch), seal_name(epoch)):
+                fsync_path(self._path(key, name), os.O_RDONLY)
             if faults.active:
                 faults.hit("file.settle.synced")
             fsync_directory(self._directory(key))
@@ -228,8 +219,8 @@ class LocalStore(LocalJournals, LocalWatches):
     def _drop_epochs(self, key: str, below: int) -> None:
         listing = self.scan(key)
         # Lowest first, so that no claim goes before a lower one: `_look_at_fence` relies on it.
-        stale = [_epoch_file(e, "seal") for e in listing.seals if e < below]
-        stale += [_epoch_file(e, "claim") for e in listing.claims if e < below]
+        stale = [seal_name(e) for e in listing.seals if e < below]
+        stale += [claim_name(e) for e in listing.claims if e < below]
         stale += [*self._stale_lives(key, below), *self._stale_watches(key, below)]
         for name in stale:
             remove_file(self._path(key, name))
@@ -238,7 +229,7 @@ class LocalStore(LocalJournals, LocalWatches):
 
     def _sweep(self, key: str, below: int) -> None:
         for name in os.listdir(self._directory(key)):
-            found = parse_name(name, ".tmp-", "", 1)
+            found = numbers(name, ".tmp-", "", 1)
             if found and found[0] < below:
                 remove_file(self._path(key, name))
                 if faults.active:
@@ -252,12 +243,12 @@ class LocalStore(LocalJournals, LocalWatches):
 
     def read_claim(self, key: str, epoch: int) -> bytes:
         """Return the record of a claim."""
-        with self._open(key, _epoch_file(epoch, "claim")) as file:
+        with self._open(key, claim_name(epoch)) as file:
             return file.read()
 
     def read_seal(self, key: str, epoch: int) -> bytes:
         """Return the record of a seal."""
-        with self._open(key, _epoch_file(epoch, "seal")) as file:
+        with self._open(key, seal_name(epoch)) as file:
             return file.read()
 
     def _open(self, key: str, file_name: str) -> BinaryIO:
@@ -269,7 +260,7 @@ class LocalStore(LocalJournals, LocalWatches):
         if faults.active:
             faults.hit("file.put.begin")
         tag = f"{name.epoch:010}-{name.sequence:012}"
-        self._publish(key, name.epoch, tag, snapshot_file(name), parts, "file.put", durable=True)
+        self._publish(key, name.epoch, tag, snapshot_name(name), parts, "file.put", durable=True)
         if faults.active:
             faults.hit("file.put.fence_rechecked")
 
@@ -331,8 +322,8 @@ class LocalStore(LocalJournals, LocalWatches):
         """Paths of the claim of `epoch`, and of the one that would supersede it first."""
         directory = self._directory(key)
         return (
-            os.path.join(directory, _epoch_file(epoch, "claim")),
-            os.path.join(directory, _epoch_file(epoch + 1, "claim")),
+            os.path.join(directory, claim_name(epoch)),
+            os.path.join(directory, claim_name(epoch + 1)),
         )
 
     def _give_up(self, key: str, epoch: int, path: str) -> None:
@@ -351,13 +342,13 @@ class LocalStore(LocalJournals, LocalWatches):
     def read(self, key: str, name: SnapshotName) -> BinaryIO:
         """Open a snapshot for reading."""
         self._check_trust(key)
-        return self._open(key, snapshot_file(name))
+        return self._open(key, snapshot_name(name))
 
     def delete(self, key: str, names: Sequence[SnapshotName], epoch: int) -> None:
         """Delete snapshots, oldest first. One that a loss of power brings back is only older."""
         if not names:
             return
-        paths = [self._path(key, snapshot_file(name)) for name in sorted(names)]
+        paths = [self._path(key, snapshot_name(name)) for name in sorted(names)]
         claims = self._claims(key, epoch)
         if faults.active:
             faults.hit("file.delete.begin")

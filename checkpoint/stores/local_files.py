@@ -75,16 +75,6 @@ def empty_directory(directory: str) -> None:
         pass
 
 
-def parse_name(name: str, prefix: str, suffix: str, fields: int) -> tuple[int, ...] | None:
-    """Return the numbers in a file name, None if it is not of that kind."""
-    if not (name.startswith(prefix) and name.endswith(suffix)):
-        return None
-    parts = name[len(prefix) : len(name) - len(suffix)].split("-")
-    if len(parts) < fields or not all(p.isascii() and p.isdigit() for p in parts[:fields]):
-        return None
-    return tuple(int(p) for p in parts[:fields])
-
-
 def file_system(path: str) -> str:
     """Return the type of the file system of `path` (or its nearest parent), "" if it cannot be told."""
     while not os.path.exists(path):

@@ -1,4 +1,4 @@
-"""Names of the objects under a key, shared by all object stores. Pure.
+"""Names of the objects under a key, shared by all object stores, and of such files on a local disk. Pure.
 
     <key>/epoch-EEEEEEEEEE.claim                this epoch is taken; the highest one holds the key
     <key>/epoch-EEEEEEEEEE.seal                 which older snapshots are this epoch's past

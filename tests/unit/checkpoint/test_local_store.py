@@ -27,7 +27,8 @@ from ftray.checkpoint import (
 )
 from ftray.checkpoint import open as open_store
 from ftray.checkpoint.lineage import SnapshotName
-from ftray.checkpoint.stores.local import LocalStore, snapshot_file
+from ftray.checkpoint.stores.local import LocalStore
+from ftray.checkpoint.stores.names import snapshot_name
 
 from .support import KEY, Counter, call, in_child, start
 
@@ -94,7 +95,7 @@ class TestFiles:
         host, session = start(store=tmp_path)
         for _ in range(2):
             call(host, session, "incr")
-        newest = tmp_path / KEY_DIRECTORY / snapshot_file(N(1, 2))
+        newest = tmp_path / KEY_DIRECTORY / snapshot_name(N(1, 2))
         newest.rename(tmp_path / "elsewhere")
         newest.symlink_to(tmp_path / "elsewhere")
         host, session = start(store=tmp_path)
@@ -132,7 +133,7 @@ class TestMedium:
         # If it were tried again, it would work.
         with pytest.raises(CheckpointSaveError, match="Input/output error"):
             host.call(session, "checkpoint")
-        assert [f for f in files(tmp_path) if not f.startswith("epoch")] == [snapshot_file(N(1, 1))]
+        assert [f for f in files(tmp_path) if not f.startswith("epoch")] == [snapshot_name(N(1, 1))]
         assert host.call(session, "checkpoint") == "1-3"
 
     def test_a_medium_that_fails_in_restore(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ class TestMedium:
         assert status == 0
         (kind, message, left), (restored,), (mended, state) = told
         assert kind == "save_failed" and "No space left on device" in message
-        assert left == [snapshot_file(N(1, 1))]
+        assert left == [snapshot_name(N(1, 1))]
         assert restored == 1
         assert (mended, state) == ("2-4", "ok")
 
@@ -385,10 +386,10 @@ class TestReading:
             "every",
             "Counter",
         )
-        assert second.size_bytes == (tmp_path / KEY_DIRECTORY / snapshot_file(N(1, 3))).stat().st_size
+        assert second.size_bytes == (tmp_path / KEY_DIRECTORY / snapshot_name(N(1, 3))).stat().st_size
         assert reader.load(KEY) == {"n": 3} and reader.load(KEY, "1-2") == {"n": 2}
         assert reader.verify(KEY) == reader.list(KEY)
-        path = tmp_path / KEY_DIRECTORY / snapshot_file(N(1, 3))
+        path = tmp_path / KEY_DIRECTORY / snapshot_name(N(1, 3))
         path.write_bytes(path.read_bytes()[:-100] + bytes(100))
         assert [i.error != "" for i in reader.verify(KEY)] == [False, True]
         with pytest.raises(Exception, match=r"1-3.*CRC-64|1-3.*does not match"):

@@ -12,7 +12,8 @@ import ftray
 from ftray.checkpoint import CheckpointSaveError, CheckpointStoreError
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.stores import connect, names
-from ftray.checkpoint.stores.local import LocalStore, snapshot_file
+from ftray.checkpoint.stores.local import LocalStore
+from ftray.checkpoint.stores.names import snapshot_name
 from ftray.checkpoint.stores.object_store import ObjectStore
 from ftray.checkpoint.stores.protocol import Store
 from ftray.checkpoint.testing import MemoryStore
@@ -31,7 +32,7 @@ class TestLocalStore(StoreSuite):
     def damage(
         self, store: LocalStore, key: str, name: SnapshotName, change: Callable[[bytes], bytes]
     ) -> None:
-        path = Path(store._path(key, snapshot_file(name)))
+        path = Path(store._path(key, snapshot_name(name)))
         path.write_bytes(change(path.read_bytes()))
 
 
