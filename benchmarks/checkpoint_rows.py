@@ -46,11 +46,11 @@ class Plain:
         return self.count
 
 
-def saved_class(store: str, every: int, **options: Any) -> Any:
-    """An actor with a state that is saved now and then."""
+def saved_class(store: str, **options: Any) -> Any:
+    """An actor with a state that is saved now and then, or exactly-once."""
 
     @ftray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    class Saved(ftray.Checkpointable, store=store, every=every, **options):  # type: ignore[misc, name-defined]
+    class Saved(ftray.Checkpointable, store=store, **options):  # type: ignore[misc, name-defined]
         def __init__(self, size: int) -> None:
             self.count = 0
             self.state = b"x" * size
@@ -64,26 +64,6 @@ def saved_class(store: str, every: int, **options: Any) -> Any:
             return os.getpid()
 
     return Saved
-
-
-def durable_saved_class(store: str) -> Any:
-    """An exactly-once actor with a state."""
-
-    @ftray.remote(num_cpus=0)
-    class DurableSaved(ftray.Checkpointable, store=store, exactly_once=True):  # type: ignore[misc, name-defined]
-        def __init__(self, size: int) -> None:
-            self.count = 0
-            self.state = b"x" * size
-
-        def add(self) -> int:
-            self.count += 1
-            return self.count
-
-        @readonly
-        def pid(self) -> int:
-            return os.getpid()
-
-    return DurableSaved
 
 
 def holder_class(store: str) -> Any:
@@ -181,7 +161,7 @@ class Bench:
         """
         actors = {
             "plain": Plain.options(max_restarts=-1, max_task_retries=-1).remote(1_000_000),
-            "saved": saved_class(self.store, 1000, **options).remote(1_000_000),
+            "saved": saved_class(self.store, every=1000, **options).remote(1_000_000),
         }
         return {name: (batch_of(actor, batch), batch) for name, actor in actors.items()}, actors
 
@@ -208,7 +188,7 @@ class Bench:
 
     def drift(self, calls: int, kills: int, trial: int) -> int:
         """How many calls too many an exactly-once actor has counted, killed in the middle of its calls."""
-        actor = durable_saved_class(self.store).options(name=f"drift-{trial}").remote(0)
+        actor = saved_class(self.store, exactly_once=True).options(name=f"drift-{trial}").remote(0)
         for _ in range(kills):
             pid = ftray.get(actor.pid.remote())
             refs = [actor.add.remote() for _call in range(calls // kills)]
@@ -223,8 +203,8 @@ class Bench:
         """Seconds from SIGKILL to the first answer of the next process."""
         found = {}
         for mode, cls in (
-            ("snapshot", saved_class(self.store, 10)),
-            ("exactly once", durable_saved_class(self.store)),
+            ("snapshot", saved_class(self.store, every=10)),
+            ("exactly once", saved_class(self.store, exactly_once=True)),
         ):
             actor = cls.remote(size)
             taken_s = []

@@ -18,7 +18,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .errors import CheckpointSaveError, FencedError
 from .host import ActorIdentity, Incident
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .crashes import crash_everywhere as crash_everywhere
     from .serving import ExactlyOnceCalls
 
+T = TypeVar("T")
 _ELSEWHERE = {"Call": "callers", "Caller": "callers", "CrashReport": "crashes", "crash_everywhere": "crashes"}
 
 
@@ -202,15 +203,11 @@ class LocalHost:
 
     def run_between_calls(self, action: Callable[[], None]) -> None:
         """Queue `action` for the next `run_actions`."""
-        with self._arrived:
-            self._actions.append(action)
-            self._arrived.notify_all()
+        self._keep(self._actions, action)
 
     def report_incident(self, incident: Incident) -> None:
         """Keep `incident`."""
-        with self._arrived:
-            self.incidents.append(incident)
-            self._arrived.notify_all()
+        self._keep(self.incidents, incident)
 
     def restart_with_hash_seed(self, seed: str) -> None:
         """Keep `seed`: a thread cannot have another one than its process."""
@@ -218,14 +215,15 @@ class LocalHost:
 
     def fenced(self, error: BaseException) -> None:
         """Keep `error`."""
-        with self._arrived:
-            self.fenced_by.append(error)
-            self._arrived.notify_all()
+        self._keep(self.fenced_by, error)
 
     def crashed(self, error: BaseException) -> None:
         """Keep `error`; the session runs nothing more."""
+        self._keep(self.crashed_by, error)
+
+    def _keep(self, kept: list[T] | deque[T], event: T) -> None:
         with self._arrived:
-            self.crashed_by.append(error)
+            kept.append(event)
             self._arrived.notify_all()
 
     def wait_for(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:

@@ -217,15 +217,9 @@ def open_session(
     ahead: Ahead | None = None,
 ) -> ActorSession:
     """Restore the instance's state and begin its checkpoints."""
-    from ftray.checkpoint import engine, faults
+    from ftray.checkpoint.drive import drive
 
-    faults.arm_from_environment()
-    host = NativeHost(spec, incarnation, executor, end, start_again)
-    codec = NativeCodec(spec["class_name"])
-    prepare = _preparing(executor)
-    session = engine.open(instance, host, spec["checkpoint"], codec=codec, prepare=prepare, ahead=ahead)
-    _connect(session, executor)
-    return session
+    return drive(open_session_async(instance, spec, incarnation, executor, end, start_again, ahead))
 
 
 async def open_session_async(
