@@ -4,8 +4,7 @@ What counts, for the class and each base but `Checkpointable` and classes of C: 
 and class methods and properties), their instructions, constants, names, defaults and the functions that they
 were wrapped around or close over; class attributes that are plain constants. What does not count: comments,
 line numbers, file names, docstrings, annotations, and *functions and modules that methods call*: where those
-matter, name the version
-yourself, ``code_version=``.
+matter, name the version yourself, ``code_version=``.
 
 Invariants: the same in every process of one Python version (no addresses, no hash order), also for classes
 that cloudpickle carried. Another minor version of Python compiles to other instructions and so is another

@@ -31,6 +31,5 @@ def no_loop() -> CheckpointOptionError:
     """Return the error for what awaits something that only an event loop could give."""
     return CheckpointOptionError(
         "an async method of an exactly-once actor has to wait, and its engine runs it without an event loop: "
-        "open the "
-        "session with engine.open_async inside of the loop"
+        "open the session with engine.open_async inside of the loop"
     )

@@ -25,8 +25,7 @@ def check_members(name: str, about: Sequence[Mapping[str, Any]], store: str | No
     if store is not None and resolve_url(store) != first["store"]:
         raise CheckpointOptionError(
             f"group {name!r}: store={store!r} was given, and {keys[0]!r} keeps its state in "
-            f"{first['store']}: a cut is "
-            "kept where its members' states are"
+            f"{first['store']}: a cut is kept where its members' states are"
         )
     for one in about:
         _check_member(name, one, first)

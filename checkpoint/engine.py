@@ -2,8 +2,8 @@
 
 * `spec_of(cls, overrides)` where the actor is created: what to put into the actor's record.
 * `open(instance, host, spec)` in the actor's process, after ``__init__``: restores, and returns the
-`ActorSession`. * `discard(spec, identity)` when an actor is gone for good: removes the snapshots of an
-unnamed one.
+  `ActorSession`.
+* `discard(spec, identity)` when an actor is gone for good: removes the snapshots of an unnamed one.
 
 Around each method the engine calls `ActorSession.before_call` (only if ``max_concurrency > 1``) and
 `ActorSession.after_call`; methods named in `ActorSession.entry_points` run from there; a planned end is

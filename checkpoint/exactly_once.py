@@ -1,9 +1,8 @@
 """`ExactlyOnce`: what an exactly-once session is beside its snapshots.
 
 Owns: the gate (ledger and journal), the answers held until the journal is durable, which journal position
-each snapshot
-contains, what recovery took. Composed into `ActorSession`, which calls it around captures and saves; replay
-is in `replay`, the running of calls in `serving` or in the engine.
+each snapshot contains. Composed into `ActorSession`, which calls it around captures and saves; replay is in
+`replay`, the running of calls in `serving` or in the engine.
 
 For an engine with a path of its own per call: `gate`, `readonly_names`, `nondeterministic_names`, `hold`,
 `wait`, `locate`, `begin`, `finish`, `ended`, `crash`; what each of them is for is said there. Threads:
@@ -58,8 +57,7 @@ class CallOutcome(NamedTuple):
     ----------
     state : {"committed", "not committed", "unknown"}
         It has run and its effect is durable; it has not run, or left nothing; it is under way, its record is
-        not durable
-        yet, or its caller was released since.
+        not durable yet, or its caller was released since.
     status : int or None
         Of the reply, where that is still kept.
     reply : bytes or None

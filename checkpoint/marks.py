@@ -114,6 +114,5 @@ def _lost(first: int, based: bool) -> CheckpointCorruptedError:
     )
     return CheckpointCorruptedError(
         f"{what} from a snapshot that was durable and is not there, or not whole, any more. Put back a good "
-        "copy of the "
-        "newest snapshot, or start anew with restore='never'"
+        "copy of the newest snapshot, or start anew with restore='never'"
     )

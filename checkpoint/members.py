@@ -278,10 +278,9 @@ class Member:
         log = self.session.log
         if fields["generation"] != self.generation or fields["epoch"] != log.epoch:
             raise FencedError(
-                f"{log.key!r} is in generation {self.generation} of group {self.name!r} with "
-                f"epoch {log.epoch}: a cut "
-                f"of generation {fields['generation']} with its epoch {fields['epoch']} cannot "
-                f"be taken any more"
+                f"{log.key!r} is in generation {self.generation} of group {self.name!r} with epoch "
+                f"{log.epoch}: a cut of generation {fields['generation']} with its epoch {fields['epoch']} "
+                "cannot be taken any more"
             )
 
     def _hold(self, fields: dict[str, Any]) -> dict[str, Any]:

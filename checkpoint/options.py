@@ -278,8 +278,7 @@ def _only_exactly_once(given: Mapping[str, object]) -> None:
         if given.get(name, DEFAULTS[name]) != DEFAULTS[name]:
             raise CheckpointOptionError(
                 f"{name}={given[name]!r} is for actors with exactly_once=True; give that too, or leave "
-                f"{name} "
-                "out"
+                f"{name} out"
             )
 
 

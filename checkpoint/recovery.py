@@ -6,11 +6,9 @@ question decides: *had what is broken here been durable, or complete?* Then the 
 error says so. Else it is the unfinished tail of a dead writer, and is cut:
 
 - `power`: it had been durable if any record found says that positions up to there were synced. A segment's
-  header
-  and size were durable before its first record.
+  header and size were durable before its first record.
 - `process`, in the same boot: the page cache loses nothing, so only the very last record can be unfinished;
-  a valid
-  record behind it means damage.
+  a valid record behind it means damage.
 - `process`, after a new boot: as in `power`; but what is cut may have been answered, and is told as lost.
 """
 
@@ -102,9 +100,8 @@ class _Epoch:
     def lost(self, why: str, later: int = 0) -> None:
         traces = f"; traces of position {later} were found" if later > self.run.last_position else ""
         self.run.lost.append(
-            f"epoch {self.run.epoch} ran with durability='process' until this machine went down: its "
-            "journal ends at "
-            f"position {self.run.last_position} ({why}){traces}. Calls answered after it are lost; "
+            f"epoch {self.run.epoch} ran with durability='process' until this machine went down: its journal "
+            f"ends at position {self.run.last_position} ({why}){traces}. Calls answered after it are lost; "
             "durability='power' keeps them"
         )
 
@@ -200,9 +197,8 @@ def _judge_unread(first: Unread, segments: Sequence[Scan | Unread], cut: int) ->
         raise _damaged(first.epoch, 0, why)
     if may_lose:
         run.lost.append(
-            f"epoch {first.epoch} ran with durability='process' until this machine went down, and nothing "
-            "of its "
-            f"journal was written out ({why}). Calls it answered are lost; durability='power' keeps them"
+            f"epoch {first.epoch} ran with durability='process' until this machine went down, and nothing of "
+            f"its journal was written out ({why}). Calls it answered are lost; durability='power' keeps them"
         )
     else:
         run.notes.append(f"epoch {first.epoch} never wrote a record ({why})")
@@ -282,7 +278,6 @@ def chain(runs: Sequence[EpochRun], after: int, limits: Mapping[int, int]) -> Ch
 def _gap(after: int, expected: int, found: int) -> CheckpointCorruptedError:
     return CheckpointCorruptedError(
         f"the journal has a gap: positions {expected} to {found - 1} are missing, and everything after "
-        "position "
-        f"{after} is asked for. A snapshot that includes position {found - 1} is needed, or the missing "
-        "segments"
+        f"position {after} is asked for. A snapshot that includes position {found - 1} is needed, or the "
+        "missing segments"
     )

@@ -129,8 +129,7 @@ class Releases:
         if not arrived.wait(timeout_s):
             raise CheckpointTimeoutError(
                 f"position {position} of the journal was not durable within {time.monotonic() - began_s:.1f} "
-                "s (durable: "
-                f"{self._durable}). It may still become so; look at the store, or allow more time"
+                f"s (durable: {self._durable}). It may still become so; look at the store, or allow more time"
             )
         if outcome[0] is not None:
             raise outcome[0]

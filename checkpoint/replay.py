@@ -323,8 +323,7 @@ class _Recovery:
     def _broken(self, position: int, what: str) -> CheckpointCorruptedError:
         return CheckpointCorruptedError(
             f"the journal of checkpoint key {self.key!r} in {self.store.url} contradicts itself at position "
-            f"{position}: "
-            f"{what}. Put back a good copy, or start anew with restore='never'"
+            f"{position}: {what}. Put back a good copy, or start anew with restore='never'"
         )
 
     def _bytes_of(self, data: bytes | None, blob: str | None) -> bytes:
@@ -336,8 +335,7 @@ class _Recovery:
         except (CheckpointError, OSError) as error:
             raise CheckpointCorruptedError(
                 f"blob {blob} of checkpoint key {self.key!r} in {self.store.url}, which the journal names, "
-                "cannot be read: "
-                f"{error}"
+                f"cannot be read: {error}"
             ) from error
 
     # -- calls
@@ -407,10 +405,9 @@ class _Recovery:
             )
             raise ReplayDivergedError(
                 f"{where} gives another reply than the first time: {found} (recorded first). Its method "
-                "depends on something "
-                "besides state and arguments: pass it as an argument, get it through self.record(...), or "
-                "mark the method "
-                "@nondeterministic. Nothing was changed; to give up what the journal has, start with "
+                "depends on something besides state and arguments: pass it as an argument, get it through "
+                "self.record(...), or mark the method @nondeterministic. Nothing was changed; to give up "
+                "what the journal has, start with "
                 f"restore='never'{self.other_hashing and f'. And {self.other_hashing}'}"
             )
 
@@ -427,8 +424,7 @@ class _Recovery:
         if function is None:
             raise ReplayDivergedError(
                 f"the journal has a call of {method!r}, and {type(self.session.instance).__name__} has no "
-                "such "
-                "method"
+                "such method"
             )
         return function, arguments, migrated
 
@@ -527,6 +523,5 @@ def poisoned(head: bytes, method: str) -> PoisonCallError:
     """Return the error that a call gets which has killed too often."""
     return PoisonCallError(
         f"{describe(head)} of {method!r} is not run again: the actor's process died in it {POISON_AFTER} "
-        "times in a row. "
-        "Look at the actor's log for how it died; a call under another identity is tried anew"
+        "times in a row. Look at the actor's log for how it died; a call under another identity is tried anew"
     )

@@ -62,10 +62,8 @@ def _check_exactly_once(cls: type, changing: dict[str, FunctionType]) -> None:
         if function.__code__.co_flags & _GENERATOR:
             raise CheckpointOptionError(
                 f"exactly_once=True: {cls.__name__}.{name} is a generator that is not marked readonly. Its "
-                "caller "
-                "would decide how far it runs, which no journal can repeat: return a list, or mark it "
-                "@readonly if "
-                "it changes nothing"
+                "caller would decide how far it runs, which no journal can repeat: return a list, or mark it "
+                "@readonly if it changes nothing"
             )
     both = actor.readonly_names(cls) & actor.nondeterministic_names(cls)
     if both:
@@ -83,10 +81,8 @@ def check_host(cls: type, host: Host, options: Options) -> None:
     if changing:
         raise CheckpointOptionError(
             f"exactly_once=True and max_concurrency={host.max_concurrency}: {', '.join(changing)} of "
-            f"{cls.__name__} "
-            "would run on several threads at once, in an order that no journal can repeat. Use "
-            "max_concurrency=1, "
-            "async methods, or mark what changes nothing as @readonly"
+            f"{cls.__name__} would run on several threads at once, in an order that no journal can repeat. "
+            "Use max_concurrency=1, async methods, or mark what changes nothing as @readonly"
         )
 
 

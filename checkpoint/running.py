@@ -49,6 +49,5 @@ def check_result(result: object) -> None:
     if hasattr(type(result), "__next__") or hasattr(type(result), "__anext__"):
         raise TypeError(
             f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "
-            "decide how far it "
-            "runs. Return a list"
+            "decide how far it runs. Return a list"
         )

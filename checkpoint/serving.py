@@ -540,9 +540,8 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
     Outcome.MISMATCH: (
         CallMismatchError,
         "was made before with another method or other arguments, and nothing was changed. A caller that is "
-        "executed "
-        "again must make the same calls in the same order; a call_key must not be used for two different "
-        "calls",
+        "executed again must make the same calls in the same order; a call_key must not be used for two "
+        "different calls",
     ),
     Outcome.STALE_ATTEMPT: (
         StaleCallerError,
@@ -551,9 +550,8 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
     Outcome.EXPIRED: (
         ReplyExpiredError,
         "has run, and its reply is not kept any more: it was acknowledged (or named by a key), and "
-        "reply_bound_bytes or "
-        "reply_bound_calls made room for others. It is never run twice; raise the bounds to keep replies "
-        "longer",
+        "reply_bound_bytes or reply_bound_calls made room for others. It is never run twice; raise the "
+        "bounds to keep replies longer",
     ),
     Outcome.ROLLED_BACK: (
         CheckpointRolledBackError,
@@ -568,7 +566,6 @@ _REFUSALS: dict[Outcome, tuple[type[CallError], str]] = {
     Outcome.HELD_BACK: (
         CallerHeldBackError,
         "was not started: replies that nobody has acknowledged fill reply_bound_bytes or reply_bound_calls. "
-        "Get the "
-        "results of earlier calls first, or raise the bounds",
+        "Get the results of earlier calls first, or raise the bounds",
     ),
 }

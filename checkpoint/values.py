@@ -1,10 +1,9 @@
 """What a running call gets from outside: recorded the first time, given back when it runs again.
 
 Owns the order of the values of one call. Invariants: the n-th value asked for is the n-th recorded, and of
-the same
-kind, or `ReplayDivergedError`; a value is journalled before the method sees it; a finished call that is run
-again produces nothing. An engine records what `get`, `wait`, `put` and the creation of actors give with
-`Execution.take`, under kinds of its own from `ENGINE_KINDS` on.
+the same kind, or `ReplayDivergedError`; a value is journalled before the method sees it; a finished call that
+is run again produces nothing. An engine records what `get`, `wait`, `put` and the creation of actors give
+with `Execution.take`, under kinds of its own from `ENGINE_KINDS` on.
 """
 
 from __future__ import annotations

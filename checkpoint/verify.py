@@ -55,8 +55,7 @@ class StateCheck:
         if found is not None:
             raise ReadonlyChangedError(
                 f"{type(self._session.instance).__name__}.{method} is marked readonly and has changed the "
-                f"state: {found} "
-                "(before first). Its effect would be lost after a crash: remove the mark"
+                f"state: {found} (before first). Its effect would be lost after a crash: remove the mark"
             )
 
     def difference(self, one: Before, other: Before) -> str | None:
@@ -110,10 +109,9 @@ class Verifier(StateCheck):
         if found is not None:
             raise ReplayDivergedError(
                 f"verify: {type(self._session.instance).__name__}.{execution.method} does not do the same "
-                "when it runs again: "
-                f"{found} (first run first). It depends on something besides state and arguments: pass it as "
-                "an argument, "
-                "get it through self.record(...), or mark the method @nondeterministic"
+                f"when it runs again: {found} (first run first). It depends on something besides state and "
+                "arguments: pass it as an argument, get it through self.record(...), or mark the method "
+                "@nondeterministic"
             )
         self.load(after)
 

@@ -104,11 +104,9 @@ def check_exactly_once(path: str) -> None:
     kind = file_system(path)
     if kind in _NETWORK or kind.startswith("fuse"):
         raise UnsupportedStoreError(
-            "exactly_once needs exclusive creation and shared memory between all who use a store, which "
-            f"the {kind} "
-            f"file system of {path} does not give across machines; give a directory on a local disk, or "
-            "an object "
-            "store with conditional writes"
+            "exactly_once needs exclusive creation and shared memory between all who use a store, which the "
+            f"{kind} file system of {path} does not give across machines; give a directory on a local disk, "
+            "or an object store with conditional writes"
         )
     while not os.path.isdir(path):
         path = os.path.dirname(path)
@@ -404,9 +402,8 @@ class LocalJournals:
         if reason == "forked":
             return CheckpointSaveError(f"{where} was opened by another process than this fork of it")
         return CheckpointSaveError(
-            f"{where} has failed: cannot {step}: {os.strerror(code)} (errno {code}). Nothing appended "
-            "later became "
-            "durable; what was answered is untouched. Restart the actor once the medium is in order"
+            f"{where} has failed: cannot {step}: {os.strerror(code)} (errno {code}). Nothing appended later "
+            "became durable; what was answered is untouched. Restart the actor once the medium is in order"
         )
 
     # -- the reading side

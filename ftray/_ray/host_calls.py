@@ -6,8 +6,7 @@ after the other: those of a class without async methods on one thread of their o
 
 Owns: this process's `DurableActor` (`serving`), and the thread of bodies. Invariants: a call begins after
 those that its caller made before (`host_order`); nothing is answered but what the toolkit's
-`ExactlyOnceCalls`
-gives; a process that can answer nothing more ends, and answers nothing.
+`ExactlyOnceCalls` gives; a process that can answer nothing more ends, and answers nothing.
 """
 
 from __future__ import annotations
@@ -336,9 +335,8 @@ class DurableActor:
         self.host.report_incident(
             Incident(
                 "order",
-                f"call {h.n} of {name!r} of caller {h.parent.hex()} runs before call {missing} of "
-                "that caller, "
-                f"which has not come within {ORDER_WAIT_S:.0f} s",
+                f"call {h.n} of {name!r} of caller {h.parent.hex()} runs before call {missing} of that "
+                f"caller, which has not come within {ORDER_WAIT_S:.0f} s",
             )
         )
 
@@ -352,8 +350,7 @@ class DurableActor:
         """Take a note of a caller; returns the number of the present history.
 
         ``acknowledge``: a head, whose caller has all that it acknowledges there. ``release``: callers that
-        can
-        never run again.
+        can never run again.
         """
         if what == "acknowledge":
             h = decode_head(data)
@@ -447,10 +444,9 @@ class DurableActor:
             return
         if not _recording.get():
             raise host_handle.UnrecordedCallError(
-                f"{execution.method!r}, a method of an exactly-once actor that changes its state, "
-                f"calls {what!r} "
-                "of another one outside of self.record(): when it is repeated it could not be given the same "
-                f"result. Use self.record(lambda: ray.get(handle.{what}.remote(...)))"
+                f"{execution.method!r}, a method of an exactly-once actor that changes its state, calls "
+                f"{what!r} of another one outside of self.record(): when it is repeated it could not be "
+                f"given the same result. Use self.record(lambda: ray.get(handle.{what}.remote(...)))"
             )
         self.once.wait(execution.start())
 

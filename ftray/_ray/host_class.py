@@ -2,9 +2,9 @@
 
 ``ray.remote(cls)`` derives two classes of the user's: one that it runs in the actor's process, and one that
 stands for the actor class in programs. `Checkpointable` notices both when they are made, and `adapt` gives
-the
-first one methods that go through the toolkit, and the second the options and handles of exactly-once actors.
-The user's object itself is an attribute of the shell, so that its methods call each other as they are.
+the first one methods that go through the toolkit, and the second the options and handles of exactly-once
+actors. The user's object itself is an attribute of the shell, so that its methods call each other as they
+are.
 
 Owns: which methods the shell has, and of which kind. Invariants: signatures are the user's, so that Ray
 refuses wrong arguments where they are given; nothing of this needs a runtime of ftray.

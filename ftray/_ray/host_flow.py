@@ -217,10 +217,9 @@ def _of_ray(worker: Any) -> Flow:
         if found is None:
             if task_id in _gone:
                 raise CallError(
-                    "this task or method has called exactly-once actors more than an hour ago, and "
-                    "its process "
-                    f"has run more than {MOST_FLOWS} others since: how far its calls were numbered is not "
-                    "known any more. Give the call a call_key, or make it in a task of its own"
+                    "this task or method has called exactly-once actors more than an hour ago, and its "
+                    f"process has run more than {MOST_FLOWS} others since: how far its calls were numbered "
+                    "is not known any more. Give the call a call_key, or make it in a task of its own"
                 )
             found = _flows[task_id] = _new_flow(worker, task_id)
             _forget_some()

@@ -153,9 +153,8 @@ def _place(actor_id: bytes) -> bytes | None:
 def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
     if options.get("retry_exceptions") and not reads:
         raise CheckpointOptionError(
-            f"retry_exceptions was given for {method!r} of an exactly-once actor, whose recorded "
-            "reply is that "
-            "exception, again and again: catch it and make another call"
+            f"retry_exceptions was given for {method!r} of an exactly-once actor, whose recorded reply is "
+            "that exception, again and again: catch it and make another call"
         )
     num_returns = options.get("num_returns")
     if num_returns in ("dynamic", "streaming") or (isinstance(num_returns, int) and num_returns < 0):
@@ -165,9 +164,8 @@ def _check(method: str, reads: bool, options: dict[str, Any]) -> None:
         )
     if num_returns == 0:
         raise CheckpointOptionError(
-            f"{method!r}: num_returns=0 is not supported for exactly-once actors: nobody would know "
-            "whether the "
-            "call has run, and the actor would keep its reply for ever. Leave it out, and drop the ref"
+            f"{method!r}: num_returns=0 is not supported for exactly-once actors: nobody would know whether "
+            "the call has run, and the actor would keep its reply for ever. Leave it out, and drop the ref"
         )
 
 

@@ -167,12 +167,9 @@ def test_what_was_acknowledged_is_there_after_the_head_was_killed(cold, start_dr
     writer = attached(
         start_driver,
         cold,
-        "try:\n"
-        "    for n in range(1_000_000):\n"
-        "        kv.put(b'%d' % n, b'value of %d' % n, namespace='w')\n"
-        "        sys.stdout.write(f'{n}\\n'); sys.stdout.flush()\n"
-        "except ray.exceptions.HeadDiedError:\n"
-        "    tell('dead')\n",
+        "try:\n    for n in range(1_000_000):\n        kv.put(b'%d' % n, b'value of %d' % n, "
+        "namespace='w')\n        sys.stdout.write(f'{n}\\n'); sys.stdout.flush()\nexcept "
+        "ray.exceptions.HeadDiedError:\n    tell('dead')\n",
     )
     eventually(lambda: len(writer.out) > 50)
     cold.kill()

@@ -178,13 +178,10 @@ class TestDeaths:
 
     def test_the_end_of_the_driver_ends_everything(self, tmp_path: Path) -> None:
         program = (
-            "import sys, os\n"
-            "from ftray._node import launch\n"
-            "from tests.unit.node.fakes import FakeDriver\n"
-            f"options = dict(num_cpus=2, worker_module={FAKES!r}, tmpdir={str(tmp_path)!r})\n"
-            "h = launch.start_node(launch.NodeOptions(**options))\n"
-            "d = FakeDriver(h.session_dir); g = d.lease()\n"
-            "child = d.ask(g, 'child', ['/bin/sleep', '1000'])\n"
+            "import sys, os\nfrom ftray._node import launch\nfrom tests.unit.node.fakes import "
+            f"FakeDriver\noptions = dict(num_cpus=2, worker_module={FAKES!r}, tmpdir={str(tmp_path)!r})\nh = "
+            "launch.start_node(launch.NodeOptions(**options))\nd = FakeDriver(h.session_dir); g = "
+            "d.lease()\nchild = d.ask(g, 'child', ['/bin/sleep', '1000'])\n"
             "pid = os.fork()\n"  # a foreign child that keeps the driver's descriptors
             "if pid == 0:\n    os.execv('/bin/cat', ['cat'])\n"
             "print(h.pid, g.pid, child, flush=True); sys.stdin.read()\n"

@@ -172,13 +172,10 @@ class TestCapture:
     def test_classes_of_main_load_in_another_main(self, tmp_path: Path) -> None:
         program = tmp_path / "program.py"
         program.write_text(
-            "import sys\n"
-            "from ftray.checkpoint import capture\n"
-            "class Point:\n"
-            "    def __init__(self, x): self.x = x\n"
-            "    def double(self): return self.x * 2\n"
-            "stream, = capture.StateCapturer().capture({'p': Point(21)}).segments\n"
-            "sys.stdout.buffer.write(b''.join(stream))\n"
+            "import sys\nfrom ftray.checkpoint import capture\nclass Point:\n    def __init__(self, x): "
+            "self.x = x\n    def double(self): return self.x * 2\nstream, = "
+            "capture.StateCapturer().capture({'p': "
+            "Point(21)}).segments\nsys.stdout.buffer.write(b''.join(stream))\n"
         )
         stream = subprocess.run([sys.executable, str(program)], capture_output=True, check=True).stdout
         assert pickle.loads(stream)["p"].double() == 42
