@@ -64,7 +64,9 @@ class Tail(NamedTuple):
         return not self.void or not any(first <= position <= last for first, last in self.void)
 
 
-def survey(records: Iterable[JournalRecord], after: int, history: str, based: bool) -> Tail:
+def survey(
+    records: Iterable[JournalRecord], after: int, history: str, based: bool, sealed_base: object = None
+) -> Tail:
     """Decide which of the records after a position count.
 
     Parameters
@@ -77,12 +79,16 @@ def survey(records: Iterable[JournalRecord], after: int, history: str, based: bo
         The key's present history; snapshots of others were set aside.
     based : bool
         A snapshot was restored. Otherwise nothing counts: all answers waited for the first one.
+    sealed_base : str or None
+        The snapshot that the incarnation before has begun from, as its seal says.
 
     Raises
     ------
     CheckpointCorruptedError
         A snapshot was durable that is not there any more, and what follows cannot be had without it.
     """
+    if not based and sealed_base is not None:
+        raise _lost(after + 1, based)
     last, marks, calls = after, [], []
     for record in records:
         last, _, payload = record

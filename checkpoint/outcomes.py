@@ -261,7 +261,8 @@ def _look(store: Store, key: str, head: bytes) -> tuple[str, int, bytes | None]:
         saved = split_ledger(past.newest.header, past.newest.segments)[1]
         if saved is not None:
             ledger.load(saved)
-    tail = marks.survey(store.read_journal(key, base), base, past.history, past.newest is not None)
+    reading, based = store.read_journal(key, base), past.newest is not None
+    tail = marks.survey(reading, base, past.history, based, past.sealed.get("base"))
     started = b""
     for record in store.read_journal(key, base):
         if record.position > tail.last:

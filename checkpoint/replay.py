@@ -191,7 +191,10 @@ class _Recovery:
         if not self.readable:
             return marks.Tail(self.base, [], None, 0)
         self.reading = reading = self.store.read_journal(self.key, self.base)
-        tail = marks.survey(reading, self.base, self.past.history, self.past.newest is not None)
+        past = self.past
+        tail = marks.survey(
+            reading, self.base, past.history, past.newest is not None, past.sealed.get("base")
+        )
         for kind, lines in (("journal_lost", reading.lost), ("journal_note", reading.notes)):
             for line in lines:
                 self._report(kind, line)

@@ -340,6 +340,12 @@ class TestMarks:
         with pytest.raises(CheckpointCorruptedError, match="snapshot that was durable"):
             m.survey(_records(CALL, m.encode(m.SAVED, upto=0, history="h")), 0, "h", False)
 
+    def test_also_if_only_the_seal_names_it(self) -> None:
+        for records in ((), (CALL,)):
+            with pytest.raises(CheckpointCorruptedError, match="snapshot that was durable"):
+                m.survey(_records(*records, first=8), 7, "h", False, "1-2")
+        assert m.survey(_records(CALL, first=8), 7, "h", True, "1-2").calls == 1
+
     def test_one_of_another_history_was_set_aside(self) -> None:
         other = m.encode(m.SAVED, upto=0, history="other")
         assert m.survey(_records(other, CALL), 0, "h", False).unwritten == (1, 2)

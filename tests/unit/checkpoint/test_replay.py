@@ -379,9 +379,13 @@ class TestDamage:
         with pytest.raises(CheckpointCorruptedError, match="no record can repeat"):
             lives.start()
 
-    def test_snapshots_that_went_are_missed(self) -> None:
+    @pytest.mark.parametrize("restarts", [0, 1, 2])
+    def test_snapshots_that_went_are_missed(self, restarts: int) -> None:
         lives = started()
         lives.call("incr")
+        lives.call("checkpoint")
+        for _ in range(restarts):
+            lives.start()
         lives.store._keys[KEY].snapshots.clear()
         with pytest.raises(CheckpointCorruptedError, match="snapshot that was durable"):
             lives.start()
