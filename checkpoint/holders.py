@@ -125,8 +125,8 @@ def check_free(store: Store, key: str, epoch: int, host: Host) -> None:
     if holder is None:
         return
     if not _precedes(holder.record, host):  # else the engine has ended the incarnation before
-        if holder.abandoned:  # who runs its driver again need not wait for its end: the fence holds
-            return
+        if holder.abandoned and holder.lives is not False:
+            return  # who runs its driver again need not wait for its end: the fence holds
         if holder.lives is None and holder.record.get("fencing") == LEASE:
             holder = holder._replace(lives=not store.lease_ran_out(key))  # type: ignore[attr-defined]
         check_ended(store, key, holder)

@@ -160,7 +160,12 @@ class TestActors:
         assert info.fencing == "lease" and info.state == "held"
         actor.session.close(True, "end")
 
-    def test_a_successor_of_a_process_that_ended_waits_for_others_only(self) -> None:
+    @pytest.mark.parametrize("driver", ["of a driver that lives", "of a dead driver"])
+    def test_a_successor_of_a_process_that_ended_waits_for_others_only(
+        self, driver: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if driver == "of a dead driver":
+            monkeypatch.setattr(LocalHost, "driver_pid", 1 << 23, raising=False)  # which no process has
         world = World()
         actor = Actor(world)
         actor.call()
