@@ -87,6 +87,7 @@ __all__ = [
 
 EXPORTS = (
     *__all__,
+    "answers.count_outcome",
     "answers.decode_outcome",
     "answers.end_if_forked",
     "answers.encode_outcome",

@@ -267,13 +267,20 @@ def encode_outcome(str name, object result, bytes failure, uint16_t nret=1):
         buf_free(&b)
 
 
+def count_outcome(bytes reply not None):
+    """Of how many values a recorded reply is."""
+    cdef int n = count_results(<const char *>reply, len(reply))
+    if n < 0:
+        raise ValueError("the bytes are not a recorded reply")
+    return n
+
+
 def decode_outcome(bytes reply not None):
     """The values of a recorded reply: a list of values, or of exceptions where it is an error's."""
     cdef const char *p = reply
     cdef const char *end = p + len(reply)
     cdef RetHead *r
-    if count_results(p, len(reply)) < 0:
-        raise ValueError("the bytes are not a recorded reply")
+    count_outcome(reply)
     out = []
     while p < end:
         r = <RetHead *>p

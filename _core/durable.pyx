@@ -326,7 +326,7 @@ cdef class DurableCalls:
             if not call.entered:
                 self.verifier.unchanged(before, call.method)
                 return None
-            reply = self.once.codec.encode_outcome(call.method, result, error)
+            reply = self.once.codec.encode_outcome(call.method, result, error, call.nret)
             function = self.once.find_method(call.method)
             await self.verifier.run_again(before, self.execution_of(call), function, reply)
         except CheckpointError as found:

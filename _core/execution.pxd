@@ -40,6 +40,7 @@ cdef class Execution:
     cdef int tell_difference(self, Call call, object error, Buf *b) except -1
     cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1
     cdef int answer_recorded(self, Call call) except -1
+    cdef tuple spread(self, Call call, uint8_t status, bytes reply)
     cdef bint enter(self, Call call) except -1
     cdef bint entered(self, Call call, int entrance) except -1
     cdef int run_parked(self, Call call) except -1

@@ -173,19 +173,31 @@ cdef class Execution:
         """The call has run before: this was its reply."""
         cdef Buf b
         cdef bytes reply = self.durable.reply
+        cdef uint8_t status = self.durable.status
         cdef int n = count_results(reply, len(reply))
         buf_init(&b)
         try:
-            if buf_extend(&b, sizeof(ReplyHead)) == NULL or buf_put(&b, <const char *>reply, len(reply)) < 0:
-                raise MemoryError()
             if n < 0:
                 raise RuntimeError(f"the recorded reply of {call.name} cannot be read")
-            call.nret = n
+            if n == 1 and call.nret != 1:
+                status, reply = self.spread(call, status, reply)
+            else:
+                call.nret = n
+            if buf_extend(&b, sizeof(ReplyHead)) == NULL or buf_put(&b, <const char *>reply, len(reply)) < 0:
+                raise MemoryError()
             call.recorded = True
-            self.send(call, self.durable.status, &b, [])
+            self.send(call, status, &b, [])
         finally:
             buf_free(&b)
         return 0
+
+    cdef tuple spread(self, Call call, uint8_t status, bytes reply):
+        """A reply that was recorded while nobody asked for it, for a caller that wants several values, or none."""
+        from ftray._core.answers import decode_outcome
+        if status != REPLY_OK:
+            return status, reply * call.nret
+        result = decode_outcome(reply)[0]
+        return self.durable.once.codec.encode_outcome(call.method, result, None, call.nret)
 
     cdef bint enter(self, Call call) except -1:
         """Shall this call of an exactly-once actor run? If not it is answered, now or later."""

@@ -28,8 +28,16 @@ class Codec(Protocol):
     def decode_args(self, body: bytes) -> Arguments:
         """Return arguments and keyword arguments."""
 
-    def encode_outcome(self, method: str, result: object, error: BaseException | None) -> tuple[int, bytes]:
-        """Return status and bytes of a reply; a result that cannot be written gives an error reply."""
+    def encode_outcome(
+        self, method: str, result: object, error: BaseException | None, returns: int = 1
+    ) -> tuple[int, bytes]:
+        """Return status and bytes of a reply; a result that cannot be written gives an error reply.
+
+        `returns`: of how many values, which are those in `result` unless it is 1.
+        """
+
+    def count_returns(self, reply: bytes) -> int:
+        """Return of how many values a reply is."""
 
     def decode_reply(self, status: int, reply: bytes) -> Any:
         """Return the value of a reply, or the exception of an error reply."""
@@ -51,7 +59,9 @@ class ToolkitCodec:
         args, kwargs = deserialize_args(body[at:], [deserialize(value) for value in values])
         return args, kwargs or {}
 
-    def encode_outcome(self, method: str, result: object, error: BaseException | None) -> tuple[int, bytes]:
+    def encode_outcome(
+        self, method: str, result: object, error: BaseException | None, returns: int = 1
+    ) -> tuple[int, bytes]:
         """See `Codec.encode_outcome`."""
         if error is None:
             try:
@@ -65,6 +75,10 @@ class ToolkitCodec:
         except Exception:
             data = serialize(RuntimeError(f"{type(error).__name__}: {error}"))
         return ERROR, data
+
+    def count_returns(self, reply: bytes) -> int:
+        """See `Codec.count_returns`."""
+        return 1
 
     def decode_reply(self, status: int, reply: bytes) -> Any:
         """See `Codec.decode_reply`."""

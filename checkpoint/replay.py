@@ -400,7 +400,7 @@ class _Recovery:
         self, position: int, record: CallRecord, reply: bytes, result: object, error: Exception | None
     ) -> None:
         """Raise unless a call that has run again says what it said the first time."""
-        again = self.codec.encode_outcome(record.method, result, error)
+        again = self.codec.encode_outcome(record.method, result, error, self.codec.count_returns(reply))
         found = reply_difference(self.codec, (record.status, reply), again)
         if found is not None:
             where = (

@@ -101,8 +101,9 @@ class Verifier(StateCheck):
         arguments = self._once.codec.decode_args(execution.args)
         result, error = await run_method(self._once, again, function, arguments)
         again.ended()
-        second = self._once.codec.encode_outcome(execution.method, result, error)
-        found = reply_difference(self._once.codec, reply, second)
+        codec = self._once.codec
+        second = codec.encode_outcome(execution.method, result, error, codec.count_returns(reply[1]))
+        found = reply_difference(codec, reply, second)
         if found is None:
             found = self.difference(after, self.before())
             found = found and f"state{found.removeprefix('value')}"

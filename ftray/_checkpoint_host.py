@@ -158,17 +158,25 @@ class NativeCodec:
         args, kwargs = self._decode_args(body[at:], [self._decode(value) for value in values])
         return args, kwargs or {}
 
-    def encode_outcome(self, method: str, result: object, error: BaseException | None) -> tuple[int, bytes]:
+    def encode_outcome(
+        self, method: str, result: object, error: BaseException | None, returns: int = 1
+    ) -> tuple[int, bytes]:
         """See `Codec.encode_outcome`."""
         name = f"{self._class_name}.{method}"
         if error is None:
             try:
-                return _OK, self._encode(name, result, None)
+                return _OK, self._encode(name, result, None, returns)
             except Exception as raised:
                 error = raised
         from ftray._task_errors import make_task_error
 
-        return _ERROR, self._encode(name, None, make_task_error(error, name, os.getpid()))
+        return _ERROR, self._encode(name, None, make_task_error(error, name, os.getpid()), returns)
+
+    def count_returns(self, reply: bytes) -> int:
+        """See `Codec.count_returns`."""
+        from ftray._core.answers import count_outcome
+
+        return count_outcome(reply)
 
     def decode_reply(self, status: int, reply: bytes) -> Any:
         """See `Codec.decode_reply`."""
@@ -176,6 +184,8 @@ class NativeCodec:
 
         values = decode_outcome(reply)
         if status in (_ERROR, _RETRY):
+            if not values:
+                return RuntimeError("an error of a call with num_returns=0, which keeps nothing of it")
             return getattr(values[0], "cause", values[0])
         return values[0] if len(values) == 1 else values
 

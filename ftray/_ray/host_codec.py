@@ -14,10 +14,12 @@ from ftray._ray import refs
 class RayCodec(NativeCodec):
     """See `ftray.checkpoint.codec.Codec`."""
 
-    def encode_outcome(self, method: str, result: object, error: BaseException | None) -> tuple[int, bytes]:
+    def encode_outcome(
+        self, method: str, result: object, error: BaseException | None, returns: int = 1
+    ) -> tuple[int, bytes]:
         """See `Codec.encode_outcome`."""
         with refs.not_kept(f"{self._class_name}.{method}"):
-            return super().encode_outcome(method, result, error)
+            return super().encode_outcome(method, result, error, returns)
 
 
 def _reduced(ref: Any) -> bytes:
