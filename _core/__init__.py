@@ -152,6 +152,7 @@ EXPORTS = (
     "snapfile.read_into",
     "snapfile.unlink_all",
     "snapfile.unset_memory",
+    "widecopy.copy_wide",
     "waits.plain_wait",
     "worker.Executor",
 )

@@ -22,6 +22,7 @@ from .errors import CheckpointCaptureError
 
 SMALL_BUFFER = 16 << 10
 """Buffers below this many bytes stay inside the pickle stream: one copy less to keep track of."""
+_LARGE_BUFFER = 16 << 20  # is worth the threads that copy it
 _ALIGN = 64
 _LARGEST_FRAME = 160 << 10  # a frame ends after 64 KiB, and with it an object of less than that
 _HUGE_PAGE = 2 << 20
@@ -111,7 +112,12 @@ class _Arena:
         copies, at = [], 0
         for buffer in buffers:
             copy = self._view[at : at + len(buffer)]
-            copy[:] = buffer
+            if len(buffer) < _LARGE_BUFFER:
+                copy[:] = buffer
+            else:
+                from ftray._core.widecopy import copy_wide  # most actors never need it
+
+                copy_wide(copy, buffer)
             copies.append(copy.toreadonly())
             at += len(buffer) + -len(buffer) % _ALIGN
             copy.release()

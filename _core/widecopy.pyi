@@ -1,0 +1,3 @@
+_Buffer = bytes | bytearray | memoryview
+
+def copy_wide(into: bytearray | memoryview, data: _Buffer) -> int: ...
