@@ -34,16 +34,16 @@ def joined(captured: capture.Captured) -> list[bytearray]:
 
 
 class TestFormat:
-    @pytest.mark.parametrize("version", [1, 2])
-    def test_golden(self, version: int) -> None:
-        path = GOLDEN / f"v{version}.ckpt"
-        with path.open("rb") as file:
-            header, segments = format.read(file)
+    @pytest.mark.parametrize(("file", "version"), [("v1.ckpt", 1), ("v2.ckpt", 2)])
+    def test_golden(self, file: str, version: int) -> None:
+        path = GOLDEN / file
+        with path.open("rb") as opened:
+            header, segments = format.read(opened)
         assert {k: header.fields[k] for k in FIELDS} == FIELDS and header.version == version
         assert header.segments == [len(s) for s in segments] and len(segments) == 2
         assert capture.load(segments) == STATE
-        with path.open("rb") as file:
-            assert format.verify(file) == header
+        with path.open("rb") as opened:
+            assert format.verify(opened) == header
         raw = path.read_bytes()
         assert raw[:8] == b"\x89FTCKP\r\n" and raw[8:10] == bytes([version, 0]) and raw[-8:] == b"FTCKPEND"
 
