@@ -430,6 +430,17 @@ class TestFiles:
         assert read(store, 10) == [11, 12]
         journal.close(WAIT_S)
 
+    def test_no_segment_goes_that_has_a_record_behind_the_position(self, tmp_path: Path) -> None:
+        store = small(tmp_path)
+        epoch, journal = begin(store, "process")
+        fill(journal, 1, 300)
+        before = len(segments(tmp_path))
+        for position in range(300):
+            store.trim_journal(KEY, position, epoch)
+            assert read(store, position) == upto(300, position + 1)
+        assert len(segments(tmp_path)) < before
+        journal.close(WAIT_S)
+
     def test_unused_segments_do_not_stay(self, tmp_path: Path) -> None:
         _, journal = begin(small(tmp_path), "process")
         fill(journal, 1, 1000)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,60 @@ class TestFiles:
         with pytest.raises(FencedError, match="removed"):
             host.call(session, "checkpoint")
         assert host.fenced_by and open_store(tmp_path).keys() == []
+
+
+class TestOrder:
+    """What a loss of power may take is decided by what was made durable before what: so that is looked at."""
+
+    @pytest.fixture
+    def done(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """System calls in order, with the names that they are about."""
+        noted: list[str] = []
+
+        def note(name: str, about: Callable[..., str]) -> None:
+            real = getattr(os, name)
+
+            def noting(first: Any, *others: Any) -> Any:
+                result = real(first, *others)
+                noted.append(f"{name} {os.path.basename(about(first))}")
+                return result
+
+            monkeypatch.setattr(os, name, noting)
+
+        note("fsync", lambda fd: os.readlink(f"/proc/self/fd/{fd}"))
+        for name in ("mkdir", "unlink", "rename"):
+            note(name, os.fspath)
+        return noted
+
+    def test_a_new_directory_is_durable_before_the_next_is_made_in_it(
+        self, tmp_path: Path, done: list[str]
+    ) -> None:
+        assert LocalStore(str(tmp_path / "a" / "b")).claim(KEY, 1, b"record")
+        names = [tmp_path.name, "a", "b", KEY_DIRECTORY]
+        assert done == [step for above, new in pairwise(names) for step in (f"mkdir {new}", f"fsync {above}")]
+
+    def test_claim_and_seal_are_durable_before_older_ones_go(self, tmp_path: Path, done: list[str]) -> None:
+        store = LocalStore(str(tmp_path / "store"))
+        for epoch in (1, 2):
+            assert store.claim(KEY, epoch, b"record")
+            store.seal(KEY, epoch, b"record")
+        done.clear()
+        store.settle(KEY, 2)
+        assert done == [
+            "fsync epoch-0000000002.claim",
+            "fsync epoch-0000000002.seal",
+            f"fsync {KEY_DIRECTORY}",
+            "fsync store",
+            "unlink epoch-0000000001.seal",
+            "unlink epoch-0000000001.claim",
+        ]
+
+    def test_that_a_key_is_gone_is_durable_before_its_files_go(self, tmp_path: Path, done: list[str]) -> None:
+        store = LocalStore(str(tmp_path / "store"))
+        assert store.claim(KEY, 1, b"record")
+        done.clear()
+        store.remove(KEY)
+        assert done == [f"rename {KEY_DIRECTORY}", "fsync store", "unlink epoch-0000000001.claim"]
 
 
 class TestMedium:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,20 @@ import pytest
 
 from ftray._core.ledger import Ledger
 from ftray._core.records import SeenRecord, decode_record
-from ftray.checkpoint import CheckpointError, FencedError, ReplyExpiredError, StaleCallerError, faults, marks
+from ftray.checkpoint import (
+    CheckpointError,
+    CheckpointSaveError,
+    CheckpointTimeoutError,
+    FencedError,
+    ReplyExpiredError,
+    StaleCallerError,
+    faults,
+    marks,
+    restore,
+)
 from ftray.checkpoint.lineage import SnapshotName
-from ftray.checkpoint.testing import Caller
+from ftray.checkpoint.stores.local import LocalStore
+from ftray.checkpoint.testing import Caller, MemoryStore
 from ftray.checkpoint.values import CALL_ID, Execution
 
 from .once_support import KEY, Lives, Tally, hooks, memory, started
@@ -24,6 +36,38 @@ PARENT = bytes(range(16))
 
 def attempt(number: int) -> Caller:
     return Caller(PARENT[::-1], parent=PARENT, attempt=number)
+
+
+class Steps(MemoryStore):
+    """Notes in which order an incarnation, or a tool, goes to its store."""
+
+    def __init__(self) -> None:
+        super().__init__(survives=("process", "power"))
+        self.steps: list[str] = []
+
+    def claim(self, key: str, epoch: int, record: bytes) -> bool:
+        self.steps.append("claim")
+        return super().claim(key, epoch, record)
+
+    def fence_journals(self, key: str, epoch: int) -> None:
+        self.steps.append("fence")
+        super().fence_journals(key, epoch)
+
+    def read(self, key: str, name: SnapshotName) -> Any:
+        self.steps.append("read")
+        return super().read(key, name)
+
+    def read_journal(self, key: str, after: int) -> Any:
+        self.steps.append("read journal")
+        return super().read_journal(key, after)
+
+    def seal(self, key: str, epoch: int, record: bytes) -> None:
+        self.steps.append("seal")
+        super().seal(key, epoch, record)
+
+    def open_journal(self, key: str, epoch: int, first_position: int, **options: Any) -> Any:
+        self.steps.append("open journal")
+        return super().open_journal(key, epoch, first_position, **options)
 
 
 @contextmanager
@@ -383,3 +427,71 @@ def test_r29_what_leaves_needs_the_key_after_its_record() -> None:
     with pytest.raises(FencedError):
         lives.send(lives.make("run", None))
     assert left == []
+
+
+def test_nobody_reads_what_init_made_before_it_is_saved() -> None:
+    store = memory()
+    put, store.put = store.put, _failing  # type: ignore[method-assign]
+    lives = Lives(store).start()
+    read = lives.make("value")
+    with pytest.raises(CheckpointTimeoutError, match="not durable"):
+        lives.send(read, 0.02)
+    store.put = put  # type: ignore[method-assign]
+    assert lives.start().send(read) == 0
+
+
+def test_what_crashes_while_it_is_recorded_is_no_value() -> None:
+    class Greedy(Tally):
+        def take(self) -> str:
+            return self.record(lambda: hooks.pop()(self))
+
+    def no_room(_self: Tally) -> str:
+        raise MemoryError
+
+    hooks[:] = [lambda _self: "room", no_room]
+    lives = started(cls=Greedy)
+    call = lives.make("take")
+    with pytest.raises(MemoryError):
+        lives.send(call)
+    assert lives.start().send(call) == "room", "nothing was recorded"
+
+
+def test_r14_r30_claim_fence_read_seal_and_only_then_write() -> None:
+    store = Steps()
+    lives = Lives(store).start()
+    lives.call("incr")
+    first = lives.call("checkpoint")
+    lives.call("incr")
+    store.steps.clear()
+    lives.start()
+    assert store.steps[:3] == ["claim", "fence", "read"]
+    assert store.steps[3:].count("seal") == store.steps[3:].count("open journal") == 1
+    assert store.steps[-2:] == ["seal", "open journal"] and "read journal" in store.steps
+    store.steps.clear()
+    restore(store, KEY, first, takeover=True)
+    rest = store.steps[store.steps.index("claim") :]  # the snapshot is looked at before anything is touched
+    assert rest[:2] == ["claim", "fence"] and rest[-2:] == ["open journal", "seal"]
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_blob_survives_what_the_record_does_that_names_it(
+    durability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    put_blob = LocalStore.put_blob
+
+    def noting(self: LocalStore, key: str, epoch: int, name: str, *rest: Any, **options: Any) -> None:
+        if name.startswith("call-"):
+            asked.append(options["durability"])
+        put_blob(self, key, epoch, name, *rest, **options)
+
+    monkeypatch.setattr(LocalStore, "put_blob", noting)
+    lives = started(store=LocalStore(str(tmp_path)), durability=durability)
+    hooks.append(lambda _self: None)
+    lives.call("run", bytes(100_000))
+    assert asked == [durability]
+    lives.session.close(False, "test")
+
+
+def _failing(*_: object) -> None:
+    raise CheckpointSaveError("the disk is full")

@@ -333,6 +333,18 @@ class TestReplay:
         lives.start()
         assert lives.host.seeds_asked == ["7"] and "hash_seed" in lives.kinds()
 
+    def test_the_seed_of_the_snapshot_counts_where_the_seal_is_damaged(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lives = started()
+        monkeypatch.setattr(replay, "hash_seed", lambda _host: {"PYTHONHASHSEED": "7", "fingerprint": 0})
+        lives.call("checkpoint")
+        lives.call("incr")
+        lives.store._keys[KEY].seals[1] = b"garbage"
+        monkeypatch.undo()
+        lives.start()
+        assert lives.host.seeds_asked == ["7"]
+
     def test_a_divergence_tells_of_another_hash_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         numbers = iter(range(10))
 
@@ -404,6 +416,28 @@ class TestDamage:
         lives.call("incr")
         repeat_last_record(lives)
         with pytest.raises(CheckpointCorruptedError, match="contradicts itself at position"):
+            lives.start()
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda one, two: [one[0], one[2]], "value 1 of a call after 0 values"),
+            (lambda one, two: [one[1]], "a value of a call that has not begun"),
+            (lambda one, two: [one[0], two[1]], "a value of a call that has not begun"),
+            (lambda one, two: [one[0], two[0]], "a call begins inside of another one"),
+            (lambda one, two: [one[0], two[-1]], "a call ends inside of another one"),
+        ],
+    )
+    def test_records_of_calls_that_send_stand_in_order(self, damage: Any, said: str) -> None:
+        lives = started()
+        for _ in range(2):
+            lives.call("ask", 2)
+        held = lives.store._keys[KEY]
+        rest, one, two = held.records[:-8], held.records[-8:-4], held.records[-4:]
+        assert [len(each) for each in (one, two)] == [4, 4], "START, two VALUEs, CALL"
+        chosen = damage(one, two)
+        held.records = [*rest, *(r._replace(position=len(rest) + n) for n, r in enumerate(chosen, 1))]
+        with pytest.raises(CheckpointCorruptedError, match=said):
             lives.start()
 
     def test_large_arguments_and_replies_are_blobs_that_go_with_their_records(self) -> None:

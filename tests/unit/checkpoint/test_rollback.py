@@ -81,7 +81,9 @@ class TestExactlyOnce:
         ended(lives)
         done = checkpoint.restore(store, KEY, first)
         assert (done.history_number, done.ledger, done.source) == (2, True, first)
+        before = lives.session.status()["history"]
         anew(lives)
+        assert lives.session.status()["history"] != before
         assert lives.call("value") == 1
         assert lives.call("incr", 5) == 6
         assert lives.start().call("value") == 6, "and its own crashes recover as ever"
