@@ -210,6 +210,17 @@ def test_calls_from_outside_wait_and_run_after_the_captures() -> None:
     assert world.published and not any(actor.queue for actor in world.actors)
 
 
+def test_a_call_on_its_way_is_waited_for() -> None:
+    world = World(2, [])
+    world.background_thread(0)
+    for _ in range(20):  # nobody gets to run it
+        world.answer(world.asked[0])
+    assert world.cut.phase is Phase.DRAINING and world.cut.waves > 2
+    world.run_call(1, 0)
+    settle(world)
+    assert world.published
+
+
 def test_a_call_between_the_last_poll_and_a_capture_drains_again() -> None:
     world = World(2, [])
     while world.cut.phase is not Phase.CAPTURING:
