@@ -7,6 +7,7 @@ import itertools
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -220,6 +221,29 @@ class TestActors:
         assert actor.host.crashed_by and not actor.host.fenced_by, "it may be started anew"
         crash(actor.session)
         assert Actor(world).call("value") == 1
+
+    def test_a_lease_that_runs_out_while_a_record_is_written_answers_nothing(self) -> None:
+        """The record may be there; whether another one holds the key by now, nobody here knows."""
+        world = World()
+        actor = Actor(world)
+        assert actor.call() == 1
+        journal: Any = actor.session.exactly_once and actor.session.exactly_once.journal
+        durable, look, write = journal.durable_position, journal._look, world.medium.write
+
+        def looked() -> Future[None]:  # the look beside the request is over when that begins
+            look()
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+
+        def slow(name: str, data: bytes) -> None:
+            write(name, data)
+            world.now_s += TERM_S * ("/journal/" in name)
+
+        journal._look_meanwhile, world.medium.write = looked, slow
+        with pytest.raises((CheckpointSaveError, checkpoint.NoSessionError), match="ran out"):
+            actor.call()
+        assert journal.durable_position == durable
 
     def test_a_short_disturbance_is_survived(self) -> None:
         world = World()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -346,6 +347,22 @@ def test_a_state_beyond_the_limit_of_its_store() -> None:
     assert medium.uploads("x") == []
 
 
+def test_a_stream_is_written_when_it_was_closed_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    medium = memory_medium()
+    log, _, _ = open_log(small_objects(medium))
+
+    class NeverWhole(io.BytesIO):
+        def close(self) -> None:
+            super().close()
+            raise PermissionError("what was written last was refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(medium._fs, "open", lambda *_: NeverWhole())
+        with pytest.raises(CheckpointSaveError, match="what was written last was refused"):
+            save(log, 1)
+    assert open_store(small_objects(medium)).list(KEY) == []
+
+
 # -- retries
 
 
@@ -360,6 +377,13 @@ class _Times(_Wrapped):
         self.times -= 1
         if self.times >= 0:
             raise TransientStoreError("SlowDown")
+
+
+def test_two_that_fail_together_do_not_come_back_together() -> None:
+    slept: list[list[float]] = [[], []]
+    for pauses in slept:
+        Objects(_Times(memory_medium(), 7), Retry(8, 0.1, 1.0), pauses.append).delete(["x"])
+    assert all(one != other for one, other in zip(*slept, strict=True))
 
 
 def test_pauses_grow_are_spread_and_bounded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -169,6 +170,7 @@ def test_a_store_that_cannot_be_read_restores_nothing_older(faulty: Faulty) -> N
 
 def test_a_server_that_hangs(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.2)
+    began_s = time.monotonic()
     hang = Hang()
     with FaultyProxy(s3.host, s3.port) as proxy:
         faulty = Faulty(s3, proxy)
@@ -178,6 +180,7 @@ def test_a_server_that_hangs(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(CheckpointSaveError, match=r"cannot seal .*Timeout"):
             faulty.through(Retry(2, 0.001, 0.001)).seal(KEY, 1, b"x")
         hang.release.set()
+    assert time.monotonic() - began_s < 30, "four times the timeout given here, and never that of others"
 
 
 def test_denied(faulty: Faulty) -> None:
