@@ -18,7 +18,7 @@ from ftray.checkpoint import (
 from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.stores import s3 as s3_module
 from ftray.checkpoint.stores.object_store import BEST_EFFORT, ObjectStore
-from ftray.checkpoint.stores.objects import Retry
+from ftray.checkpoint.stores.objects import Retry, TransientStoreError
 from ftray.checkpoint.stores.s3 import S3Objects
 from tests.helpers import faulty_proxy
 from tests.helpers.faulty_proxy import FaultyProxy, Hang, Late, status
@@ -181,6 +181,17 @@ def test_a_server_that_hangs(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> N
             faulty.through(Retry(2, 0.001, 0.001)).seal(KEY, 1, b"x")
         hang.release.set()
     assert time.monotonic() - began_s < 30, "four times the timeout given here, and never that of others"
+
+
+def test_some_of_many_deletions_are_throttled(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request as a whole has succeeded then, and says so of those that have not."""
+    medium = S3Objects("s3://b", "b", "", {"endpoint_url": s3.endpoint})
+    for code, kind in (("SlowDown", TransientStoreError), ("AccessDenied", CheckpointStoreError)):
+        answer = {"Errors": [{"Key": "two", "Code": code, "Message": "not now"}]}
+        monkeypatch.setattr(medium, "_ask", lambda *_, answer=answer, **__: answer)
+        with pytest.raises(CheckpointStoreError, match=f"delete of two: {code}") as told:
+            medium.delete(["one", "two"])
+        assert type(told.value) is kind
 
 
 def test_denied(faulty: Faulty) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import settings
@@ -105,6 +106,19 @@ def test_the_first_quick_death_restarts_at_once_later_ones_back_off_up_to_a_boun
     table.worker_found(ID, 6, 200)
     table.constructed(ID, 6, 200, None, 20.0)
     assert has(table.worker_died(200, death(), 30.0), m.Place)  # it was stable meanwhile
+
+
+def test_a_recovery_that_fails_waits_from_20_ms_to_a_second() -> None:
+    table = ActorTable()
+    alive(table, max_restarts=-1, ready=False)
+    table.worker_died(100, death(), 0.0)
+    pauses = []
+    for incarnation in range(2, 12):
+        table.worker_found(ID, incarnation, 100 + incarnation)
+        pauses.append(only(table.worker_died(100 + incarnation, death(), 0.0), m.SetTimer).when_s)
+        table.backoff_over(ID, incarnation + 1)
+    assert (pauses[0], pauses[-1]) == (0.02, 1.0)
+    assert all(later == min(2 * before, 1.0) for before, later in pairwise(pauses))
 
 
 def test_actors_that_were_ready_restart_at_once_until_there_are_too_many_quick_deaths() -> None:
