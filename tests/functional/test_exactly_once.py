@@ -154,6 +154,30 @@ def test_a_task_that_is_run_again_repeats_nothing(store, tmp_path):
     assert ray.get(account.value.remote()) == 60
 
 
+def test_a_call_that_is_run_again_sees_its_identity(store, tmp_path):
+    class Known(ray.Checkpointable, store=store, exactly_once=True):
+        def who(self):
+            return ray.get_runtime_context().get_call_id()
+
+    known = ray.remote(Known).remote()
+
+    @ray.remote(max_retries=2)
+    def ask(known, path):
+        own = ray.get_runtime_context().get_call_id()
+        with open(path, "a") as file:
+            print(own, *ray.get([known.who.remote(), known.who.remote()]), file=file)
+        with open(path) as file:
+            seen = file.read().splitlines()
+        if len(seen) == 1:
+            os._exit(1)
+        return seen
+
+    first, again = ray.get(ask.remote(known, str(tmp_path / "seen")))
+    assert first == again and len(set(first.split())) == 3
+    assert all(len(bytes.fromhex(each)) == 16 for each in first.split())
+    assert ray.get(known.who.remote()) not in first
+
+
 def test_a_task_that_goes_another_way_is_told(store, tmp_path):
     account = make_account(store).remote()
     path = str(tmp_path / "died")

@@ -66,6 +66,18 @@ ssize_t writev(int fd, const struct iovec *parts, int n) {
     return result;
 }
 
+int fallocate(int fd, int mode, off_t at, off_t size) {
+    int result = REAL(fallocate)(fd, mode, at, size);
+    tell_fd("allocate", fd, size);
+    return result;
+}
+
+int fallocate64(int fd, int mode, off64_t at, off64_t size) {
+    int result = REAL(fallocate64)(fd, mode, at, size);
+    tell_fd("allocate", fd, size);
+    return result;
+}
+
 int renameat(int from_dir, const char *from, int to_dir, const char *to) {
     int result = REAL(renameat)(from_dir, from, to_dir, to);
     tell("rename", to, result);

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftray.checkpoint import CheckpointError, faults, generations, values
+from ftray.checkpoint import CheckpointError, FencedError, faults, generations, members, values
 from ftray.checkpoint.groups import Group
 from ftray.checkpoint.stores import connect
 from ftray.checkpoint.stores.kv import KvObjects
@@ -401,3 +401,18 @@ def test_a_member_that_cannot_be_written_fails_the_cut() -> None:
             group.save()
         assert [info.id for info in group.list()] == ["1-1"]
         assert group.save() == "1-2"
+
+
+def test_what_was_meant_for_another_incarnation_is_refused() -> None:
+    with world_of(memory()) as world:
+        world.group()
+        session = world.processes[0].live()
+        asked = {"generation": session.member.generation, "epoch": session.log.epoch, "nonce": "n"}
+        assert members.steer(session.instance, "release", asked) == {}
+        joining = {"group": "pair", "keep": 2, "actors": []}
+        for other in ({**asked, "epoch": asked["epoch"] + 1}, {**asked, "generation": 7}):
+            for what in ("hold", "poll", "capture", "written"):
+                with pytest.raises(FencedError, match="cannot be taken any more"):
+                    members.steer(session.instance, what, other)
+        with pytest.raises(FencedError, match="was restarted while it was to join"):
+            members.steer(session.instance, "join", {**joining, **asked, "epoch": asked["epoch"] + 1})

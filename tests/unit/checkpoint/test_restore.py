@@ -14,6 +14,7 @@ from ftray.checkpoint import (
     CheckpointLoadError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    CheckpointSaveError,
     CheckpointVersionError,
     UnsupportedStoreError,
     readonly,
@@ -89,6 +90,27 @@ class TestCreation:
         store._keys["other"].snapshots[N(1, 1)] = store._keys[KEY].snapshots[N(1, 1)]
         with pytest.raises(Exception, match="copied here"):
             start(store=store, checkpoint_key="other")
+
+    def test_nothing_is_saved_before_claim_and_seal_are_durable(self) -> None:
+        steps: list[str] = []
+
+        class Slow(MemoryStore):
+            def settle(self, key: str, epoch: int) -> None:
+                steps.append("settle")
+                if len(steps) < 3:
+                    raise CheckpointSaveError("not yet")
+                super().settle(key, epoch)
+
+            def put(self, key: str, name: N, parts: Any) -> None:
+                steps.append("put")
+                super().put(key, name, parts)
+
+        host, session = start(store=Slow())
+        with pytest.raises(CheckpointSaveError, match="not yet"):
+            host.call(session, "checkpoint")
+        assert host.call(session, "checkpoint") == "1-2"
+        assert steps == ["settle", "settle", "settle", "put"]
+        session.close(False, "test")
 
     def test_an_unreadable_seal_is_told(self) -> None:
         store = MemoryStore()
