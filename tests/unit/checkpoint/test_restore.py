@@ -29,6 +29,11 @@ N = SnapshotName
 
 
 class TestCreation:
+    def test_the_trial_is_the_first_pause_that_is_told(self) -> None:
+        _, session = start(store=MemoryStore())
+        told = session.status()
+        assert told["first_pause_s"] > 0 and told["saves"] == 0, "a cold capture takes longer than later ones"
+
     def test_an_unpicklable_attribute_fails_before_anything_is_touched(self, tmp_path: Path) -> None:
         class Locked(Counter):
             def __init__(self) -> None:

@@ -253,3 +253,20 @@ os._exit(0)
     assert synced and {step.thread for step in synced} == {"other"}
     made = [step.name for step in done if step.what == "rename" and step.name.startswith("journal-")]
     assert len(made) > 3
+
+
+def test_process_says_of_the_present_segment_that_it_is_synced_after_it_was(run: Run) -> None:
+    done = run(
+        """
+import threading
+store.journal_sync_interval_s = 0.001
+say("begin")
+journal = begin(1, 1, "process")
+journal.append(b"record")
+while journal.stats()["synced"] < 1:
+    threading.Event().wait(0.001)
+say("told")
+os._exit(0)
+"""
+    )
+    in_order(list(map(str, done)), f"rename {FIRST}.process", f"fsync {FIRST}.process", "say told")
