@@ -66,6 +66,45 @@ def make_book(store, **options):
     return ray.remote(Book)
 
 
+def test_r12_r17_replies_and_reads_wait_while_the_disk_does_not_answer(store, mailbox):
+    class Stalls(ray.Checkpointable, exactly_once=True, store=store, durability="power"):
+        def __init__(self):
+            self.n = 0
+
+        def add(self):
+            self.n += 1
+            return self.n
+
+        @checkpoint.readonly
+        def value(self):
+            return self.n
+
+        @checkpoint.readonly
+        def stall(self):
+            self.journal().inject("file.journal.synced", "stall")
+
+        @checkpoint.readonly
+        def tell(self, mailbox):
+            mailbox.post([self.n, self.journal().wait_stalled(60)])
+
+        @checkpoint.readonly
+        def let_go(self):
+            self.journal().release()
+
+        def journal(self):
+            return checkpoint.actor.sessions[id(self)].exactly_once.journal
+
+    actor = ray.remote(Stalls).remote()
+    assert ray.get(actor.add.remote()) == 1
+    ray.get(actor.stall.remote())
+    refs = [actor.add.remote(), actor.value.remote()]
+    actor.tell.remote(mailbox)
+    assert mailbox.take(60) == [2, True], "both have run"
+    assert not ray.wait(refs, timeout=0.3)[0]
+    actor.let_go.remote()
+    assert ray.get(refs, timeout=60) == [2, 2]
+
+
 def test_r33_what_a_method_has_called_is_released_when_its_record_is_durable(store):
     book = make_book(store)
     there = book.options(name="there-1").remote()
