@@ -28,6 +28,7 @@ from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import Caller, MemoryStore
 from ftray.checkpoint.values import CALL_ID, Execution
+from ftray.exceptions import NotSupportedError
 
 from .once_support import KEY, Lives, Tally, hooks, memory, started
 
@@ -387,26 +388,77 @@ class Journal:
         return self.last
 
 
-def test_r27_r28_each_thing_that_leaves_waits_for_the_start_and_for_all_values_until_then() -> None:
+class Once:
+    """What the guard of an engine asks: which call runs here, and to wait until something is durable."""
+
+    host = SimpleNamespace(max_concurrency=1, is_async=False)
+    journal, last_position = True, 17
+
+    def __init__(self, execution: Execution | None) -> None:
+        self.execution, self.waited = execution, []
+
+    def locate(self) -> Execution | None:
+        return self.execution
+
+    def wait(self, position: int) -> None:
+        self.waited.append(position)
+
+
+def guard_of(execution: Execution | None) -> tuple[Any, list[int]]:
     from ftray._outside import Outside
 
-    waited: list[int] = []
+    once: Any = Once(execution)
+    return Outside(once), once.waited
+
+
+def test_r27_r28_each_thing_that_leaves_waits_for_the_start_and_for_all_values_until_then() -> None:
     execution = Execution(b"", "m", b"", PARENT, Journal())
-
-    class Once:
-        host = SimpleNamespace(max_concurrency=1, is_async=False)
-
-        def locate(self) -> Execution:
-            return execution
-
-        def wait(self, position: int) -> None:
-            waited.append(position)
-
-    guard = Outside(Once())  # type: ignore[arg-type]
+    guard, waited = guard_of(execution)
     assert guard.sends(1) is False and waited == [11], "the start"
     execution.take(0, lambda: b"drawn")
     assert guard.sends(1) is False and waited == [11, 12], "the value"
     assert guard.sends(1) is False and waited == [11, 12, 12]
+
+
+def test_r27_what_leaves_outside_of_a_method_waits_for_all_that_was_recorded() -> None:
+    """A thread of the user's own may have seen any of it."""
+    guard, waited = guard_of(None)
+    assert guard.sends(1) is False and waited == [17]
+
+
+def test_r27_an_actor_is_made_after_the_start_and_once() -> None:
+    made: list[int] = []
+
+    def make() -> str:
+        made.append(len(waited))
+        return "handle"
+
+    execution = Execution(b"", "m", b"", PARENT, Journal())
+    guard, waited = guard_of(execution)
+    assert guard.made(make) == "handle" and waited == [11] and made == [1], "after the start was durable"
+    again = Execution(b"", "m", b"", PARENT, None, execution.recorded)
+    assert guard_of(again)[0].made(make) == "handle" and made == [1], "it was made before"
+    again.ended()
+
+
+def test_what_was_ready_is_the_same_when_a_method_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftray import _outside
+
+    refs = [object() for _ in range(3)]
+    monkeypatch.setattr(_outside, "plain_wait", lambda given, *_: ([given[2]], given[:2]))
+    execution = Execution(b"", "m", b"", PARENT, Journal())
+    assert guard_of(execution)[0].wait(refs, 1, None, True) == ([refs[2]], refs[:2])
+    monkeypatch.setattr(_outside, "plain_wait", lambda given, *_: ([given[0]], given[1:]))
+    again = Execution(b"", "m", b"", PARENT, None, execution.recorded)
+    assert guard_of(again)[0].wait(refs, 1, None, True) == ([refs[2]], refs[:2])
+    again.ended()
+
+
+def test_a_method_that_changes_the_state_makes_no_generators() -> None:
+    guard, waited = guard_of(Execution(b"", "m", b"", PARENT, Journal()))
+    with pytest.raises(NotSupportedError, match='num_returns="streaming"'):
+        guard.sends(-1)
+    assert waited == []
 
 
 def test_r29_what_leaves_needs_the_key_after_its_record() -> None:
