@@ -275,6 +275,20 @@ class JournalSuite:
         with pytest.raises(FencedError):
             store.fence_journals(KEY, 1)
 
+    def test_a_journal_without_a_record_is_fenced_as_well(self, store: Any, durability: str) -> None:
+        assert store.claim(KEY, 1, b"")
+        journal = store.open_journal(KEY, 1, 1, durability=durability)
+        other = self.reopened(store)
+        assert other.claim(KEY, 2, b"")
+        other.fence_journals(KEY, 2)
+        assert read(other) == []
+        with pytest.raises(FencedError):
+            journal.append(payload(1))
+            journal.wait(1, WAIT_S)
+        assert journal.durable_position == 0
+        with pytest.raises(FencedError):
+            journal.close(WAIT_S)
+
     def test_many_successors(self, store: Any, opened: Any) -> None:
         """Each one appends, is overtaken, and appends again: what it was refused is never read."""
         old: list[Any] = []

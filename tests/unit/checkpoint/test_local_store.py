@@ -27,7 +27,9 @@ from ftray.checkpoint import (
     faults,
 )
 from ftray.checkpoint import open as open_store
+from ftray.checkpoint.format import read_header
 from ftray.checkpoint.lineage import SnapshotName
+from ftray.checkpoint.snapshots import boot_id
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.stores.names import snapshot_name
 
@@ -52,6 +54,15 @@ class TestFiles:
         for path in (tmp_path / "a").rglob("*"):
             mode = stat.S_IMODE(path.stat().st_mode)
             assert mode == (0o700 if path.is_dir() else 0o600), path
+
+    def test_a_snapshot_says_whose_it_is_and_where_it_comes_from(self, tmp_path: Path) -> None:
+        host, session = start(store=tmp_path, checkpoint_version=3)
+        call(host, session, "incr")
+        with LocalStore(str(tmp_path)).read(KEY, N(1, 1)) as file:
+            said = read_header(file).fields
+        names = ("class", "state_version", "key", "history", "epoch", "sequence", "boot_id")
+        wanted = ["Counter", 3, KEY, session.status()["history"], 1, 1, boot_id()]
+        assert [said[name] for name in names] == wanted and boot_id()
 
     def test_unfinished_files_are_swept(self, tmp_path: Path) -> None:
         host, session = start(store=tmp_path)
@@ -78,6 +89,12 @@ class TestFiles:
             start(store=tmp_path)
         with pytest.raises(UntrustedStoreError):
             open_store(tmp_path).load(KEY)
+        store = LocalStore(str(tmp_path))
+        for read in (lambda: store.read(KEY, N(1, 1)), lambda: store.read_journal(KEY, 0)):
+            with pytest.raises(UntrustedStoreError):
+                read()
+        with pytest.raises(UntrustedStoreError):
+            store.read_blob(KEY, "a")
         (tmp_path / KEY_DIRECTORY).chmod(0o700)
         if os.geteuid() == 0:
             status, told = in_child(lambda tell: self._as_nobody(tmp_path, tell))

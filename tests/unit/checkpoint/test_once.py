@@ -616,6 +616,7 @@ def _failing(*_: object) -> None:
 class TestPeople:
     def test_status(self) -> None:
         lives = started()
+        assert lives.session.status()["first_pause_s"] > 0, "the cold one, of the trial before the first call"
         lives.call("incr")
         lives.start()
         status = lives.session.status()

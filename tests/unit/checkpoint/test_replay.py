@@ -318,6 +318,18 @@ class TestReplay:
         assert present["calls_replayed"] == 2, "the killed one got ahead"
         assert lives.call("value") == 5
 
+    def test_a_call_that_goes_on_for_long_is_saved_before_anybody_is_served(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lives = started()
+        call = lives.make("ask", 2)
+        crash_at(lives, "once.value_recorded", call)
+        monkeypatch.setattr(replay, "REPLAY_BOUND_S", 0.0)
+        lives.start()
+        newest = open_store(lives.store).list(KEY)[-1]
+        assert newest.reason == "replay" and lives.session.status()["last_snapshot"] == newest.id
+        assert len(open_store(lives.store).load(KEY)["seen"]) == 2
+
     def test_another_hash_seed_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lives = started()
         lives.call("incr")

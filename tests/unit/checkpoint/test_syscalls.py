@@ -71,7 +71,8 @@ def run(library: Path, tmp_path: Path) -> Run:
 
     def running(program: str) -> list[Step]:
         log = tmp_path / "log"
-        environment = {**os.environ, "LD_PRELOAD": str(library), "SYNC_LOG": str(log)}
+        preload = ":".join(filter(None, (os.environ.get("LD_PRELOAD"), str(library))))  # sanitizers first
+        environment = {**os.environ, "LD_PRELOAD": preload, "SYNC_LOG": str(log)}
         command = [sys.executable, "-c", PRELUDE + program, tmp_path / "store"]
         subprocess.run(command, check=True, env=environment, timeout=60)
         lines = [line.split() for line in log.read_text().splitlines()]
