@@ -120,10 +120,12 @@ def limited(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def store_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Actors that name no store have one that no other test has, and not the user's; made when it is used."""
     place = tmp_path_factory.getbasetemp() / f"store-{next(_numbers)}"
-    monkeypatch.setenv("FTRAY_CHECKPOINT_STORE", str(place))
+    with pytest.MonkeyPatch.context() as patch:  # a test's own is undone before `runtime` looks
+        patch.setenv("FTRAY_CHECKPOINT_STORE", str(place))
+        yield
 
 
 @pytest.fixture
