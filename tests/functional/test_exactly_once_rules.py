@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 
 import pytest
@@ -103,6 +105,83 @@ def test_r12_r17_replies_and_reads_wait_while_the_disk_does_not_answer(store, ma
     assert not ray.wait(refs, timeout=0.3)[0]
     actor.let_go.remote()
     assert ray.get(refs, timeout=60) == [2, 2]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("method", ["add", "add_later"])
+def test_what_is_no_reply_is_a_crash(store, tally, error, method):
+    class Shaky(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self):
+            self.n = 0
+
+        def add(self, tally):
+            self.n += 1
+            if tally.bump() < 2:
+                raise error("not a reply")
+            return self.n
+
+    class Later(Shaky):
+        async def add_later(self, tally):
+            return self.add(tally)
+
+    actor = ray.remote(Later if method == "add_later" else Shaky).remote()
+    assert ray.get(getattr(actor, method).remote(tally), timeout=60) == 1, "nothing of the first two stayed"
+    assert tally.count == 3
+
+
+def test_what_was_awaited_at_the_same_time_ends_in_the_same_order_again(store, mailbox, gate):
+    class Gathers(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self):
+            self.order = []
+
+        async def gather(self, refs, mailbox):
+            async def one(place, ref):
+                self.order.append(f"{place}: {await ref}")
+                mailbox.post(self.order)
+
+            await asyncio.gather(*[one(place, ref) for place, ref in enumerate(refs)])
+            return self.order
+
+        @checkpoint.readonly
+        async def pid(self):
+            return os.getpid()
+
+    @ray.remote
+    def say(word, gate=None):
+        if gate is not None:
+            gate.wait()
+        return word
+
+    actor = ray.remote(Gathers).remote()
+    pid = ray.get(actor.pid.remote())
+    ref = actor.gather.remote([say.remote("first", gate), say.remote("second")], mailbox)
+    assert mailbox.take(60) == ["1: second"]
+    gate.open()
+    assert ray.get(ref, timeout=60) == ["1: second", "0: first"]
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    assert ray.get(actor.pid.remote(), timeout=60) != pid, "it was run again, with the same reply"
+
+
+def test_what_no_journal_can_put_in_order_is_refused_inside_of_methods(store):
+    class Asks(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self):
+            self.n = 0
+
+        def ask(self, what):
+            self.n += 1
+            if what == "stream":
+                return list(several.options(num_returns="streaming").remote())
+            return several.options(num_returns=1).remote().future().result()
+
+    @ray.remote
+    def several():
+        yield 1
+
+    actor = ray.remote(Asks).remote()
+    for what, said in (("stream", 'num_returns="streaming"'), ("future", "ref.future()")):
+        with pytest.raises(ray.exceptions.NotSupportedError, match=re.escape(said)):
+            ray.get(actor.ask.remote(what), timeout=60)
 
 
 def test_r33_what_a_method_has_called_is_released_when_its_record_is_durable(store):

@@ -30,6 +30,7 @@ from ftray.checkpoint import (
 from ftray.checkpoint import open as open_store
 from ftray.checkpoint.journal import JournalRecord
 from ftray.checkpoint.lineage import SnapshotName as N
+from ftray.checkpoint.lineage import parse_id
 from ftray.checkpoint.serving import ExactlyOnceCalls
 from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost, MemoryStore, crash
 from ftray.checkpoint.values import current
@@ -99,6 +100,17 @@ class TestHolders:
         lives = Lives(store).start()
         assert lives.call("incr") == 1
         assert not [b for b in store.list_blobs(KEY) if b.startswith("ended")], "forgotten by the next one"
+
+    def test_whoever_ends_as_planned_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lives = started()
+        lives.session.close(True, "exit")
+        monkeypatch.setattr(holders, "_lives", lambda _record: None)  # seen from another machine
+        holder = holders.look(lives.store, KEY, 1)
+        assert holder is not None and holder.lives is False
+        other = Lives(lives.store).start()
+        other.session.close(False, "killed")
+        with pytest.raises(CheckpointKeyInUseError, match="cannot be told from here"):
+            Lives(lives.store).start()
 
     def test_the_key_of_a_dead_driver_s_actor_is_free_though_its_process_still_ends(self) -> None:
         """The fence holds, whatever that process does; but while its driver lives it is refused as before."""
@@ -468,6 +480,21 @@ class TestDamage:
             lives.call("checkpoint")
         assert not [b for b in lives.store.list_blobs(KEY) if b.startswith("call-")]
         assert lives.start().call("value") == 1
+
+    def test_blobs_stay_as_long_as_a_kept_snapshot_may_need_them(self) -> None:
+        class Big(Tally):
+            def keep(self, data: bytes) -> bytes:
+                self.seen.append(len(data))
+                return data
+
+        lives = started(cls=Big, every=None)
+        for size in (100_000, 200_000):
+            lives.call("keep", os.urandom(size))
+            newest = lives.call("checkpoint")
+        damage(lives.store, parse_id(newest))
+        lives.start()
+        assert lives.session.status()["recoveries"][-1]["calls_replayed"] == 1
+        assert lives.session.instance.seen == [100_000, 200_000]
 
     def test_a_blob_that_is_gone_is_told(self) -> None:
         class Big(Tally):

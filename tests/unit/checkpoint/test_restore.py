@@ -117,6 +117,17 @@ class TestCreation:
         assert steps == ["settle", "settle", "settle", "put"]
         session.close(False, "test")
 
+    def test_a_damaged_one_is_none_of_those_that_are_kept(self) -> None:
+        store = MemoryStore()
+        host, session = start(store=store)
+        for _ in range(2):
+            call(host, session, "incr")
+        store._keys[KEY].snapshots[N(1, 2)] = b"garbage"
+        host, session = start(store=store)
+        call(host, session, "incr")
+        good = [name for name in store.scan(KEY).snapshots if name != N(1, 2)]
+        assert len(good) == 2 and good[0] == N(1, 1)
+
     def test_an_unreadable_seal_is_told(self) -> None:
         store = MemoryStore()
         host, session = start(store=store)
