@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import threading
 
 import pytest
 
@@ -182,6 +183,17 @@ def test_what_no_journal_can_put_in_order_is_refused_inside_of_methods(store):
     for what, said in (("stream", 'num_returns="streaming"'), ("future", "ref.future()")):
         with pytest.raises(ray.exceptions.NotSupportedError, match=re.escape(said)):
             ray.get(actor.ask.remote(what), timeout=60)
+
+
+def test_calls_of_a_thread_are_forgotten_when_it_has_their_replies(store):
+    """Nobody executes it again: what it acknowledges need not wait for the end of the session."""
+    book = make_book(store).remote()
+    replies = []
+    thread = threading.Thread(target=lambda: replies.extend(ray.get(book.add.remote()) for _ in range(50)))
+    thread.start()
+    thread.join(60)
+    assert replies == list(range(1, 51))
+    assert ray.get(book.ledger.remote())["calls"] == 1, "the last one, which nobody has acknowledged"
 
 
 def test_r33_what_a_method_has_called_is_released_when_its_record_is_durable(store):

@@ -45,6 +45,22 @@ def test_task_of_a_dead_worker_runs_again(how, tally):
     assert tally.count == 2
 
 
+def test_each_attempt_makes_children_of_its_own(tally, tmp_path):
+    """What an attempt that was given up has left behind must not pass for that of the next one."""
+    seen = tmp_path / "seen"
+
+    @ray.remote
+    def parent(tally, path):
+        with open(path, "a") as file:
+            print(square.remote(2).hex(), ray.put(1).hex(), file=file)
+        if tally.bump() == 0:
+            crash("sigkill")
+
+    ray.get(parent.remote(tally, str(seen)))
+    ids = seen.read_text().split()
+    assert len(set(ids)) == len(ids) == 4
+
+
 def test_default_is_three_retries(tally):
     assert ray.get(crash_first.remote(tally, "sigkill", 3)) == 3
 
