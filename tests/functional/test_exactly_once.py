@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
+import socket
 from typing import Any
 
 import numpy as np
@@ -486,3 +488,30 @@ def test_a_driver_that_is_run_again(store, tmp_path, job_key, second):
 
     assert run(3) == "replies [1, 3, 6]"
     assert run(4) == f"replies {second}"
+
+
+def test_one_that_has_lost_its_node_is_ended_before_the_next_begins(store, tmp_path):
+    """It may only be stopped: it lives, and would go on beside its successor."""
+    path = tmp_path / "predecessor"
+
+    class Loses(ray.Checkpointable, exactly_once=True, store=store):
+        def __init__(self):
+            self.n = 0
+
+        def lose(self, path):
+            self.n += 1
+            if os.path.exists(path):
+                with open(path) as file:
+                    return self.n, os.path.exists(f"/proc/{file.read()}")
+            with open(path, "w") as file:
+                file.write(str(os.getpid()))
+            if os.fork() == 0:
+                os.kill(os.getppid(), signal.SIGSTOP)
+                for fd in map(int, os.listdir("/proc/self/fd")):
+                    with contextlib.suppress(OSError):
+                        socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RDWR)
+                os._exit(0)
+            signal.pause()
+
+    actor = ray.remote(Loses).remote()
+    assert ray.get(actor.lose.remote(str(path)), timeout=60) == (1, False)

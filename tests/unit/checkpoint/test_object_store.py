@@ -347,6 +347,19 @@ def test_a_state_beyond_the_limit_of_its_store() -> None:
     assert medium.uploads("x") == []
 
 
+def test_what_no_manifest_will_name_does_not_stay() -> None:
+    class Half(_Wrapped):
+        def upload(self, name: str, parts: Sequence[Any], retry: Any) -> None:
+            self._medium.write(name, b"half of it")
+            raise CheckpointStoreError("refused")
+
+    medium = memory_medium()
+    log, _, _ = open_log(small_objects(Half(medium)))
+    with pytest.raises(CheckpointSaveError, match="refused"):
+        save(log, 1)
+    assert medium.list(f"{DIRECTORY}/blob") == []
+
+
 def test_a_stream_is_written_when_it_was_closed_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
     medium = memory_medium()
     log, _, _ = open_log(small_objects(medium))

@@ -184,6 +184,16 @@ def test_r8_a_late_copy_of_a_released_caller_s_call_does_not_run() -> None:
     assert lives.call("value") == 1
 
 
+@pytest.mark.parametrize("by", ["caller", "root"])
+def test_what_was_released_stays_so_after_a_crash(by: str) -> None:
+    lives = started()
+    task = attempt(0)
+    assert lives.send(task.call(KEY, "incr")) == 1
+    lives.once.release(*(([PARENT], []) if by == "caller" else ([], [task.root])))
+    assert lives.once.ledger.counters()["callers"] == 0
+    assert lives.start().once.ledger.counters()["callers"] == 0
+
+
 def test_r14_who_wrote_the_past_answers_nothing_more_when_it_is_read() -> None:
     old = started()
     old.call("incr")
