@@ -185,6 +185,53 @@ def test_what_no_journal_can_put_in_order_is_refused_inside_of_methods(store):
             ray.get(actor.ask.remote(what), timeout=60)
 
 
+@pytest.mark.parametrize("what", ["task", "call", "actor"])
+def test_r27_nothing_leaves_a_method_before_its_start_is_durable(store, mailbox, tally, what):
+    @ray.remote
+    def bump(tally):
+        return tally.bump()
+
+    @ray.remote
+    class Bumps:
+        def __init__(self, tally=None):
+            self.first = None if tally is None else tally.bump()
+
+        def bump(self, tally):
+            return tally.bump()
+
+        def value(self):
+            return self.first
+
+    class Sends(ray.Checkpointable, exactly_once=True, store=store, durability="power"):
+        def __init__(self):
+            self.n = 0
+
+        def send(self, what, other, tally, mailbox):
+            journal = checkpoint.actor.sessions[id(self)].exactly_once.journal
+            journal.inject("file.journal.synced", "stall")
+
+            def watch():
+                mailbox.post([journal.wait_stalled(60), tally.count])
+                journal.release()
+
+            threading.Thread(target=watch).start()
+            if what == "task":
+                return ray.get(bump.remote(tally))
+            if what == "call":
+                return ray.get(other.bump.remote(tally))
+            return ray.get(Bumps.remote(tally).value.remote())
+
+        @checkpoint.readonly
+        def value(self):
+            return self.n
+
+    actor, other = ray.remote(Sends).remote(), Bumps.remote()
+    assert ray.get([actor.value.remote(), other.value.remote()], timeout=60) == [0, None]
+    ref = actor.send.remote(what, other, tally, mailbox)
+    assert mailbox.take(60) == [True, 0], "the disk does not answer, so nobody else has heard anything"
+    assert ray.get(ref, timeout=60) == 0
+
+
 def test_calls_of_a_thread_are_forgotten_when_it_has_their_replies(store):
     """Nobody executes it again: what it acknowledges need not wait for the end of the session."""
     book = make_book(store).remote()
