@@ -232,6 +232,43 @@ def test_r27_nothing_leaves_a_method_before_its_start_is_durable(store, mailbox,
     assert ray.get(ref, timeout=60) == 0
 
 
+def test_r27_a_kill_leaves_a_method_after_its_start_and_once(store, mailbox):
+    class Kills(ray.Checkpointable, exactly_once=True, store=store, durability="power"):
+        def __init__(self):
+            self.n = 0
+
+        def kill(self, other, pid, mailbox):
+            self.n += 1
+            journal = checkpoint.actor.sessions[id(self)].exactly_once.journal
+            if journal is not None:  # else it is run again by a recovery
+                journal.inject("file.journal.synced", "stall")
+
+                def watch():
+                    mailbox.post([journal.wait_stalled(60), os.path.exists(f"/proc/{pid}")])
+                    journal.release()
+
+                threading.Thread(target=watch).start()
+            ray.kill(other, no_restart=False)
+            if journal is not None:
+                eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+            return self.n
+
+        @checkpoint.readonly
+        def pid(self):
+            return os.getpid()
+
+    other = make_book(store, checkpoint_key="other").remote()
+    actor = ray.remote(Kills).remote()
+    own, its = ray.get([actor.pid.remote(), other.pid.remote()], timeout=60)
+    assert ray.get(actor.kill.remote(other, its, mailbox), timeout=60) == 1
+    assert mailbox.take(60) == [True, True], "it lived while the disk did not answer"
+    its = ray.get(other.pid.remote(), timeout=60)
+    os.kill(own, signal.SIGKILL)
+    wait_ended([own])
+    assert ray.get(actor.pid.remote(), timeout=60) != own
+    assert ray.get(other.pid.remote(), timeout=60) == its, "nobody has killed it again"
+
+
 def test_calls_of_a_thread_are_forgotten_when_it_has_their_replies(store):
     """Nobody executes it again: what it acknowledges need not wait for the end of the session."""
     book = make_book(store).remote()

@@ -347,6 +347,25 @@ def test_a_state_beyond_the_limit_of_its_store() -> None:
     assert medium.uploads("x") == []
 
 
+def test_a_seal_or_a_settling_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The successor may have listed the seals before this one was there."""
+    medium = memory_medium()
+    store, other = small_objects(medium), small_objects(medium)
+    assert store.claim(KEY, 1, b"")
+    create = store.objects.create
+
+    def late(name: str, data: bytes) -> bool:
+        created = create(name, data)
+        assert other.claim(KEY, 2, b"")
+        return created
+
+    monkeypatch.setattr(store.objects, "create", late)
+    with pytest.raises(FencedError):
+        store.seal(KEY, 1, b"{}")
+    with pytest.raises(FencedError):
+        store.settle(KEY, 1)
+
+
 def test_what_no_manifest_will_name_does_not_stay() -> None:
     class Half(_Wrapped):
         def upload(self, name: str, parts: Sequence[Any], retry: Any) -> None:
