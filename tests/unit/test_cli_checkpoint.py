@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("click")
 from click.testing import CliRunner
 
+from ftray.checkpoint import holders
 from ftray.checkpoint.stores.local import LocalStore
 from ftray.checkpoint.testing import crash
 from tests.unit.checkpoint.once_support import KEY, Lives, Tally
@@ -64,6 +65,15 @@ def test_ls(store: LocalStore, lives: Lives) -> None:
     assert found["total_bytes"] == sum(found["bytes"].values())
     crash(lives.session)
     assert "free" in run(store, "ls")
+
+
+def test_a_key_that_is_held_by_a_lease_says_so(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holders, "fencing", lambda *_: {"fencing": "lease", "lease_s": 30.0})
+    made = Lives(store).start()
+    assert "held, by a lease" in run(store, "ls")
+    assert "fencing: lease (the store has no conditional writes)" in run(store, "show", KEY)
+    crash(made.session)
+    assert "lease" not in run(store, "ls"), "nobody holds it"
 
 
 def test_the_default_store(store: LocalStore, lives: Lives) -> None:
