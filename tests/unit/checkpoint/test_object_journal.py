@@ -24,7 +24,7 @@ from ftray.checkpoint import (
 from ftray.checkpoint.stores import object_journal
 from ftray.checkpoint.stores import s3 as s3_module
 from ftray.checkpoint.stores.fsspec_objects import FsspecObjects
-from ftray.checkpoint.stores.object_journal import object_name
+from ftray.checkpoint.stores.object_journal import object_name, pack_records
 from ftray.checkpoint.stores.object_store import ObjectStore
 from ftray.checkpoint.stores.objects import Retry, TransientStoreError
 from ftray.checkpoint.stores.s3 import S3Objects
@@ -292,6 +292,28 @@ def test_damage_stops_the_restore(memory: ObjectStore, change: str) -> None:
     else:
         memory.objects.write(names[0], b"not ours")
     with pytest.raises(CheckpointCorruptedError, match="'test/journal' in memory://"):
+        list(memory.read_journal(KEY, 0))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "off", "ahead", "said"),
+    [
+        (1, 0, 1, "begins with position 4 of epoch 1, expected were position 3"),
+        (2, 0, 0, "begins with position 3 of epoch 2, expected were position 3 and epoch 1"),
+        (1, 9, 0, "copied here"),
+    ],
+)
+def test_an_object_that_is_whole_and_not_the_one_that_belongs_there(
+    memory: ObjectStore, epoch: int, off: int, ahead: int, said: str
+) -> None:
+    _, journal = begin(memory, "process")
+    for position in upto(5):
+        fill(journal, position, position)
+    journal.close(WAIT_S)
+    number = _numbers_of(memory)[-3]
+    other = pack_records(epoch, number + off, 3 + ahead, [payload(3)])
+    memory.objects.write(f"{DIRECTORY}/{object_name(number)}", other)
+    with pytest.raises(CheckpointCorruptedError, match=said):
         list(memory.read_journal(KEY, 0))
 
 
