@@ -269,6 +269,43 @@ def test_r27_a_kill_leaves_a_method_after_its_start_and_once(store, mailbox):
     assert ray.get(other.pid.remote(), timeout=60) == its, "nobody has killed it again"
 
 
+def test_r27_a_cancel_leaves_a_method_after_its_start(store, mailbox, tally, gate):
+    @ray.remote
+    def holds(mailbox, tally, gate):
+        try:
+            mailbox.post("holds")
+            gate.wait()
+        finally:
+            tally.bump()
+
+    class Cancels(ray.Checkpointable, exactly_once=True, store=store, durability="power"):
+        def cancel(self, refs, mailbox, tally):
+            journal = checkpoint.actor.sessions[id(self)].exactly_once.journal
+            journal.inject("file.journal.synced", "stall")
+
+            def watch():
+                mailbox.post([journal.wait_stalled(60), tally.count])
+                journal.release()
+
+            threading.Thread(target=watch).start()
+            ray.cancel(refs[0])
+            eventually(lambda: tally.count)
+
+        @checkpoint.readonly
+        def pid(self):
+            return os.getpid()
+
+    actor = ray.remote(Cancels).remote()
+    assert ray.get(actor.pid.remote(), timeout=60)
+    ref = holds.remote(mailbox, tally, gate)
+    assert mailbox.take(60) == "holds"
+    done = actor.cancel.remote([ref], mailbox, tally)
+    assert mailbox.take(60) == [True, 0], "it went on while the disk did not answer"
+    ray.get(done, timeout=60)
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        ray.get(ref, timeout=60)
+
+
 def test_calls_of_a_thread_are_forgotten_when_it_has_their_replies(store):
     """Nobody executes it again: what it acknowledges need not wait for the end of the session."""
     book = make_book(store).remote()
