@@ -194,7 +194,8 @@ class JournalSuite:
         fill(journal, 11, 6000)
         done.set()
         thread.join(WAIT_S)
-        assert not failed and seen == sorted(seen) and (not seen or seen[0] >= 10)
+        assert failed == [], failed
+        assert seen == sorted(seen) and (not seen or seen[0] >= 10), seen
 
     def test_durable_is_told(self, opened: Any) -> None:
         told: list[int] = []

