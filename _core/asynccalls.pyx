@@ -251,6 +251,8 @@ cdef class AsyncCalls(Beside):
         if call.entered:
             context_durable(&own.c, 0)
             self.execution.durable.begin(call)
+        elif call.reads:
+            self.execution.durable.sees(call)       # it may have waited for the turns of calls that change the state
         verifies = (call.entered or call.reads) and self.execution.durable.verifier is not None
         if verifies:
             self.execution.durable.set_aside(call)

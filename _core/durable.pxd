@@ -45,6 +45,7 @@ cdef class DurableCalls:
     cdef int view(self, Call call, CallView *v) except -1
     cdef object execution_of(self, Call call)
     cdef char *skip_deps(self, Call call, char *p, char *end) except NULL
+    cdef int sees(self, Call call) except -1
     cdef int ask(self, Call call) except -1
     cdef int park(self, Call call) except -1
     cdef bytes call_id(self, const CallView *v)

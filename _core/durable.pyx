@@ -194,7 +194,7 @@ cdef class DurableCalls:
         if call.method == self.figures:
             return ENTER_RUN                    # for people: waits neither for the journal nor for a store that may not answer
         call.reads = True
-        call.seen = self.once.seen() if self.local is None or core().held_ceiling == 0 else self.local.last_c()
+        self.sees(call)
         if v.head == NULL or call.method in self.own:
             return ENTER_RUN                    # what every actor has says nothing of a history
         v.head_size = (<TaskHead *>call.t.frame.data).head_size
@@ -205,6 +205,12 @@ cdef class DurableCalls:
         call.reads = False
         self.error = self.refusal(outcome, &v, call)
         return ENTER_ERROR
+
+    cdef int sees(self, Call call) except -1:
+        """A read-only call begins: its answer waits for all that it can see."""
+        cdef uint64_t last = self.once.seen() if self.local is None or core().held_ceiling == 0 else self.local.last_c()
+        call.seen = max(call.seen, last)
+        return 0
 
     cdef int park(self, Call call) except -1:
         if not call.parked:

@@ -41,6 +41,7 @@ LEFT_OUT = {
     "test_checkpoint_restarts": "faults and deaths in constructors, which Ray restarts later than it says",
     "test_exactly_once_hashing": "Ray starts no process with a hash seed of ours",
     "test_exactly_once_returns": "on Ray a reply is one value, whatever num_returns says; 0 is refused",
+    "test_exactly_once_outages": "it reaches into the journals of our own processes",
     "test_exactly_once_sessions": "drivers of the node's own sessions; tests/ray/test_checkpoint_api.py",
     "test_parking": "tests/ray/test_parking.py",
 }
