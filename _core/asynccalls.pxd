@@ -28,6 +28,7 @@ cdef class AsyncCalls(Beside):
     cdef int queue_up(self, Call call) except -1
     cdef int begin_turns(self, list begun) except -1
     cdef int leave_turn(self, Call call) except -1
+    cdef int go_on(self) except -1
     cdef int run_parked(self, Call call) except -1
     cdef int begin(self, Call call, Lane lane) except -1
     cdef int refuse_stale(self, Call call) except -1

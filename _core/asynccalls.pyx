@@ -185,9 +185,9 @@ cdef class AsyncCalls(Beside):
         """A call of an exactly-once actor: methods that change the state run alone, from start to end."""
         if self.turns is None:
             from ftray.checkpoint.turns import Turns
-            self.turns = Turns()
+            self.turns = Turns(self.execution.durable.full)
             self.tickets = {}
-        call.ticket, begun = self.turns.arrive(bool(call.entered))
+        call.ticket, begun = self.turns.arrive(bool(call.entered), call.method in self.execution.durable.own)
         self.tickets[call.ticket] = call
         self.begin_turns(begun)
         return 0
@@ -204,6 +204,14 @@ cdef class AsyncCalls(Beside):
         for ticket in begun:
             call = self.tickets[ticket]
             self.begin_or_wait(call, self.lane_of(call))
+        if self.turns.stopped:
+            self.execution.durable.once.ask_room()
+        return 0
+
+    cdef int go_on(self) except -1:
+        """The journal has moved."""
+        if self.turns is not None:
+            self.begin_turns(self.turns.go_on())
         return 0
 
     cdef int leave_turn(self, Call call) except -1:

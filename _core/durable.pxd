@@ -12,7 +12,7 @@ cdef enum Entrance:
     ENTER_RUN = 0           # run it
     ENTER_REPLY = 1         # it has run: `DurableCalls.reply` is its answer
     ENTER_ERROR = 2         # answer with the exception `DurableCalls.error`
-    ENTER_WAIT = 3          # it waits for room, and comes again (`DurableCalls.parked`)
+    ENTER_WAIT = 3          # it waits for room among the kept replies or in the journal, and comes again (`DurableCalls.parked`)
     ENTER_ATTACHED = 4      # the same call is under way, whose answer it gets too
 
 cdef class DurableCalls:
@@ -25,7 +25,8 @@ cdef class DurableCalls:
     cdef str figures                    # the method by which an actor tells how it is
     cdef str usual                      # a method of neither kind: the same object, as a rule, in the next call
     cdef uint64_t epoch                 # history << 32 | epoch, as replies carry it
-    cdef readonly object parked         # calls whose replies would be too many, in order
+    cdef readonly object parked         # calls that wait for room, in order
+    cdef bint stopped                   # the first of them waits for the journal: so does all that comes
     cdef dict attached                  # CallID -> calls that repeat one under way
     cdef readonly object error
     cdef bytes reply
@@ -45,9 +46,12 @@ cdef class DurableCalls:
     cdef int view(self, Call call, CallView *v) except -1
     cdef object execution_of(self, Call call)
     cdef char *skip_deps(self, Call call, char *p, char *end) except NULL
-    cdef int sees(self, Call call) except -1
     cdef int ask(self, Call call) except -1
-    cdef int park(self, Call call) except -1
+    cdef bint full_c(self) except -1
+    cdef bint stops(self, Call call) except -1
+    cdef int sees(self, Call call) except -1
+    cdef int park(self, Call call, bint stops) except -1
+    cdef int unpark(self) except -1
     cdef bytes call_id(self, const CallView *v)
     cdef bytes body(self, const CallView *v)
     cdef Entrance poisoned(self, const CallView *v, Call call) except *

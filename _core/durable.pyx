@@ -1,6 +1,6 @@
 """An exactly-once actor's calls in its process: what the gate says of a call that has come, and its record when it has run.
 
-Owns: calls that wait for room among the kept replies (`parked`), and repetitions of a call under way (`attached`).
+Owns: calls that wait for room among the kept replies or in the journal (`parked`), and repetitions of a call under way (`attached`).
 Invariants: a call that changes the state runs only after the gate has entered it, and its answer carries the position of
 its record; calls of a caller enter in the order in which they came; a call that has asked for an outside value or has
 sent something goes through the toolkit's `Execution`, any other never leaves this file and the gate.
@@ -149,6 +149,7 @@ cdef class DurableCalls:
         cdef TaskHead *h = <TaskHead *>call.t.frame.data
         cdef CallView v
         cdef int outcome
+        cdef bint stops
         call.nret = h.nret
         entry = callables.lookup(call.t.ch, h.fn)
         call.name, call.method = entry[1], entry[4]
@@ -161,9 +162,10 @@ cdef class DurableCalls:
                 return self.enter_read(call)
             self.usual = None if call.method in self.by_snapshot else call.method
         self.view(call, &v)
-        if self.parked and not call.parked and ledger_find(self.gate.ledger.state, v.head) == NULL:   # else it needs no room
+        stops = self.stops(call)
+        if (stops or (self.parked and not call.parked)) and ledger_find(self.gate.ledger.state, v.head) == NULL:    # else it needs no room
             ledger_acknowledge(self.gate.ledger.state, v.head)      # may make room for those before it
-            self.park(call)
+            self.park(call, stops)
             return ENTER_WAIT
         outcome = self.gate.admit_c(&v, True)
         call.position = self.gate.verdict_position          # also of a refusal, when it says something of its caller
@@ -180,7 +182,7 @@ cdef class DurableCalls:
             self.attached.setdefault(self.call_id(&v), []).append(call)
             return ENTER_ATTACHED
         if outcome == HELD_BACK:
-            self.park(call)
+            self.park(call, False)
             return ENTER_WAIT
         self.error = self.refusal(outcome, &v, call)
         return ENTER_ERROR
@@ -195,8 +197,13 @@ cdef class DurableCalls:
             return ENTER_RUN                    # for people: waits neither for the journal nor for a store that may not answer
         call.reads = True
         self.sees(call)
-        if v.head == NULL or call.method in self.own:
+        if call.method in self.own:
             return ENTER_RUN                    # what every actor has says nothing of a history
+        if self.stops(call):
+            self.park(call, True)               # else it would be before calls that its caller made before it
+            return ENTER_WAIT
+        if v.head == NULL:
+            return ENTER_RUN
         v.head_size = (<TaskHead *>call.t.frame.data).head_size
         outcome = self.gate.admit_c(&v, False)
         call.seen = max(call.seen, self.gate.verdict_position)
@@ -206,18 +213,42 @@ cdef class DurableCalls:
         self.error = self.refusal(outcome, &v, call)
         return ENTER_ERROR
 
+    def full(self):
+        """See `full_c`."""
+        return self.full_c()
+
+    cdef bint full_c(self) except -1:
+        """Does so much wait for the journal that no call may start? Records, or answers: those of read-only methods have no other bound."""
+        return (self.gate.full_c() or core().held_bytes > self.gate.most_waiting) and not self.once.releases.failed
+
+    cdef bint stops(self, Call call) except -1:
+        """Does a call wait for the journal, first or behind others? Where calls run beside each other those that may start have turns
+        (`checkpoint.turns`), which look at the bound themselves."""
+        return not core().beside and (self.stopped and not call.parked or self.full_c())
+
     cdef int sees(self, Call call) except -1:
         """A read-only call begins: its answer waits for all that it can see."""
         cdef uint64_t last = self.once.seen() if self.local is None or core().held_ceiling == 0 else self.local.last_c()
         call.seen = max(call.seen, last)
         return 0
 
-    cdef int park(self, Call call) except -1:
+    cdef int park(self, Call call, bint stops) except -1:
+        """It waits for the journal (`stops`), or for room among the kept replies. The first asks for what all of them need."""
         if not call.parked:
             call.parked = True
             self.parked.append(call)
         if self.parked[0] is call:
-            self.ask(call)
+            self.stopped = stops
+            if stops:
+                self.once.ask_room()
+            else:
+                self.ask(call)
+        return 0
+
+    cdef int unpark(self) except -1:
+        """The first that waits goes on."""
+        self.parked.popleft()
+        self.stopped = self.stopped and len(self.parked) > 0
         return 0
 
     cdef int ask(self, Call call) except -1:

@@ -218,7 +218,7 @@ cdef class Execution:
         return False
 
     def enter_parked(self):
-        """Calls that wait for room among the kept replies: begin those that have it, in order."""
+        """Calls that wait for room: begin those that have it, in order."""
         cdef Call call
         cdef Entrance entrance
         while self.durable.parked and not self.exiting:
@@ -226,7 +226,7 @@ cdef class Execution:
             entrance = self.durable.enter(self.callables, call)
             if entrance == ENTER_WAIT:
                 return
-            self.durable.parked.popleft()
+            self.durable.unpark()
             if entrance == ENTER_RUN:
                 self.run_parked(call)
             else:

@@ -5,6 +5,7 @@ All of it needs the GIL, one thread at a time.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from ftray._core.buf cimport Buf
+from ftray._core.journal cimport LocalJournal
 from ftray._core.ledger cimport Ledger
 from ftray._core.records cimport CallView
 from ftray._core.types cimport Blob
@@ -13,13 +14,15 @@ from ftray._core.types cimport Blob
 ctypedef uint64_t (*AppendFunction)(object journal, const char *payload, size_t size) except 0
 
 cdef class NullJournal:
-    cdef readonly uint64_t last_position
+    cdef readonly uint64_t last_position, waiting_bytes
 
 cdef class Gate:
     cdef readonly Ledger ledger
     cdef readonly object journal
     cdef readonly uint64_t code_version
     cdef readonly size_t blob_bytes
+    cdef LocalJournal local             # None when the journal is another one
+    cdef readonly uint64_t most_waiting, blobs_waiting
     cdef AppendFunction append_c        # NULL: by the journal's Python method
     cdef object append_python
     cdef object put_blob
@@ -35,6 +38,7 @@ cdef class Gate:
 
     cdef int admit_c(self, const CallView *c, bint mutating) except -1                 # an Admission of ledger.pxd
     cdef int admit_newer(self, const CallView *c, int outcome) except -1
+    cdef bint full_c(self) except -1                                                   # see `full`
     cdef bint stale_c(self, const char *head) noexcept nogil                           # an accepted call that must not start any more
     cdef int forget_c(self, const char *head, size_t head_size) except -1
     cdef uint64_t start_c(self, const CallView *c) except 0                            # position

@@ -4,6 +4,7 @@
     start    it is about to send something: recorded so far, to be run again at its place after a crash
     value    a started call has got an outside value
     finish   it has run: recorded with its reply, then entered as answered
+    full     does so much wait for the medium that no further call may start?
     release  callers that can never call again: recorded, then forgotten
 
 Owns: the ledger, and the order "first the record, then the ledger": an append that raises leaves the call accepted. Invariants: a call
@@ -15,7 +16,7 @@ from collections import namedtuple
 from enum import IntEnum
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from ftray._core.buf cimport Buf, buf_clear, buf_free, buf_init
 from ftray._core.identity cimport derive_call_id
@@ -51,7 +52,7 @@ Outcome.__doc__ = "What becomes of a call."
 
 
 cdef class NullJournal:
-    """A journal that keeps nothing: positions count up. For models, and to measure what is beside the journal."""
+    """A journal that keeps nothing: positions count up, nothing waits. For models, and to measure what is beside the journal."""
 
     def append(self, payload):
         """Position of a record that is dropped."""
@@ -91,7 +92,7 @@ cdef class Gate:
     Parameters
     ----------
     journal : Journal
-        Its `append(payload: bytes) -> int` gives positions from 1.
+        Its `append(payload: bytes) -> int` gives positions from 1; `full` looks at its `waiting_bytes`.
     callee_key : bytes
         Of the actor, 16 bytes.
     history : int
@@ -105,6 +106,8 @@ cdef class Gate:
         everything.
     blob_bytes : int
         Arguments and replies above this size go as blobs.
+    most_waiting : int
+        With more bytes on their way to the medium, records and blobs together, the gate is `full`.
     """
 
     def __cinit__(self):
@@ -113,11 +116,13 @@ cdef class Gate:
         self.blobs = {}
 
     def __init__(self, journal, callee_key, uint64_t history, uint64_t code_version, *, reply_bound_bytes=DEFAULT_BOUND_BYTES,
-                 reply_bound_calls=DEFAULT_BOUND_CALLS, put_blob=None, size_t blob_bytes=65536):
+                 reply_bound_calls=DEFAULT_BOUND_CALLS, put_blob=None, size_t blob_bytes=65536, uint64_t most_waiting=UINT64_MAX):
         self.ledger = Ledger(callee_key, history, reply_bound_bytes=reply_bound_bytes, reply_bound_calls=reply_bound_calls)
         self.journal = journal
         self.append_python = journal.append
         self.append_c = append_function(journal)
+        self.local = journal if type(journal) is LocalJournal else None
+        self.most_waiting = most_waiting
         self.code_version = code_version
         self.put_blob = put_blob
         self.blob_bytes = blob_bytes if put_blob is not None else <size_t>UINT64_MAX
@@ -157,6 +162,10 @@ cdef class Gate:
                 raise LookupError(f"call {call_id_of(c.head).hex()} has gone from the ledger")
             self.verdict_status, self.verdict_reply = e.status, e.reply
         return outcome
+
+    cdef bint full_c(self) except -1:
+        cdef uint64_t records = self.local.waiting_c() if self.local is not None else self.journal.waiting_bytes
+        return records + self.blobs_waiting > self.most_waiting
 
     cdef bint stale_c(self, const char *head) noexcept nogil:
         return ledger_stale(self.ledger.state, head)
@@ -268,6 +277,16 @@ cdef class Gate:
         if self.verdict_reply == NULL:
             return Verdict(outcome, 0, None, self.verdict_position)
         return Verdict(outcome, self.verdict_status, self.verdict_reply.data[:self.verdict_reply.size], self.verdict_position)
+
+    @property
+    def full(self):
+        """Whether no further call may start for now: more than `most_waiting` is on its way to the medium. What runs goes on, so that
+        it may become more by what one call brings."""
+        return self.full_c()
+
+    def blobs_wait(self, int64_t size):
+        """So many bytes of blobs more are on their way; negative: fewer."""
+        self.blobs_waiting += size
 
     def forget(self, bytes head not None):
         """An accepted call did not run, and never will: it may come again.

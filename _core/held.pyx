@@ -34,6 +34,7 @@ cdef void held_push(Core *c, Channel *ch, uint64_t position, bint gated, const c
         h.frame.swap(c.spare_frames.back())
         c.spare_frames.pop_back()
     h.frame.assign(frame, size)
+    c.held_bytes += size
 
 
 cdef void send(Core *c, HeldReply *h) noexcept nogil:
@@ -57,6 +58,7 @@ cdef void held_release(Core *c, uint64_t position) noexcept nogil:
     if position > c.durable_position:
         c.durable_position = position
     while not c.held.empty() and c.held.front().position <= c.durable_position:
+        c.held_bytes -= c.held.front().frame.size()
         send(c, &c.held.front())
         if c.spare_frames.size() < SPARE_FRAMES and c.held.front().frame.capacity() <= SPARE_SIZE:
             c.spare_frames.emplace_back()

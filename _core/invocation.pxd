@@ -23,7 +23,7 @@ cdef class Call:
     cdef bint unsettled         # recorded, and not entered as answered yet
     cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
     cdef bint recorded          # by an exactly-once actor: the answer is what everybody gets who asks again
-    cdef bint parked            # waits for room among the replies that this actor keeps
+    cdef bint parked            # waits for room among the replies that this actor keeps, or in its journal
     cdef uint64_t asked         # position after which its caller was asked what it has got, while the call waits for room
     cdef bytes deps             # top-level refs among the arguments by value, as records have them
     cdef object outside         # what the toolkit records of an entered call that asks for something outside

@@ -82,6 +82,7 @@ cdef class LocalJournal:
     cdef uint64_t append_c(self, const Part* parts, int n, int* code) noexcept nogil
     cdef uint64_t durable_c(self) noexcept nogil
     cdef uint64_t last_c(self) noexcept nogil
+    cdef uint64_t waiting_c(self) noexcept nogil        # bytes that were appended and are in memory only
     cdef bint holds_c(self) noexcept nogil
     # As holds_c, but only the fence word: a load. A successor sets it before it reads, so before it answers.
     cdef bint open_c(self) noexcept nogil

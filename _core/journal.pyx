@@ -34,6 +34,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
     static inline uint64_t commits_of(Journal* j) noexcept { return get(j->n_commits); }
     static inline uint64_t segments_of(Journal* j) noexcept { return get(j->n_segments); }
     static inline uint64_t bytes_of(Journal* j) noexcept { return get(j->n_bytes); }
+    static inline uint64_t waiting_of(Journal* j) noexcept { return j->waiting(); }
     static inline int failure_of(Journal* j) noexcept { return j->failure.load(std::memory_order_acquire); }
     static inline bool forked_since(Journal* j) noexcept { return generation.load() != j->born; }
     static inline void set_callbacks(Journal* j, Durable d, Failed f, void* arg) noexcept {
@@ -50,6 +51,7 @@ cdef extern from "journal_sys.hpp" namespace "ftj" nogil:
     uint64_t commits_of(Journal*) noexcept
     uint64_t segments_of(Journal*) noexcept
     uint64_t bytes_of(Journal*) noexcept
+    uint64_t waiting_of(Journal*) noexcept
     int failure_of(Journal*) noexcept
     cbool forked_since(Journal*) noexcept
     void set_callbacks(Journal*, Durable, Failed, void*) noexcept
@@ -198,6 +200,9 @@ cdef class LocalJournal:
     cdef uint64_t last_c(self) noexcept nogil:
         return last_of(self.j)
 
+    cdef uint64_t waiting_c(self) noexcept nogil:
+        return waiting_of(self.j)
+
     cdef bint holds_c(self) noexcept nogil:
         return not forked_since(self.j) and failure_of(self.j) == OK and self.j.holds()
 
@@ -238,6 +243,10 @@ cdef class LocalJournal:
     @property
     def durable_position(self):
         return durable_of(self.j)
+
+    @property
+    def waiting_bytes(self):
+        return waiting_of(self.j)
 
     @property
     def on_durable(self):

@@ -27,6 +27,7 @@ struct Appender : Maker {
     std::atomic<int> failure{OK};
     std::atomic<uint64_t> last{0}, durable{0}, synced{0};
     std::atomic<uint64_t> n_records{0}, n_commits{0}, n_bytes{0};
+    std::atomic<uint64_t> durable_bytes{0};   /* POWER: how many of `n_bytes` are durable */
     char* life = nullptr;
     bool life_writable = false;
     bool named = false;                       /* PROCESS, the journal's thread: the names of all segments are durable */
@@ -249,6 +250,14 @@ struct Appender : Maker {
         for (int i = 0; i < n; i++) { memcpy(to, parts[i].data, parts[i].size); to += parts[i].size; }
         memset(to, 0, size_t(pending.data() + at + need - to));
         last.store(h.position);
+    }
+
+    /* Bytes of records that are in memory only. In PROCESS a record is in the page cache when `append` returns. Counted
+       after the lock was left, so that a commit may be ahead: no call pays for more. */
+    uint64_t waiting() const noexcept {
+        if (c.mode != POWER) return 0;
+        uint64_t durable_now = durable_bytes.load(std::memory_order_relaxed), all = n_bytes.load(std::memory_order_relaxed);
+        return all > durable_now ? all - durable_now : 0;
     }
 
     /* Under `lock`: is there a record that may be written? */

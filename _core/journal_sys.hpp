@@ -71,7 +71,7 @@ struct Journal : Appender {
     }
     uint64_t written = 0;   /* position of the last record that `write_batch` has given to the kernel or is about to */
 
-    int write_batch(std::vector<char>& batch, const char*& where) noexcept {
+    int write_batch(std::vector<char>& batch, uint64_t& bytes, const char*& where) noexcept {
         size_t start = 0, at = 0;
         while (at < batch.size()) {
             Head h;
@@ -87,6 +87,7 @@ struct Journal : Appender {
             seal_record(h, cur.seed, batch.data() + at + RECORD, size);
             memcpy(batch.data() + at, &h, RECORD);
             written = h.position;
+            bytes += size;
             at += need;
         }
         int err = write_chunk(batch.data() + start, at - start, where);
@@ -96,14 +97,16 @@ struct Journal : Appender {
     /* True: everything up to `upto` may be answered. */
     bool commit(std::vector<char>& batch, uint64_t upto) noexcept {
         const char* where = "";
+        uint64_t bytes = 0;
         set_doubt(1 + durable.load());
-        int err = write_batch(batch, where);
+        int err = write_batch(batch, bytes, where);
         if (!err) { where = "fdatasync the journal"; err = fdatasync(cur.fd) ? errno : hit(P_SYNCED); }
         if (err) { fail(MEDIUM, err, where); return false; }
         set_doubt(0);
         if (!holds()) return false;   /* append, make durable, and only then look at the fence */
         if ((err = hit(P_RECHECKED))) { fail(MEDIUM, err, "re-check the fence"); return false; }
         synced = upto;
+        durable_bytes.fetch_add(bytes, std::memory_order_relaxed);   /* first: who is told looks at it */
         advance(upto);
         n_commits.fetch_add(1, std::memory_order_relaxed);
         return true;

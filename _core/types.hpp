@@ -532,6 +532,7 @@ struct Core {
     std::deque<std::pair<uint32_t, Blob *>> py_inbox;
     uint32_t py_gen = 0;             // (futex)
     std::deque<HeldReply> held;      // in order of their positions
+    uint64_t held_bytes = 0;         // of their frames
     std::vector<std::string> spare_frames;   // room for the next of them
     std::deque<HeldCaller> held_callers;
     uint64_t durable_position = 0;   // of the journal of the actor that lives here

@@ -438,7 +438,7 @@ cdef extern from "types.hpp" nogil:
         deque[HeldReply] held
         vector[string] spare_frames
         deque[HeldCaller] held_callers
-        uint64_t durable_position, held_ceiling
+        uint64_t durable_position, held_ceiling, held_bytes
         vector[TaskRec *] ready
         vector[DueKill] due_kills
         uint64_t delayed_ns

@@ -134,9 +134,14 @@ cdef class Executor(Execution):
             core_leave(c)
 
     def make_room(self):
-        """Replies were released: calls that wait for that may begin."""
-        if self.durable.parked:
+        """Replies were released, or the journal has moved: calls that wait for that may begin. Any thread."""
+        if self.durable.parked or self.async_calls is not None:
             self.post(self.enter_parked)
+
+    def enter_parked(self):
+        Execution.enter_parked(self)
+        if self.async_calls is not None:
+            self.async_calls.go_on()
 
     def call_outside(self):
         """What the toolkit records of the exactly-once call that the calling code belongs to; None when it belongs to none,

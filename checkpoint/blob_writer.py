@@ -1,7 +1,8 @@
 """Large arguments and replies on their way to the store: on a thread, and before the records that name them.
 
 A call with a large argument ends like any other: its record is appended, and waits in the journal until the
-blob is durable; so does what comes after it. The thread that serves calls does not wait for the medium.
+blob is durable; so does what comes after it. The thread that serves calls never waits for the medium: with
+too much on its way the actor starts no further call (`journal.MOST_WAITING_BYTES`).
 
 Invariants: no record is written before the blobs that it names are durable; blobs are written in the order in
 which they were given; a blob that cannot be written ends the journal, as a record that cannot be. Leaves to
@@ -18,9 +19,6 @@ from .background import Background
 from .errors import CheckpointError, CheckpointSaveError
 from .journal import Journal
 
-BOUND_BYTES = 64 << 20
-"""So many bytes may be on their way; who gives more waits."""
-
 
 class BlobWriter:
     """Writes the blobs of one incarnation.
@@ -31,6 +29,8 @@ class BlobWriter:
         ``put(name, content)`` makes a blob durable.
     journal : Journal
         With a `hold_back` that works.
+    count : callable
+        Told how many bytes more are on their way; negative: fewer.
     background : callable
         Makes the thread, see `background.Background`.
     """
@@ -40,14 +40,13 @@ class BlobWriter:
         name: str,
         put: Callable[[str, bytes], None],
         journal: Journal,
+        count: Callable[[int], None],
         background: Callable[..., Background],
-        bound_bytes: int = BOUND_BYTES,
     ) -> None:
-        self._put, self._journal, self._bound_bytes = put, journal, bound_bytes
+        self._put, self._journal, self._count = put, journal, count
         self._background = background(f"{name} blobs", _no_timer, self._failed)
-        self._changed = threading.Condition()
-        self._under_way: deque[tuple[int, int]] = deque()  # position of the first record held back, size
-        self._bytes = 0
+        self._lock = threading.Lock()
+        self._under_way: deque[int] = deque()  # positions of the first records held back
         self._error: BaseException | None = None
 
     def write(self, name: str, content: bytes) -> None:
@@ -55,14 +54,12 @@ class BlobWriter:
 
         Raises what made an earlier one fail.
         """
-        with self._changed:
-            while self._bytes and self._bytes + len(content) > self._bound_bytes and self._error is None:
-                self._changed.wait()
+        with self._lock:
             if self._error is not None:
                 raise self._error
-            self._bytes += len(content)
-            self._under_way.append((self._journal.last_position + 1, len(content)))
-            self._journal.hold_back(self._under_way[0][0])
+            self._under_way.append(self._journal.last_position + 1)
+            self._journal.hold_back(self._under_way[0])
+        self._count(len(content))
         self._background.submit(lambda: self._write(name, content))
 
     def _write(self, name: str, content: bytes) -> None:
@@ -73,19 +70,17 @@ class BlobWriter:
         except Exception as error:
             self._fail(error if isinstance(error, CheckpointError) else _cannot(name, error))
             return
-        with self._changed:
-            self._bytes -= self._under_way.popleft()[1]
-            self._journal.hold_back(self._under_way[0][0] if self._under_way else None)
-            self._changed.notify_all()
+        self._count(-len(content))
+        with self._lock:
+            self._under_way.popleft()
+            self._journal.hold_back(self._under_way[0] if self._under_way else None)
 
     def _failed(self, error: BaseException) -> None:
         """Not by the medium: the thread has met something that nobody expects."""
         self._fail(_cannot("of a call", error))
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
+        self._error = error
         self._journal.fail(error)
 
     def stop(self, timeout_s: float) -> None:

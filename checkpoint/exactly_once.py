@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ftray._core.gate import Gate
 from ftray._core.identity import derive_callee_key
@@ -22,6 +22,7 @@ from ftray._core.ledger import Ledger
 from ftray._core.records import decode_head
 
 from . import actor, faults, holders, marks, parking
+from . import journal as journals
 from .blob_writer import BlobWriter
 from .codec import Codec
 from .errors import CheckpointError, CheckpointSaveError, FencedError, NoSessionError
@@ -30,7 +31,7 @@ from .host import Host, Incident
 from .journal import Durability, Journal
 from .lineage import SnapshotName
 from .options import Options
-from .outcomes import OUTCOME_METHOD
+from .outcomes import OUTCOME_METHOD, CallOutcome
 from .releases import NO_CEILING, Action, Releases
 from .snapshots import SnapshotLog
 from .values import CALL_ID, READING, Execution, current, user_value
@@ -48,24 +49,6 @@ UNJOURNALLED = frozenset(
 DURABLE_TIMEOUT_S = 300.0
 _CALL_BLOB = "call-"
 _TOLD_S = 5.0  # how long a store that fails may take to be told who is not to blame
-
-
-class CallOutcome(NamedTuple):
-    """What is known of one call.
-
-    Attributes
-    ----------
-    state : {"committed", "not committed", "unknown"}
-        It has run and its effect is durable; it has not run, or left nothing; it is under way, its record is
-        not durable yet, or its caller was released since.
-    status : int or None
-        Of the reply, where that is still kept.
-    reply : bytes or None
-    """
-
-    state: str
-    status: int | None = None
-    reply: bytes | None = None
 
 
 def _no_context(_execution: object) -> AbstractContextManager[object]:
@@ -125,6 +108,8 @@ class ExactlyOnce:
         """CallIDs of calls that recovery found, or has, finished after they had begun to send: for an
         engine that tells their callees that they will not be made again."""
         self.on_room: Callable[[], None] | None = None
+        """Called, from any thread, when calls may find the room, in journal or ledger, that they wait for."""
+        self._room_asked = False
         self.dead: BaseException | None = None
         self._barriers: list[int] = []
         self._barred = threading.Lock()
@@ -178,6 +163,24 @@ class ExactlyOnce:
                 self.journal.flush()
         self.releases.wait(position, timeout_s)
 
+    def full(self) -> bool:
+        """Whether so much waits for the journal that no call starts for now; after the end none waits."""
+        return self.gate.full and self.releases.failed is None
+
+    def ask_room(self) -> None:
+        """The journal is full: have `on_room` called when it has moved, or never will any more."""
+        if self._room_asked:
+            return
+        self._room_asked = True
+        journal = self._open_journal()
+        journal.flush()
+        self.hold(min(journal.durable_position + 1, journal.last_position), self._moved)
+
+    def _moved(self, _error: BaseException | None) -> None:
+        self._room_asked = False
+        if self.on_room is not None:
+            self.on_room()
+
     def holds_key(self) -> bool:
         """Whether the key is still held: asked after each read, whose answer no record precedes."""
         return self.journal is not None and self.journal.holds()
@@ -191,19 +194,18 @@ class ExactlyOnce:
         if outage is not None:
             outage.on_change = self.session.journal_fails
         self.releases.durable(journal.durable_position)
-        put_blob = self._put_blob
-        if journal.hold_back(None):
-            self._writer = BlobWriter(
-                f"checkpoint {self.log.key}", self._make_durable, journal, self.session.background
-            )
         self._gate = Gate(
             journal,
             self.callee_key,
             self.ledger.history,
             self.code_version,
-            put_blob=put_blob,
+            put_blob=self._put_blob,
+            most_waiting=journals.MOST_WAITING_BYTES,
             **self._bounds(),
         )
+        if journal.hold_back(None):
+            name, count = f"checkpoint {self.log.key}", self._gate.blobs_wait
+            self._writer = BlobWriter(name, self._make_durable, journal, count, self.session.background)
         self._gate.ledger.load(self.ledger.dump())
         self.ledger = self._gate.ledger
 
@@ -500,6 +502,7 @@ class ExactlyOnce:
             "answers_held": self.releases.held,
             "journal_records": self.last_position - min(self._contained.values(), default=0),
             "journal_written_bytes": self._bytes_written(),
+            "journal_waiting_bytes": journal.waiting_bytes + self.gate.blobs_waiting if journal else 0,
             "journal_bytes": self._usage() if measured else None,
             "history_number": self.ledger.history,
             "callers": counters["callers"],

@@ -18,6 +18,11 @@ OnFailure = Callable[[BaseException], None]
 
 CALL_ID_SIZE = 16
 MAX_RECORD_BYTES = 64 << 20
+MOST_WAITING_BYTES = 64 << 20
+"""While more than this waits for the medium, the actor starts no call: records (`waiting_bytes`) with large
+arguments and replies, or the answers that wait for them. So a medium that does not answer for minutes costs
+the actor this much memory, and what one call brings, whatever callers send. A medium that is only slow is
+kept busy: the largest request of a store of objects takes an eighth of it."""
 
 
 class JournalRecord(NamedTuple):
@@ -45,6 +50,11 @@ class Journal(Protocol):
 
         Never shrinks. 0 until the incarnation's own past is known to be durable.
         """
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much was appended and is not durable: what the process keeps of it. 0 where a record is durable
+        when `append` returns, and so in the hands of the kernel."""
 
     on_durable: OnDurable | None
     """Called with `durable_position` when it grows, from the journal's own thread; not for what is durable

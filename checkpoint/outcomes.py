@@ -38,6 +38,24 @@ _UNBOUNDED = 1 << 62
 _LOOK_EVERY_S = 0.02
 
 
+class CallOutcome(NamedTuple):
+    """What an incarnation knows of one call.
+
+    Attributes
+    ----------
+    state : {"committed", "not committed", "unknown"}
+        It has run and its effect is durable; it has not run, or left nothing; it is under way, its record is
+        not durable yet, or its caller was released since.
+    status : int or None
+        Of the reply, where that is still kept.
+    reply : bytes or None
+    """
+
+    state: str
+    status: int | None = None
+    reply: bytes | None = None
+
+
 class Outcome(NamedTuple):
     """What became of one call to an exactly-once actor.
 

@@ -50,6 +50,11 @@ class Releases:
         """How many answers wait."""
         return len(self._held)
 
+    @property
+    def failed(self) -> BaseException | None:
+        """Why nothing more becomes durable."""
+        return self._error
+
     def hold(self, position: int, action: Action) -> None:
         """Run `action` when what depends on `position` may leave; at once if it may already."""
         with self._lock:

@@ -167,13 +167,13 @@ class ExactlyOnceCalls:
         self._session, self._once = session, session.exactly_once
         self._held_back_s, self._run_on = held_back_s, run_on
         self._lock = threading.Lock()
-        self._turns = Turns()
+        self._turns = Turns(self._once.full)
         self._waiting: dict[Ticket, _Setter] = {}
         self._running: dict[bytes, _Running] = {}
         # By caller: who waits for room among the kept replies, in order.
         self._lines: dict[bytes, dict[_Waits, _Setter]] = {}
         self._verifier = Verifier(session, self._once) if self._once.options.verify else None
-        self._once.on_room = self._made_room
+        self._once.on_room = self._room_found
         session.count_beside()
 
     def call(self, head: bytes, method: str, args: bytes, timeout_s: float = DURABLE_TIMEOUT_S) -> Answer:
@@ -268,8 +268,9 @@ class ExactlyOnceCalls:
         return Answer(status, reply)
 
     def _check_alive(self) -> None:
-        if self._once.dead is not None:
-            raise ended_by(self._once.dead)
+        dead = self._once.dead or self._once.releases.failed
+        if dead is not None:
+            raise ended_by(dead)
 
     async def _admit(self, waits: _Waits, head: bytes, method: str, args: bytes) -> tuple[Verdict, _Running]:
         deadline_s = time.monotonic() + self._held_back_s
@@ -331,6 +332,14 @@ class ExactlyOnceCalls:
             first = [next(iter(line.values())) for line in self._lines.values()]
         for fire in first:
             fire(None)
+
+    def _room_found(self) -> None:
+        """Replies were released, or the journal has moved."""
+        self._made_room()
+        if self._turns.stopped:
+            with self._lock:
+                told = self._begun(self._turns.go_on())
+            self._tell(*told)
 
     def _remove(self, waits: _Waits, caller: bytes) -> bool:
         """With the lock; whether it was in the line."""
@@ -474,7 +483,7 @@ class ExactlyOnceCalls:
         beside = (
             self._session.is_async
         )  # there it waits on a thread of its own, and the capture finds its gap
-        ticket = None if beside else await self._turn(waits, True, timeout_s)
+        ticket = None if beside else await self._turn(waits, True, timeout_s, free=True)
         running = run_method(once, READING, function, arguments)
         try:
             result, error = await (running if beside else self._run_on(running))
@@ -485,30 +494,36 @@ class ExactlyOnceCalls:
 
     # -- waiting
 
-    async def _turn(self, waits: _Waits, exclusive: bool, timeout_s: float) -> Ticket:
+    async def _turn(self, waits: _Waits, exclusive: bool, timeout_s: float, free: bool = False) -> Ticket:
         fire = waits.arm()
         with self._lock:
-            ticket, begun = self._turns.arrive(exclusive)
+            ticket, begun = self._turns.arrive(exclusive, free)
             self._waiting[ticket] = fire
-            ready = self._begun(begun)
-        for each in ready:
-            each(None)
+            told = self._begun(begun)
+        self._tell(*told)
         try:
-            await _fired(waits, timeout_s, "the actor was busy, and no turn came for the call")
+            await _fired(waits, timeout_s, "the actor or its store was busy, and no turn came for the call")
         except BaseException:
             self._leave(ticket)
             raise
         return ticket
 
-    def _begun(self, tickets: list[Ticket]) -> list[_Setter]:
-        return [self._waiting.pop(ticket) for ticket in tickets if ticket in self._waiting]
-
     def _leave(self, ticket: Ticket) -> None:
         with self._lock:
             self._waiting.pop(ticket, None)
-            ready = self._begun(self._turns.leave(ticket))
+            told = self._begun(self._turns.leave(ticket))
+        self._tell(*told)
+
+    def _begun(self, tickets: list[Ticket]) -> tuple[list[_Setter], bool]:
+        """With the lock: how to tell whose turn it is, and whether the next one's waits for the journal."""
+        ready = [self._waiting.pop(ticket) for ticket in tickets if ticket in self._waiting]
+        return ready, self._turns.stopped
+
+    def _tell(self, ready: list[_Setter], stopped: bool) -> None:
         for fire in ready:
             fire(None)
+        if stopped:
+            self._once.ask_room()
 
     async def _released(self, waits: _Waits, position: int, timeout_s: float) -> None:
         self._once.hold(position, waits.arm())

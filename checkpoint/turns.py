@@ -2,11 +2,13 @@
 
 Invariants: first come, first served; an exclusive turn begins when nothing else runs, and nothing begins
 beside it; shared ones that came after a waiting exclusive one wait behind it, so that no caller starves.
+While the journal is full only free ones begin, and pass the others.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -15,33 +17,49 @@ class Ticket(NamedTuple):
 
     number: int
     exclusive: bool
+    free: bool = False
 
 
 class Turns:
-    """The queue of one actor. Each method returns the tickets whose turn begins now."""
+    """The queue of one actor. Each method returns the tickets whose turn begins now.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    full : callable
+        Whether so much waits in the journal that no call starts for now.
+    """
+
+    def __init__(self, full: Callable[[], bool]) -> None:
+        self._full = full
         self._waiting: deque[Ticket] = deque()
+        self._free: deque[Ticket] = deque()
         self._shared = 0
         self._exclusive: Ticket | None = None
         self._last = 0
+        self.stopped = False
+        """Whether the next one waits for the journal alone: whoever sees to that calls `go_on` later."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not (self._waiting or self._shared or self._exclusive)
+        return not (self._waiting or self._free or self._shared or self._exclusive)
 
-    def arrive(self, exclusive: bool) -> tuple[Ticket, list[Ticket]]:
-        """Queue up; returns the new ticket too."""
+    def arrive(self, exclusive: bool, free: bool = False) -> tuple[Ticket, list[Ticket]]:
+        """Queue up; returns the new ticket too. `free`: the journal may be full, it leaves nothing there."""
         self._last += 1
-        ticket = Ticket(self._last, exclusive)
-        self._waiting.append(ticket)
+        ticket = Ticket(self._last, exclusive, free)
+        (self._free if free else self._waiting).append(ticket)
         return ticket, self._begin()
+
+    def go_on(self) -> list[Ticket]:
+        """The journal has moved."""
+        return self._begin()
 
     def leave(self, ticket: Ticket) -> list[Ticket]:
         """A turn has ended, or its holder gives up waiting."""
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
+        queue = self._free if ticket.free else self._waiting
+        if ticket in queue:
+            queue.remove(ticket)
         elif ticket == self._exclusive:
             self._exclusive = None
         elif not ticket.exclusive and self._shared:
@@ -54,13 +72,22 @@ class Turns:
 
     def _begin(self) -> list[Ticket]:
         begun: list[Ticket] = []
-        while self._waiting and self._exclusive is None:
-            ticket = self._waiting[0]
+        waiting, free = self._waiting, self._free
+        self.stopped = False
+        while (waiting or free) and self._exclusive is None:
+            queue = waiting
+            if not waiting or (free and free[0].number < waiting[0].number):
+                queue = free
+            elif self._full():
+                self.stopped, queue = True, free
+                if not free:
+                    break
+            ticket = queue[0]
             if ticket.exclusive:
                 if self._shared:
                     break
                 self._exclusive = ticket
             else:
                 self._shared += 1
-            begun.append(self._waiting.popleft())
+            begun.append(queue.popleft())
         return begun

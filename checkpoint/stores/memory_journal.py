@@ -139,6 +139,15 @@ class MemoryJournal:
         if self._closed:
             raise CheckpointSaveError(f"the journal of epoch {self._epoch} of {self._key!r} is closed")
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much `commit` would make durable."""
+        with self._changed:
+            held = self._store._keys.get(self._key)
+            if held is None or self.durable_position == self.last_position:
+                return 0
+            return sum(len(r.payload) for r in held.records if r.position > self.durable_position)
+
     def append(self, payload: Buffer | Sequence[Buffer]) -> int:
         """Append one record."""
         data = joined(payload)

@@ -97,6 +97,7 @@ class ObjectJournal:
     ) -> None:
         self.on_durable, self.on_failure = on_durable, on_failure
         self.last_position = self.durable_position = first_position - 1
+        self.waiting_bytes = 0
         self._objects, self._directory, self._key, self._epoch = objects, directory, key, epoch
         self._look, self._look_closely = look, look_closely
         self._note, self._life = note, life
@@ -144,6 +145,7 @@ class ObjectJournal:
         with self._changed:
             self._check()
             self._pending.append(data)
+            self.waiting_bytes += len(data)
             self.last_position += 1
             self._changed.notify_all()
             return self.last_position
@@ -301,6 +303,7 @@ class ObjectJournal:
             self._lease.check()  # after the request: whoever takes the key from now on reads this object
         self._number += 1
         with self._changed:
+            self.waiting_bytes -= sum(map(len, batch))  # first: who sees the position looks at it
             self.durable_position += len(batch)
             durable = self.durable_position
             self._changed.notify_all()

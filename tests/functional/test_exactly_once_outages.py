@@ -1,22 +1,29 @@
-"""An exactly-once actor whose store or disk does not answer: calls wait, and nothing is told early."""
+"""An actor whose store or disk does not answer starts no call beyond a bound in bytes, and goes on later."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from ftray.checkpoint import journal
 from ftray.checkpoint.actor import sessions
 from ftray.checkpoint.stores.objects import TransientStoreError
 from ftray.experimental import internal_kv as kv
+from tests.helpers.processes import wait_ended
 from tests.helpers.sync import eventually
+
+BOUND, SIZE, CALLS = 200_000, 30_000, 40
+STARTED = BOUND // SIZE + 1
 
 
 class Basin(ray.Checkpointable):
     def __init__(self):
+        journal.MOST_WAITING_BYTES = BOUND
         self.numbers = []
 
     @checkpoint.readonly
@@ -38,7 +45,7 @@ class Basin(ray.Checkpointable):
             open(f"{path}.ready", "w").close()
         return os.getpid()
 
-    def add(self, number):
+    def add(self, number, data=b""):
         self.numbers.append(number)
         return number
 
@@ -46,10 +53,16 @@ class Basin(ray.Checkpointable):
     def seen(self):
         return list(self.numbers)
 
+    @checkpoint.readonly
+    def tell(self, path, size):
+        with open(path, "ab") as file:
+            file.write(b"x")
+        return bytes(size)
+
 
 class AsyncBasin(Basin):
-    async def add(self, number):
-        return super().add(number)
+    async def add(self, number, data=b""):
+        return super().add(number, data)
 
 
 def stall(local, path):
@@ -83,6 +96,51 @@ def make_basin(request, runtime, tmp_path):
     kv.delete("", del_by_prefix=True, namespace="ftray-checkpoint/waiting")
 
 
+def filled(actor):
+    """More calls than the bound lets start. What is asked last is answered when no further one starts."""
+    refs = [actor.add.remote(n, bytes(SIZE)) for n in range(1, CALLS + 1)]
+    found = checkpoint.status(actor)
+    assert BOUND < found["journal_waiting_bytes"] <= BOUND + SIZE + 500
+    assert found["journal_position"] - found["durable_position"] == STARTED
+    assert ray.wait(refs, num_returns=1, timeout=0)[0] == []
+    return refs
+
+
+def test_calls_go_on_in_order_when_the_medium_answers(make_basin):
+    actor, pid, away = make_basin()
+    refs = filled(actor)
+    seen = actor.seen.remote()
+    before, after = (checkpoint.status(actor)["journal_position"] for _ in range(2))
+    assert before == after
+    away.unlink()
+    assert ray.get(refs, timeout=60) == list(range(1, CALLS + 1))
+    assert ray.get(seen)[9:] == list(range(1, CALLS + 1)), "a read keeps its place"
+    assert checkpoint.status(actor)["journal_waiting_bytes"] == 0
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    assert ray.get(actor.seen.remote(), timeout=60)[9:] == list(range(1, CALLS + 1))
+
+
+def test_each_runs_once_whatever_dies_meanwhile(make_basin):
+    actor, pid, away = make_basin()
+    refs = filled(actor)
+    os.kill(pid, signal.SIGKILL)
+    wait_ended([pid])
+    away.unlink()
+    assert ray.get(refs, timeout=60) == list(range(1, CALLS + 1))
+    assert ray.get(actor.seen.remote())[9:] == list(range(1, CALLS + 1))
+
+
+def test_the_actor_can_be_ended_meanwhile(make_basin):
+    actor, pid, away = make_basin()
+    refs = filled(actor)
+    away.unlink()
+    os.kill(pid, signal.SIGTERM)
+    wait_ended([pid])
+    assert ray.get(refs, timeout=60) == list(range(1, CALLS + 1))
+    assert ray.get(actor.seen.remote())[9:] == list(range(1, CALLS + 1))
+
+
 def test_r17_a_read_waits_for_calls_whose_turns_came_before_its_own(make_basin):
     actor, _, away = make_basin()
     refs = [actor.add.remote(1), actor.seen.remote()]
@@ -90,3 +148,21 @@ def test_r17_a_read_waits_for_calls_whose_turns_came_before_its_own(make_basin):
     assert ray.wait(refs, num_returns=1, timeout=0)[0] == []
     away.unlink()
     assert ray.get(refs[1])[9:] == [1]
+
+
+@pytest.mark.parametrize(
+    ("make_basin", "is_async"), [("power", False), ("power-async", True)], indirect=["make_basin"]
+)
+def test_answers_of_reads_that_wait_are_bounded_too(make_basin, is_async, tmp_path):
+    actor, _, away = make_basin()
+    told = tmp_path / "told"
+    first = actor.add.remote(1)
+    reads = [actor.tell.remote(str(told), 50_000) for _ in range(20)]
+    assert checkpoint.status(actor)["journal_waiting_bytes"] < BOUND
+    started = told.stat().st_size
+    assert started == (20 if is_async else 4), "those of an event loop begin beside each other"
+    reads += [actor.tell.remote(str(told), 50_000) for _ in range(20)]
+    checkpoint.status(actor)
+    assert told.stat().st_size == started
+    away.unlink()
+    assert [len(each) for each in ray.get(reads, timeout=60)] == [50_000] * 40 and ray.get(first) == 1

@@ -295,6 +295,24 @@ def test_wrong_parameters_are_refused() -> None:
         Gate(ListJournal(), KEY, -1, 1)
 
 
+def test_a_gate_is_full_beyond_the_bound() -> None:
+    class Slow(ListJournal):
+        waiting_bytes = 60
+
+    gate = gate_of(Slow(), most_waiting=100)
+    assert not gate.full
+    gate.blobs_wait(40)
+    assert not gate.full, "as much as the bound may wait"
+    gate.blobs_wait(1)
+    assert gate.full and gate.blobs_waiting == 41
+    assert gate.admit(head(), "incr", NO_ARGS, True).outcome == Outcome.NEW, "who starts calls looks at it"
+    gate.blobs_wait(-41)
+    assert not gate.full
+    quick = gate_of(NullJournal(), most_waiting=0)
+    churn(quick, 10, 3, 7, 100, False)
+    assert not quick.full
+
+
 def test_a_gate_in_the_c_path_does_what_one_in_python_does() -> None:
     plain, quick = gate_of(ListJournal()), gate_of(NullJournal())
     churn(plain, 60, 3, 7, 100, False)

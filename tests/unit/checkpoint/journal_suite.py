@@ -410,6 +410,7 @@ class JournalSuite:
         fill(journal, 1, 2)
         if not journal.hold_back(4):
             fill(journal, 3, 5)  # each is written when it is appended
+            assert journal.waiting_bytes == 0
             assert journal.hold_back(None) is False
             return
         fill(journal, 3, 3)
@@ -418,13 +419,15 @@ class JournalSuite:
         with pytest.raises(CheckpointTimeoutError):
             journal.wait(4, 0.05)
         assert read(self.reopened(store)) == upto(3) and journal.durable_position == 3
+        assert journal.waiting_bytes == sum(len(payload(position)) for position in (4, 5, 6))
         journal.hold_back(6)
         journal.wait(5, WAIT_S)
+        assert journal.waiting_bytes == len(payload(6))
         assert read(self.reopened(store)) == upto(5)
         journal.hold_back(None)
         journal.wait(6, WAIT_S)
         fill(journal, 7, 9)
-        assert read(self.reopened(store)) == upto(9)
+        assert read(self.reopened(store)) == upto(9) and journal.waiting_bytes == 0
 
     def test_a_journal_that_is_made_to_fail(self, store: Any, opened: Any) -> None:
         failed = threading.Event()

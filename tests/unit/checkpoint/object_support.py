@@ -1,17 +1,20 @@
-"""What the tests of object stores share: a key with a life of saves, told step by step."""
+"""What the tests of object stores share: a key with a life of saves, told step by step; outages."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from ftray.checkpoint import capture
 from ftray.checkpoint.snapshots import SnapshotLog
 from ftray.checkpoint.stores.object_store import ObjectStore
-from ftray.checkpoint.stores.objects import Medium, Retry
+from ftray.checkpoint.stores.objects import Medium, Retry, TransientStoreError
 
 KEY = "test/counter"
 FAST = Retry(attempts=8, base_s=0.001, cap_s=0.004)
 BALLAST_BYTES = 3000
+WAIT_S = 20.0
+REQUESTS = frozenset({"create", "write", "upload", "read", "size", "list", "delete"})
 
 
 class Crash(BaseException):
@@ -67,3 +70,45 @@ def check_whole(store: ObjectStore, told: list[int]) -> int:
     assert {blob[5:28] for blob in blobs} <= named, "blobs that no manifest names"
     assert store.objects.medium.uploads("test%2Fcounter") == []
     return n
+
+
+class Weather:
+    """A medium whose requests fail for a time that passes only while somebody waits to try again."""
+
+    def __init__(self, medium: Any) -> None:
+        self._medium = medium
+        self._changed = threading.Condition()
+        self._now_s = 0.0
+        self._bad_until_s = 0.0
+        self._still = False
+        self.only = REQUESTS
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._medium, name)
+        if name not in self.only:
+            return real
+
+        def request(*args: Any) -> Any:
+            if self._now_s < self._bad_until_s:
+                raise TransientStoreError("503 SlowDown")
+            return real(*args)
+
+        return request
+
+    def clock(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        with self._changed:
+            self._now_s += seconds
+            assert self._changed.wait_for(lambda: not self._still or self._now_s < 10.0, WAIT_S)
+
+    def turns_bad(self, for_s: float, still: bool = False) -> None:
+        """Fail from now on; `still`: after 10 s the time stands still until `goes_on`."""
+        with self._changed:
+            self._now_s, self._bad_until_s, self._still = 0.0, for_s, still
+
+    def goes_on(self) -> None:
+        with self._changed:
+            self._still = False
+            self._changed.notify_all()

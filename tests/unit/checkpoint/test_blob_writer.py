@@ -40,6 +40,7 @@ class Gated:
         self.allowed = threading.Semaphore(0)
         self.error: Exception | None = None
         self.threads: set[int] = set()
+        self.counts: list[int] = []
 
     def __call__(self, name: str, content: bytes) -> None:
         self.threads.add(threading.get_ident())
@@ -54,8 +55,8 @@ def opened(store: Any) -> Iterator[tuple[Any, Gated, Callable[..., BlobWriter]]]
     epoch, journal = begin(store, "power")
     gated, made = Gated(store, epoch), []
 
-    def writer(**options: Any) -> BlobWriter:
-        made.append(BlobWriter("test", gated, journal, Background, **options))
+    def writer() -> BlobWriter:
+        made.append(BlobWriter("test", gated, journal, gated.counts.append, Background))
         return made[-1]
 
     yield journal, gated, writer
@@ -101,6 +102,7 @@ class TestOrder:
             gated.allowed.release()
             journal.wait(position, WAIT_S)
             assert len(seen(store)) == number + 1 == len(store.list_blobs(KEY))
+            assert sum(gated.counts) == (3 - number) * LARGE, "what is on its way is counted"
 
     def test_two_blobs_of_one_record(self, store: Any, opened: Any) -> None:
         journal, gated, make = opened
@@ -158,50 +160,6 @@ class TestFailures:
         with pytest.raises(CheckpointSaveError, match="No space left"):
             writer.write("two", b"2")
         assert seen(store) == [b"before"] and len(told) == 1
-
-    def test_who_gives_more_than_the_bound_waits(self, opened: Any) -> None:
-        journal, gated, make = opened
-        writer = make(bound_bytes=150_000)
-        done = threading.Event()
-
-        def give() -> None:
-            for number in range(3):
-                writer.write(f"b{number}", b"x" * LARGE)
-                journal.append(b"names it")
-            done.set()
-
-        thread = threading.Thread(target=give)
-        thread.start()
-        assert not done.wait(0.05)
-        gated.allowed.release()
-        assert done.wait(WAIT_S)
-        thread.join(WAIT_S)
-
-    def test_a_single_one_may_be_larger_than_that(self, store: Any, opened: Any) -> None:
-        journal, gated, make = opened
-        make(bound_bytes=10).write("one", b"x" * LARGE)
-        gated.allowed.release()
-        journal.wait(journal.append(b"names it"), WAIT_S)
-        assert store.list_blobs(KEY) == ["one"]
-
-    def test_who_waits_for_room_hears_of_the_failure(self, opened: Any) -> None:
-        _, gated, make = opened
-        writer = make(bound_bytes=10)
-        writer.write("one", b"x" * LARGE)
-        gated.error = OSError(5, "Input/output error")
-        raised: list[BaseException] = []
-
-        def give() -> None:
-            try:
-                writer.write("two", b"x")
-            except CheckpointSaveError as error:
-                raised.append(error)
-
-        thread = threading.Thread(target=give)
-        thread.start()
-        gated.allowed.release()
-        thread.join(WAIT_S)
-        assert len(raised) == 1
 
 
 class Keeper(Checkpointable, exactly_once=True, durability="power", every=None):

@@ -201,7 +201,7 @@ class TestCodeVersion:
 
 class TestTurns:
     def test_one_that_changes_runs_alone_and_readers_beside_each_other(self) -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         r1, begun = turns.arrive(False)
         assert begun == [r1]
         r2, begun = turns.arrive(False)
@@ -219,7 +219,7 @@ class TestTurns:
         assert turns.leave(w2) == [] and turns.idle
 
     def test_giving_up_lets_the_next_one_in(self) -> None:
-        turns = Turns()
+        turns = Turns(lambda: False)
         turns.arrive(False)
         w1, _ = turns.arrive(True)
         r2, begun = turns.arrive(False)
@@ -228,9 +228,46 @@ class TestTurns:
         with pytest.raises(AssertionError, match="never came"):
             turns.leave(Ticket(99, True))
 
+    def test_none_begins_while_the_journal_is_full_but_free_ones(self) -> None:
+        full = [False]
+        turns = Turns(lambda: full[0])
+        w1, begun = turns.arrive(True)
+        assert begun == [w1] and not turns.stopped
+        full[0] = True
+        r1, begun = turns.arrive(False)
+        assert begun == [] and not turns.stopped, "it waits for the one that runs"
+        assert turns.leave(w1) == [] and turns.stopped
+        f1, begun = turns.arrive(True, free=True)
+        assert begun == [f1]
+        f2, begun = turns.arrive(False, free=True)
+        assert begun == [] and turns.leave(f1) == [f2] and turns.stopped
+        assert turns.go_on() == [] and turns.stopped
+        w2, _ = turns.arrive(True)
+        full[0] = False
+        assert turns.go_on() == [r1] and not turns.stopped, "beside the free one that reads"
+        assert turns.leave(r1) == [] and turns.leave(f2) == [w2]
+        assert turns.leave(w2) == [] and turns.idle
+
+    def test_one_that_gives_up_at_a_full_journal(self) -> None:
+        turns = Turns(lambda: True)
+        w1, begun = turns.arrive(True)
+        f1, _ = turns.arrive(True, free=True)
+        f2, _ = turns.arrive(True, free=True)
+        assert begun == [] and turns.leave(w1) == [] and not turns.stopped
+        assert turns.leave(f2) == [] and turns.leave(f1) == [] and turns.idle
+
+    def test_a_free_one_keeps_its_place_while_there_is_room(self) -> None:
+        turns = Turns(lambda: False)
+        w1, _ = turns.arrive(True)
+        w2, _ = turns.arrive(True)
+        f1, _ = turns.arrive(True, free=True)
+        w3, _ = turns.arrive(True)
+        assert [turns.leave(w1), turns.leave(w2), turns.leave(f1)] == [[w2], [f1], [w3]]
+
     @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60), st.randoms())
     def test_all_get_their_turn(self, steps: list[tuple[bool, bool]], random: Any) -> None:
-        turns, inside, waiting = Turns(), set(), set()
+        full = [False]
+        turns, inside, waiting = Turns(lambda: full[0]), set(), set()
 
         def begin(tickets: list[Ticket]) -> None:
             for ticket in tickets:
@@ -240,7 +277,8 @@ class TestTurns:
 
         for arrives, exclusive in steps:
             if arrives or not (inside or waiting):
-                ticket, begun = turns.arrive(exclusive)
+                full[0] = random.random() < 0.3
+                ticket, begun = turns.arrive(exclusive, random.random() < 0.2)
                 waiting.add(ticket)
                 begin(begun)
             else:
@@ -248,6 +286,10 @@ class TestTurns:
                 inside.discard(gone)
                 waiting.discard(gone)
                 begin(turns.leave(gone))
+            if waiting and not inside:
+                assert turns.stopped and full[0], "else nobody would tell them"
+        full[0] = False
+        begin(turns.go_on())
         while inside:
             gone = inside.pop()
             begin(turns.leave(gone))

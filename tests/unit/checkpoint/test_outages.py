@@ -19,11 +19,10 @@ from ftray.checkpoint.stores.objects import Objects, Retry, TransientStoreError
 from ftray.checkpoint.stores.outage import AFTER_FAILURES, Outage
 from ftray.checkpoint.testing import LocalHost
 
+from .object_support import WAIT_S, Weather
 from .support import start
 
-WAIT_S = 20.0
 FOR_EVER = 10**9
-REQUESTS = frozenset({"create", "write", "upload", "read", "size", "list", "delete"})
 _numbers = itertools.count()
 
 
@@ -48,48 +47,6 @@ class Tally(Checkpointable, exactly_once=True, every=10**6):
 
 
 told: list[Exception] = []
-
-
-class Weather:
-    """A medium whose requests fail for a time that passes only while somebody waits to try again."""
-
-    def __init__(self, medium: Any) -> None:
-        self._medium = medium
-        self._changed = threading.Condition()
-        self._now_s = 0.0
-        self._bad_until_s = 0.0
-        self._still = False
-        self.only = REQUESTS
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._medium, name)
-        if name not in self.only:
-            return real
-
-        def request(*args: Any) -> Any:
-            if self._now_s < self._bad_until_s:
-                raise TransientStoreError("503 SlowDown")
-            return real(*args)
-
-        return request
-
-    def clock(self) -> float:
-        return self._now_s
-
-    def sleep(self, seconds: float) -> None:
-        with self._changed:
-            self._now_s += seconds
-            assert self._changed.wait_for(lambda: not self._still or self._now_s < 10.0, WAIT_S)
-
-    def turns_bad(self, for_s: float, still: bool = False) -> None:
-        """Fail from now on; `still`: after 10 s the time stands still until `goes_on`."""
-        with self._changed:
-            self._now_s, self._bad_until_s, self._still = 0.0, for_s, still
-
-    def goes_on(self) -> None:
-        with self._changed:
-            self._still = False
-            self._changed.notify_all()
 
 
 @pytest.fixture(autouse=True)
