@@ -143,6 +143,10 @@ cdef class Executor(Execution):
         if self.async_calls is not None:
             self.async_calls.go_on()
 
+    def n_parked(self):
+        """How many calls were taken off the queue and have not begun."""
+        return 0 if self.durable is None else len(self.durable.parked)
+
     def call_outside(self):
         """What the toolkit records of the exactly-once call that the calling code belongs to; None when it belongs to none,
         "reading" in a read-only method."""

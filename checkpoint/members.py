@@ -54,7 +54,7 @@ class GroupPort(Protocol):
         """How many calls began since `hold`; None if nothing is on hold."""
 
     def unanswered(self, actors: Sequence[bytes]) -> int:
-        """How many calls of this process to these actors have no answer."""
+        """How many calls of this process to these actors have no answer, and how many may yet begin here."""
 
     def end(self, claim: Mapping[str, Any]) -> None:
         """End the process that a claim of this machine names, and wait until it has ended."""

@@ -63,7 +63,7 @@ class NativeHost(ProcessHost):
 
     def group_port(self) -> NativeGroupPort:
         """See `ftray.checkpoint.members.GroupPort`."""
-        return NativeGroupPort(self._port)
+        return NativeGroupPort(self._port, self._executor)
 
     def restart_with_hash_seed(self, seed: str) -> None:
         """See `Host.restart_with_hash_seed`: the node starts another interpreter for it."""
@@ -102,8 +102,8 @@ def _asked(method: str) -> Any:
 class NativeGroupPort:
     """See `ftray.checkpoint.members.GroupPort`."""
 
-    def __init__(self, about: dict[str, Any]) -> None:
-        self._about = about
+    def __init__(self, about: dict[str, Any], executor: Executor) -> None:
+        self._about, self._executor = about, executor
 
     def describe(self) -> dict[str, Any]:
         """See `GroupPort.describe`."""
@@ -125,8 +125,8 @@ class NativeGroupPort:
         return holds.begun()
 
     def unanswered(self, actors: Sequence[bytes]) -> int:
-        """See `GroupPort.unanswered`."""
-        return holds.unanswered(actors)
+        """See `GroupPort.unanswered`; no hold keeps back calls that wait for room: they left the queue."""
+        return holds.unanswered(actors) + self._executor.n_parked()
 
     def settle_deaths(self, timeout_s: float) -> None:
         """See `GroupPort.settle_deaths`."""

@@ -166,3 +166,17 @@ def test_answers_of_reads_that_wait_are_bounded_too(make_basin, is_async, tmp_pa
     assert told.stat().st_size == started
     away.unlink()
     assert [len(each) for each in ray.get(reads, timeout=60)] == [50_000] * 40 and ray.get(first) == 1
+
+
+@pytest.mark.parametrize("make_basin", ["power"], indirect=True)
+def test_a_cut_waits_for_calls_that_wait(make_basin, tmp_path):
+    """No hold keeps them back: they were taken off the queue."""
+    actor, _, away = make_basin()
+    group, cuts = checkpoint.group([actor], name="basins"), []
+    refs = filled(actor)
+    saving = threading.Thread(target=lambda: cuts.append(group.save()))
+    saving.start()
+    away.unlink()
+    saving.join(60)
+    (state,) = checkpoint.open(tmp_path / "store").load("_group/basins", cuts[0]).values()
+    assert state["numbers"][9:] == list(range(1, CALLS + 1)) == ray.get(refs, timeout=60)
