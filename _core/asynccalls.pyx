@@ -19,7 +19,7 @@ from ftray._core.beside cimport Beside
 from ftray._core.context cimport CallContext, context_durable, context_fill, context_variable
 from ftray._core.durable cimport acknowledged, callers_done
 from ftray._core.execqueue cimport EXEC_ACK, EXEC_ACTION, EXEC_CALLERS_DONE, exec_begin, exec_runnable
-from ftray._core.execution cimport Execution
+from ftray._core.execution cimport Execution, refuse_generator
 from ftray._core.flows cimport flow_end
 from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call, call_head
 from ftray._core.objects cimport ObjectRef
@@ -274,7 +274,9 @@ cdef class AsyncCalls(Beside):
                 result = call.function(*call.args, **(call.kwargs or {}))
                 if type(result) is not ObjectRef and hasattr(result, "__await__"):      # a ref is a result like others
                     result = await result
-                if h.flags & TASK_STREAM or is_generator(result):
+                if call.entered:
+                    refuse_generator(result)
+                elif h.flags & TASK_STREAM or is_generator(result):
                     result = await run_generator_async(call, result, self.execution.callables)
             finally:
                 end_if_forked()

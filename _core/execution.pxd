@@ -39,7 +39,8 @@ cdef class Execution:
     cdef int unverified(self, Call call, object error) except -1
     cdef int tell_difference(self, Call call, object error, Buf *b) except -1
     cdef int after_record(self, Call call, uint8_t status, Buf *b) except -1
-    cdef int answer_recorded(self, Call call) except -1
+    cdef int repeat(self, Call call, uint8_t status, bytes reply, bint recorded) except -1
+    cdef uint8_t retried(self, Call call, bytes reply) except *
     cdef tuple spread(self, Call call, uint8_t status, bytes reply)
     cdef bint enter(self, Call call) except -1
     cdef bint entered(self, Call call, int entrance) except -1
@@ -55,4 +56,5 @@ cdef class Execution:
     cdef object after(self, Call call, object error)
     cdef int tell_after(self, str method) except -1
 
+cdef int refuse_generator(object result) except -1
 cdef void flush_all() noexcept

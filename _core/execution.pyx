@@ -162,42 +162,56 @@ cdef class Execution:
                 self.tell_after(call.method)    # it counts now that it is recorded: a snapshot has both or neither
         for other in self.durable.repetitions(call):
             other.position = max(other.position, call.position)
-            other.nret = call.nret
-            other.recorded = call.recorded
-            self.send(other, status, b, [])
+            self.repeat(other, status, (b.data + sizeof(ReplyHead))[:b.len - sizeof(ReplyHead)], call.recorded)
         if self.durable.parked:
             self.post(self.enter_parked)
         return 0
 
-    cdef int answer_recorded(self, Call call) except -1:
-        """The call has run before: this was its reply."""
+    cdef int repeat(self, Call call, uint8_t status, bytes reply, bint recorded) except -1:
+        """The call has run, perhaps for somebody else: this was its reply."""
         cdef Buf b
-        cdef bytes reply = self.durable.reply
-        cdef uint8_t status = self.durable.status
-        cdef int n = count_results(reply, len(reply))
         buf_init(&b)
         try:
-            if n < 0:
-                raise RuntimeError(f"the recorded reply of {call.name} cannot be read")
-            if n == 1 and call.nret != 1:
+            if status == REPLY_ERROR or status == REPLY_RETRY:
+                status = self.retried(call, reply)
+            if status != REPLY_CANCELLED:
                 status, reply = self.spread(call, status, reply)
-            else:
-                call.nret = n
             if buf_extend(&b, sizeof(ReplyHead)) == NULL or buf_put(&b, <const char *>reply, len(reply)) < 0:
                 raise MemoryError()
-            call.recorded = True
+            call.recorded = recorded
             self.send(call, status, &b, [])
         finally:
             buf_free(&b)
         return 0
 
+    cdef uint8_t retried(self, Call call, bytes reply) except *:
+        """The status of an error: its call may have run when nobody, or somebody else, said which errors are to be retried."""
+        from ftray.checkpoint.errors import PoisonCallError
+        call.retry = self.callables.lookup(call.t.ch, (<TaskHead *>call.t.frame.data).fn)[2]
+        if not call.retry:
+            return REPLY_ERROR
+        error = self.durable.once.codec.decode_reply(REPLY_ERROR, reply)
+        return REPLY_ERROR if isinstance(error, PoisonCallError) else self.error_status(call, error)
+
     cdef tuple spread(self, Call call, uint8_t status, bytes reply):
-        """A reply that was recorded while nobody asked for it, for a caller that wants several values, or none."""
-        from ftray._core.answers import decode_outcome
-        if status != REPLY_OK:
-            return status, reply * call.nret
-        result = decode_outcome(reply)[0]
-        return self.durable.once.codec.encode_outcome(call.method, result, None, call.nret)
+        """Status and reply as of as many values as the caller wants: the call may have run when nobody, or somebody else, said that."""
+        cdef int n = count_results(reply, len(reply))
+        if n < 0:
+            raise RuntimeError(f"the recorded reply of {call.name} cannot be read")
+        if n == call.nret:
+            return status, reply
+        if n and status != REPLY_OK:
+            return status, reply[:len(reply) // n] * call.nret
+        codec = self.durable.once.codec
+        found = codec.decode_reply(status, reply)
+        if n and status == REPLY_OK:
+            return codec.encode_outcome(call.method, tuple(found) if n > 1 else found, None, call.nret)
+        if status == REPLY_OK:
+            from ftray.checkpoint.errors import ReplyExpiredError
+            found = ReplyExpiredError(f"{call.name} has run, and is not run again: it was called with num_returns=0, so that "
+                                      "nothing was kept of what it has returned")
+            status = REPLY_ERROR
+        return status, codec.encode_outcome(call.method, None, found, call.nret)[1]
 
     cdef bint enter(self, Call call) except -1:
         """Shall this call of an exactly-once actor run? If not it is answered, now or later."""
@@ -212,7 +226,7 @@ cdef class Execution:
 
     cdef bint entered(self, Call call, int entrance) except -1:
         if entrance == ENTER_REPLY:
-            self.answer_recorded(call)
+            self.repeat(call, self.durable.status, self.durable.reply, True)
         elif entrance == ENTER_ERROR:
             self.answer(call, None, self.durable.error)
         return False
@@ -379,7 +393,9 @@ cdef class Execution:
                     result = call.function(*call.args)
                 else:
                     result = call.function(*call.args, **call.kwargs)
-                if h.flags & TASK_STREAM or is_generator(result):
+                if call.entered:
+                    refuse_generator(result)
+                elif h.flags & TASK_STREAM or is_generator(result):
                     result = run_generator(call, result, self.callables)
             finally:
                 end_if_forked()
@@ -533,6 +549,14 @@ cdef class Execution:
     def flush_async(self):
         self.flush_due = False
         flush_all()
+
+
+cdef int refuse_generator(object result) except -1:
+    """What a method of an exactly-once actor has returned is not for its caller to run."""
+    if is_generator(result):
+        from ftray.checkpoint.running import check_result
+        check_result(result)
+    return 0
 
 
 cdef bint is_cancellation(object error):

@@ -88,7 +88,7 @@ cdef class Reruns:
     """
 
     cdef Ledger ledger
-    cdef object once, current, execution, awaited, no_loop, check_result
+    cdef object once, current, execution, awaited, is_awaited, no_loop, check_result
     cdef dict methods                   # by the bytes of their names: (name, function), or None
     cdef str class_name
     cdef uint64_t code_version
@@ -101,12 +101,12 @@ cdef class Reruns:
 
     def __init__(self, once, str class_name not None):
         from ftray.checkpoint.drive import no_loop
-        from ftray.checkpoint.running import awaited, check_result
+        from ftray.checkpoint.running import awaited, check_result, is_awaited
         from ftray.checkpoint.values import Execution, current
         self.once, self.ledger, self.class_name = once, once.ledger, class_name
         self.code_version, self.epoch = once.code_version, once.log.epoch
         self.current, self.execution = current, Execution
-        self.awaited, self.no_loop, self.check_result = awaited, no_loop, check_result
+        self.awaited, self.is_awaited, self.no_loop, self.check_result = awaited, is_awaited, no_loop, check_result
         self.methods = {}
 
     def __dealloc__(self):
@@ -192,7 +192,7 @@ cdef class Reruns:
                     result = function(*arguments[0])
                 else:
                     result = function(*arguments[0], **arguments[1])
-                if type(result) not in PLAIN_RESULTS and hasattr(type(result), "__await__"):
+                if type(result) not in PLAIN_RESULTS and self.is_awaited(result):
                     coroutine = self.awaited(result)
                     try:
                         coroutine.send(None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
+
+from ftray._core import ObjectRef
 
 from .codec import Arguments
 from .values import Execution, _Reading, current
@@ -27,7 +30,7 @@ async def run_method(
     try:
         with once.context(execution):
             result = function(*arguments[0], **arguments[1])
-            if hasattr(type(result), "__await__"):
+            if is_awaited(result):
                 result = await result
         check_result(result)
         return result, None
@@ -39,6 +42,11 @@ async def run_method(
         current.reset(token)
 
 
+def is_awaited(result: object) -> bool:
+    """Whether a method has returned what is still to be waited for; a ref is a result like others."""
+    return hasattr(type(result), "__await__") and type(result) is not ObjectRef
+
+
 async def awaited(result: Any) -> Any:
     """Wait for what a method has returned."""
     return await result
@@ -46,7 +54,7 @@ async def awaited(result: Any) -> Any:
 
 def check_result(result: object) -> None:
     """Raise if a method's caller would decide how far it runs."""
-    if hasattr(type(result), "__next__") or hasattr(type(result), "__anext__"):
+    if isinstance(result, (GeneratorType, AsyncGeneratorType)):
         raise TypeError(
             f"a method of an exactly-once actor has returned a {type(result).__name__}: its caller would "
             "decide how far it runs. Return a list"

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 import ftray as ray
-from ftray.checkpoint.errors import PoisonCallError, ReplayDivergedError
+from ftray.checkpoint.errors import PoisonCallError, ReplayDivergedError, ReplyExpiredError
 from tests.helpers.processes import wait_ended
 
 pytestmark = pytest.mark.usefixtures("runtime")
@@ -40,6 +40,12 @@ def make_pairs(store, **options):
                 os._exit(1)
             self.n += 1
             return self.n, drawn
+
+        def fails_at_first(self, path):
+            self.recorded_or_dies(path)
+            if self.n == 1:
+                raise ValueError("for the first time")
+            return self.n
 
         def die(self):
             os._exit(1)
@@ -115,3 +121,30 @@ def test_verify_compares_all_values(tmp_path):
     for ref in actor.chance.options(num_returns=2).remote():
         with pytest.raises(ReplayDivergedError, match="does not do the same"):
             ray.get(ref)
+
+
+def test_a_key_that_is_asked_for_with_another_number_of_values(tmp_path):
+    actor = make_pairs(tmp_path / "store")
+    by_key = {key: actor.pair.options(call_key=key, num_returns=n) for key, n in {"one": 1, "two": 2}.items()}
+    assert ray.get(by_key["one"].remote()) == (1, b"") and ray.get(by_key["two"].remote()) == [2, b""]
+    assert actor.pair.options(call_key="none", num_returns=0).remote() is None
+    assert ray.get(actor.pair.options(call_key="one", num_returns=2).remote(), timeout=30) == [1, b""]
+    assert ray.get(actor.pair.options(call_key="two").remote(), timeout=30) == (2, b"")
+    assert actor.pair.options(call_key="two", num_returns=0).remote() is None
+    with pytest.raises(ReplyExpiredError, match="num_returns=0"):
+        ray.get(actor.pair.options(call_key="none").remote(), timeout=30)
+    for ref in actor.fail.options(call_key="failed", num_returns=2).remote():
+        with pytest.raises(ValueError, match="as asked at 4"):
+            ray.get(ref)
+    with pytest.raises(ValueError, match="as asked at 4"):
+        ray.get(actor.fail.options(call_key="failed").remote(), timeout=30)
+    assert ray.get(actor.facts.remote())[0] == 4
+
+
+def test_an_error_of_a_call_that_went_on_after_a_crash_is_retried(tmp_path):
+    """Its reply was recorded before anybody had said again which errors are to be retried."""
+    actor = make_pairs(tmp_path / "store")
+    call = actor.fails_at_first.options(retry_exceptions=[ValueError], max_task_retries=3)
+    assert ray.get(call.remote(str(tmp_path / "died")), timeout=60) == 2
+    kill(actor)
+    assert ray.get(actor.facts.remote())[0] == 2
