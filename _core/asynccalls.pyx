@@ -21,6 +21,7 @@ from ftray._core.durable cimport acknowledged, callers_done
 from ftray._core.execqueue cimport EXEC_ACK, EXEC_ACTION, EXEC_CALLERS_DONE, exec_begin, exec_runnable
 from ftray._core.execution cimport Execution, refuse_generator
 from ftray._core.flows cimport flow_end
+from ftray._core.guards cimport the_guard
 from ftray._core.invocation cimport DROPPED, RUNNING, WAITING, Call, call_head
 from ftray._core.objects cimport ObjectRef
 from ftray._core.runtime cimport core, core_enter, core_leave, poll_now
@@ -70,6 +71,8 @@ cdef class AsyncCalls(Beside):
         self.loop.add_reader(c.loop_fd, self.woken)
         self.loop.call_soon(self.step)
         await stop
+        if c.guards:
+            the_guard().loop_ends()
         self.loop.remove_reader(c.epoll_fd)
 
     def woken(self):

@@ -305,8 +305,6 @@ cdef class FunctionCaller:
     def remote(self, *args, **kwargs):
         """Submit a task that calls the function with these arguments; returns a ref (or a list, or None)."""
         cdef Core *c = core()
-        cdef list deps = [], refs = []
-        cdef TaskRec *t
         if kwargs or len(args) < self.least or len(args) > self.most:
             self._check_arguments(args, kwargs)
         if not session_alive(self.session) or self.bound != bindings:
@@ -314,8 +312,19 @@ cdef class FunctionCaller:
                 return self.other(*args, **kwargs)
         if not c.node_alive:
             check_usable()
-        if c.guards and the_guard().sends(self.nret):
+        if not c.guards:
+            return self.send(c, args, kwargs)
+        if the_guard().sends(self.nret):
             return placeholders(self.nret)
+        try:
+            return self.send(c, args, kwargs)
+        except Exception as error:
+            the_guard().not_sent(error)
+            raise
+
+    cdef object send(self, Core *c, tuple args, dict kwargs):
+        cdef list deps = [], refs = []
+        cdef TaskRec *t
         t = new_record(encode_call(args, kwargs if kwargs else None, deps, refs), self.fn, self.nret, self.max_retries, deps, refs, NULL)
         t.cls = self.cls
         t.flags = self.quiet
@@ -409,12 +418,20 @@ cdef class ActorTarget:
             core_leave(c)
 
     cdef object call(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, uint8_t quiet, bytes call_key, tuple args, dict kwargs):
+        if not c.guards:
+            return self.send(c, fn, nret, max_retries, max_pending, quiet, call_key, args, kwargs)
+        if the_guard().sends(nret):
+            return placeholders(nret)
+        try:
+            return self.send(c, fn, nret, max_retries, max_pending, quiet, call_key, args, kwargs)
+        except Exception as error:
+            the_guard().not_sent(error)
+            raise
+
+    cdef object send(self, Core *c, uint32_t fn, int nret, int max_retries, int64_t max_pending, uint8_t quiet, bytes call_key, tuple args, dict kwargs):
         cdef list deps = [], refs = []
         cdef TaskRec *t
-        cdef ObjEntry *handle
-        if c.guards and the_guard().sends(nret):
-            return placeholders(nret)
-        handle = usable(self.ref)
+        cdef ObjEntry *handle = usable(self.ref)
         if not c.node_alive:
             check_usable()
         if max_pending >= 0 and self.a.npending >= <uint64_t>max_pending:
@@ -558,19 +575,28 @@ def cancel(ref, *, force=False, recursive=True):
     ValueError
         `force` for an actor call, or a ref that was made by ``put()``.
     """
+    if not core().guards:
+        cancel_call(ref, force, recursive)
+    elif not the_guard().sends(0):
+        try:
+            cancel_call(ref, force, recursive)
+        except Exception as error:
+            the_guard().not_sent(error)
+            raise
+
+
+cdef int cancel_call(ref, force, recursive) except -1:
     cdef Core *c = core()
     cdef ObjEntry *e
     cdef bint f = force, r = recursive
-    if c.guards and the_guard().sends(0):
-        return
     if type(ref) is ObjectRefGenerator:
         if (<ObjectRefGenerator>ref).gate == NULL:
-            return                      # closed: the task is ended at its next yield
+            return 0                    # closed: the task is ended at its next yield
         ref = ref.completed()
     if type(ref) is not ObjectRef:
         if isinstance(ref, (ObjectRef, ObjectRefGenerator)):
             engine_of(ref).cancel(ref, force=force, recursive=recursive)
-            return
+            return 0
         hint = ": use ftray.kill(actor) to end an actor" if hasattr(ref, "_actor_id") else ""
         raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}{hint}")
     if not isinstance(force, bool) or not isinstance(recursive, bool):
@@ -587,6 +613,7 @@ def cancel(ref, *, force=False, recursive=True):
         elif not e.flags & OBJ_OWNED and e.state < OBJ_INLINE and not e.lost:
             cancel_at_owner(c, e, (CANCEL_FORCE if f else 0) | (CANCEL_RECURSIVE if r else 0))
         core_leave(c)
+    return 0
 
 
 cdef bint is_actor_call(ObjEntry *e) noexcept nogil:

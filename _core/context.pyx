@@ -80,6 +80,8 @@ cdef class HeadContext:
         memcpy(task_id, h.call_id, 16)
         memcpy(task_id + 16, h.parent, 8)
         context_fill(x, task_id, h.call_id, 0, 0, h.nattempts + 1, p, <uint32_t>len(self.head))
+        x.unique = mix64(x.unique ^ mix64(self.epoch))      # no two processes make the same objects
+        memcpy(x.task_id, &x.unique, 8)
         context_durable(x, self.epoch)
         return 0
 
@@ -128,6 +130,11 @@ cdef class Apart:
             async_call.reset(self.token)
             self.token = None
         memcpy(&thread_context, &self.saved, sizeof(Context))
+
+
+def context_epoch():
+    """The epoch of the method that the calling code belongs to, 0 for one that runs for the first time."""
+    return context().epoch
 
 
 def is_apart():

@@ -314,6 +314,9 @@ cdef class DurableCalls:
         cdef size_t size = b.len - sizeof(ReplyHead)
         if call.outside is not None or (call.method is not self.usual and call.method in self.by_snapshot):
             call.position = self.once.finish(self.execution_of(call), status, PyBytes_FromStringAndSize(reply, size))
+            if call.outside.callers:
+                from ftray._checkpoint_host import tell_over
+                tell_over(self.once, call.position, call.outside.callers)
         else:
             self.view(call, &v)
             call.position = self.gate.record_c(&v, status, reply, size)

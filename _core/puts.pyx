@@ -218,6 +218,12 @@ def put(value):
     check_usable()
     if type(value) is ObjectRef:
         raise TypeError("put() of an ObjectRef is not allowed: it is a reference already (wrap it in a list to store the ref itself)")
-    if core().guards and the_guard().repeats():
+    if not core().guards:
+        return put_value(value)
+    if the_guard().puts():
         return placeholder_ref()
-    return put_value(value)
+    try:
+        return put_value(value)
+    except Exception as error:
+        the_guard().not_sent(error)
+        raise

@@ -34,7 +34,7 @@ from .running import run_method
 from .session import ActorSession
 from .snapshots import Past, end_of_journal, present
 from .state import attribute_names
-from .values import CALL_ID
+from .values import CALL_ID, USER_VALUE, value_caller
 from .watch import Row, Watch
 
 if TYPE_CHECKING:
@@ -348,7 +348,8 @@ class _Recovery:
         if self.started is not None and self.started.record.head[CALL_ID] != call_id:
             raise self._broken(position, "a call ends inside of another one")
         if self.started is not None:
-            self.once.ended_calls.append(call_id)
+            made = [index for index, value in enumerate(record.values) if value[0] == USER_VALUE]
+            self.once.ended_calls += [call_id, *(value_caller(call_id, index) for index in made)]
         self.started = None
         args = self._bytes_of(record.args, record.args_blob)
         reply = self._bytes_of(record.reply, record.reply_blob)

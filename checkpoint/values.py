@@ -2,16 +2,20 @@
 
 Owns the order of the values of one call. Invariants: the n-th value asked for is the n-th recorded, and of
 the same kind, or `ReplayDivergedError`; a value is journalled before the method sees it; a finished call that
-is run again produces nothing. An engine records what `get`, `wait`, `put` and the creation of actors give
-with `Execution.take`, under kinds of its own from `ENGINE_KINDS` on.
+is run again produces nothing; what is got while a value is produced is part of that value. An engine records
+what `get`, `wait`, `put` and the creation of actors give with `Execution.take`, under kinds of its own from
+`ENGINE_KINDS` on.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
+from ftray._core.identity import call_id as derive_call_id
+from ftray._core.identity import derive_callee_key
 from ftray._core.serial import deserialize, serialize
 
 from . import faults
@@ -23,6 +27,8 @@ simulated: dict[tuple[bytes, int], bytes] | None = None
 USER_VALUE = 0
 ENGINE_KINDS = 16
 _VALUE, _ERROR = b"\x00", b"\x01"
+_MOMENT = struct.Struct("<I")
+_VALUE_KEY = derive_callee_key("\0value")
 PARENT, CALL_ID = slice(32, 48), slice(48, 64)
 """Where a call head has the CallIDs of the caller and of the call."""
 
@@ -57,11 +63,15 @@ class Execution:
         "args",
         "awaits",
         "call_id",
+        "callers",
         "diverged",
         "head",
         "journal",
         "method",
+        "moments",
+        "over",
         "position",
+        "producing",
         "recorded",
         "started",
         "used",
@@ -82,6 +92,10 @@ class Execution:
         self.used = 0
         self.started = started
         self.awaits: Any = None  # an engine's own order of what the method awaits at the same time
+        self.moments = 0
+        self.over = False
+        self.producing = False
+        self.callers: list[bytes] = []  # what has called exactly-once actors to produce values
         self.position = 0
         self.diverged: ReplayDivergedError | None = None
 
@@ -119,14 +133,22 @@ class Execution:
         if self.used < len(self.recorded):
             value = self.recorded[self.used]
             if value[0] != kind:
-                raise self._diverged(
+                raise self.differs(
                     f"asks for a value of kind {kind} where one of kind {value[0]} was recorded"
                 )
             self.used += 1
+            if self.awaits is not None:
+                self.awaits.taken()
             return value[1:]
         if self.journal is None:
-            raise self._diverged(f"asks for more values than the {len(self.recorded)} recorded")
-        data = produce() if simulated is None else self._simulate(simulated, produce)
+            raise self.differs(f"asks for more values than the {len(self.recorded)} recorded")
+        if self.producing:  # a part of the value that is being made, and recorded with it
+            return produce()
+        self.producing = True
+        try:
+            data = produce() if simulated is None else self._simulate(simulated, produce)
+        finally:
+            self.producing = False
         if faults.active:
             faults.hit("once.value_produced")
         self.start()
@@ -138,6 +160,28 @@ class Execution:
             faults.hit("once.value_recorded")
         return data
 
+    def happened(self, kind: int) -> bytes | None:
+        """Return what `happens` has recorded at this moment of the method, None: nothing.
+
+        For what is rare and would cost a record each time: a moment counts, only an event is recorded.
+        """
+        if self.producing:
+            return None
+        self.moments += 1
+        if self.used == len(self.recorded):
+            return None
+        value, moment = self.recorded[self.used], _MOMENT.pack(self.moments)
+        if value[0] != kind or value[1 : 1 + _MOMENT.size] != moment:
+            return None
+        return self.take(kind, bytes)[_MOMENT.size :]
+
+    def happens(self, kind: int, data: bytes) -> None:
+        """Record what has happened at the moment that `happened` was asked for last."""
+        if self.producing:
+            return
+        moment = _MOMENT.pack(self.moments)
+        self.take(kind, lambda: moment + data)
+
     def _simulate(self, known: dict[tuple[bytes, int], bytes], produce: Callable[[], bytes]) -> bytes:
         place = (self.call_id, self.used)
         if place not in known:
@@ -146,12 +190,16 @@ class Execution:
 
     def ended(self) -> None:
         """The method has ended: a run that repeats must have used every value, each at its place."""
+        if self.awaits is not None:
+            self.awaits.over()
+        self.over = True
         if self.diverged is not None:  # the method may have caught it
             raise self.diverged
         if self.used < len(self.recorded):
-            raise self._diverged(f"used {self.used} of the {len(self.recorded)} values recorded")
+            raise self.differs(f"used {self.used} of the {len(self.recorded)} values recorded")
 
-    def _diverged(self, what: str) -> ReplayDivergedError:
+    def differs(self, what: str) -> ReplayDivergedError:
+        """Return the error for a method that does something else than the first time."""
         self.diverged = ReplayDivergedError(
             f"call {self.call_id.hex()} of {self.method!r}, run again for recovery, {what}. Its method must "
             "ask for the "
@@ -169,6 +217,15 @@ current: ContextVar[Execution | _Reading | None] = ContextVar("ftray.checkpoint.
 """The call that the present context runs; an engine with contexts of its own gives `ExactlyOnce.locate`."""
 
 
+def value_caller(call_id: bytes, index: int) -> bytes:
+    """Return the CallID of what makes the value number `index` of a call.
+
+    What it calls is numbered apart from the method's own calls: when the method runs again, values that are
+    known are not made again.
+    """
+    return derive_call_id(call_id, _VALUE_KEY, index + 1, 0)
+
+
 def user_value(execution: Execution, produce: Callable[[], T]) -> T:
     """`Checkpointable.record` inside of a call."""
     data = execution.take(USER_VALUE, lambda: _encode(produce))
@@ -181,12 +238,11 @@ def user_value(execution: Execution, produce: Callable[[], T]) -> T:
 
 def _encode(produce: Callable[[], object]) -> bytes:
     try:
-        value = produce()
-    except Exception as error:
+        return _VALUE + serialize(produce())
+    except Exception as error:  # also of a value that cannot be written
         if isinstance(error, MemoryError):
             raise
         return _ERROR + _encode_error(error)
-    return _VALUE + serialize(value)
 
 
 def _encode_error(error: Exception) -> bytes:

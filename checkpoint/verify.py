@@ -93,6 +93,7 @@ class Verifier(StateCheck):
             The reply or the state is not the same.
         """
         assert before is not None
+        execution.ended()
         after = self.before()
         if execution.method in self._once.nondeterministic_names:
             return

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from ftray.checkpoint.codec import Arguments
     from ftray.checkpoint.exactly_once import ExactlyOnce
     from ftray.checkpoint.session import ActorSession
+    from ftray.checkpoint.values import Execution
 
 _FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 _ASKED = (0, CRASHED, NOT_NOW)  # exit statuses of ends that the toolkit itself has asked for
 _PATIENCE_S = 1.0
 _OK, _ERROR, _CANCELLED, _RETRY = 0, 1, 2, 4  # statuses of replies, see _core/rules.pxd
+# What its caller made of a reply is not known when the call runs again: a method that was cancelled returned.
+_SAME = {(_RETRY, _ERROR), (_CANCELLED, _OK)}
 
 
 class NativeHost(ProcessHost):
@@ -191,7 +194,7 @@ class NativeCodec:
 
     def same_status(self, recorded: int, again: int) -> bool:
         """See `Codec.same_status`."""
-        return recorded == again or (recorded == _RETRY and again == _ERROR)
+        return recorded == again or (recorded, again) in _SAME
 
 
 def callee_key(spec: dict[str, Any]) -> bytes:
@@ -259,12 +262,17 @@ def _connect(session: ActorSession, executor: Executor) -> None:
     """Have the calls of an exactly-once actor go through its gate."""
     once = session.exactly_once
     if once is not None:
-        from ftray._core.flows import callers_over
-
         executor.become_durable(once, once.gate.ledger.history << 32 | once.log.epoch)
         ended, once.ended_calls = once.ended_calls, []
         if ended:  # nothing of recovery's is asked for again when the last of its records is durable
-            once.hold(once.last_position, lambda error: None if error else callers_over(ended))
+            tell_over(once, once.last_position, ended)
+
+
+def tell_over(once: ExactlyOnce, position: int, callers: list[bytes]) -> None:
+    """Tell the callees of `callers` that these make no calls again, when that is durable."""
+    from ftray._core.flows import callers_over
+
+    once.hold(position, lambda error: None if error else callers_over(callers))
 
 
 def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
@@ -286,6 +294,7 @@ def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
             finally:
                 if head.over:
                     once.ended_calls.append(execution.call_id)
+                once.ended_calls += execution.callers
 
         def context(execution: Any) -> AbstractContextManager[object]:
             if execution is READING:
@@ -297,10 +306,30 @@ def _preparing(executor: Executor) -> Callable[[ExactlyOnce], None]:
         once.locate = lambda: _locate(executor)
         once.find_method = lambda name: _find_method(once, name)
         once.context = context
+        once.producing = _producing
         executor.set_own_key(once.callee_key)
         set_guard(Outside(once))
 
     return prepare
+
+
+@contextmanager
+def _producing(execution: Execution) -> Iterator[None]:
+    """Have what a function given to `record` calls be numbered apart from the method's own calls."""
+    from ftray._core.context import HeadContext, context_epoch
+    from ftray.checkpoint.values import CALL_ID, current, value_caller
+
+    caller = value_caller(execution.call_id, execution.used)
+    head = execution.head[: CALL_ID.start] + caller + execution.head[CALL_ID.stop :]
+    own = HeadContext(head, context_epoch())
+    token = current.set(execution)
+    try:
+        with own:
+            yield
+    finally:
+        current.reset(token)
+        if own.over:
+            execution.callers.append(caller)
 
 
 def _find_method(once: ExactlyOnce, name: str) -> Callable[..., Any] | None:
@@ -315,9 +344,11 @@ def _find_method(once: ExactlyOnce, name: str) -> Callable[..., Any] | None:
 
 def _locate(executor: Executor) -> Any:
     """Return what the present code is for the toolkit, see `ExactlyOnce.locate`."""
-    from ftray.checkpoint.values import READING, current
+    from ftray.checkpoint.values import READING, Execution, current
 
     found = executor.call_outside()
     if found is None:
-        return current.get()
+        found = current.get()
+        # What a method has left behind on its event loop is not part of it any more.
+        return None if isinstance(found, Execution) and found.over and not found.replaying else found
     return READING if found == "reading" else found

@@ -6,36 +6,31 @@ actor) is journalled before the method sees it, so that a method that runs again
 only repeats a finished call sends nothing at all (docs/exactly-once.md). Requests to a store that is an
 actor are no outputs: they pass (`_core.context.Apart`), since all that waits here waits for them.
 
-Owns: how outside values are written, and the order of concurrent ``await`` of one method.
-Leaves to others: the values themselves (`ftray.checkpoint.values`), and who asks (``_core/guards.pyx``).
+Owns: what is asked of a method's record, and when. Leaves to others: the values themselves
+(`ftray.checkpoint.values`, `ftray._outside_values`, `ftray._await_order`), and who asks
+(``_core/guards.pyx``).
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 from ftray import _core
+from ftray._await_order import AwaitOrder, PlainAwait
 from ftray._core.context import is_apart
 from ftray._core.gets import plain_get
-from ftray._core.serial import deserialize, serialize
 from ftray._core.waits import plain_wait
 from ftray._long_waits import LongWaits
+from ftray._outside_values import CANCELLED, ERROR, GET, MADE, NOT_SENT, WAIT, decode, encode, encode_error
 from ftray.checkpoint.values import READING
 from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Coroutine
 
     from ftray.checkpoint.exactly_once import ExactlyOnce
     from ftray.checkpoint.values import Execution
-
-# Kinds of outside values; below 16 are the toolkit's own.
-GET, WAIT, AWAIT, MADE = 16, 17, 18, 19
-_VALUE, _ERROR = b"\x00", b"\x01"
-_ORDINAL = struct.Struct("<I")
 
 
 class Outside:
@@ -46,6 +41,11 @@ class Outside:
         self._long = LongWaits(once)
         # Where methods that only read run one at a time, they too keep out whom they wait for.
         self._reads_alone = once.host.max_concurrency == 1 and not once.host.is_async
+        self._ends = False
+
+    def loop_ends(self) -> None:
+        """The event loop of the actor ends, with whatever is still awaited in it."""
+        self._ends = True
 
     def _located(self) -> Execution | object | None:
         return None if is_apart() else self._once.locate()
@@ -55,10 +55,24 @@ class Outside:
         found = self._located()
         return None if found is None or found is READING else found  # type: ignore[return-value]
 
+    def is_cancelled(self, asked: Callable[[], bool]) -> bool:
+        """Whether the running method was cancelled, as `asked` says: at the same place when it runs again."""
+        execution = self._execution()
+        if execution is None:
+            return asked()
+        if execution.happened(CANCELLED) is None:
+            if execution.used < len(execution.recorded) or execution.replaying or not asked():
+                return False
+            execution.happens(CANCELLED, b"")
+        return True
+
     # -- what leaves
 
     def sends(self, num_returns: int) -> bool:
-        """Something is about to leave. True: it has left before, and must not again."""
+        """Something is about to leave. True: it has left before, and must not again.
+
+        Raises what `not_sent` was given here the first time.
+        """
         if is_apart():
             return False
         execution = self._execution()
@@ -68,10 +82,32 @@ class Outside:
             return False
         if num_returns < 0:
             self.refuse('a call with num_returns="streaming" or "dynamic"')
+        self._sent_before(execution)
         if execution.replaying:
             return True
         self._once.wait(execution.start())
         return False
+
+    def puts(self) -> bool:
+        """A value is about to be stored; as `sends`, but for what stays here."""
+        execution = self._execution()
+        if execution is None:
+            return False
+        self._sent_before(execution)
+        return execution.replaying
+
+    def not_sent(self, error: Exception) -> None:
+        """What was about to leave, or to be stored, was not, and the method gets this error."""
+        execution = self._execution()
+        if execution is not None and not is_apart():
+            execution.happens(NOT_SENT, encode_error(error))
+
+    @staticmethod
+    def _sent_before(execution: Execution) -> None:
+        """Raise what this could not be sent for the first time."""
+        failed = execution.happened(NOT_SENT)
+        if failed is not None:
+            decode(ERROR + failed, [])
 
     def repeats(self) -> bool:
         """Whether the present code repeats a finished call."""
@@ -114,7 +150,7 @@ class Outside:
     ) -> tuple[list[Any], list[Any]]:
         """`ftray.wait`: which of the refs were ready is the value."""
         execution = self._execution()
-        if execution is None:
+        if execution is None or execution.producing:
             return plain_wait(refs, num_returns, timeout, fetch_local)
         given = list(refs)
 
@@ -145,34 +181,35 @@ class Outside:
 
     def made(self, make: Callable[[], Any]) -> Any:
         """A handle that `make` gets by making, or finding, an actor."""
-        if self._execution() is not None and not self.repeats():
-            self.sends(1)
+        execution = self._execution()
+        if execution is not None and not execution.replaying:
+            self._once.wait(execution.start())
         return self._value(MADE, make)
 
     def _value(self, kind: int, produce: Callable[[], Any]) -> Any:
         execution = self._execution()
-        if execution is None:
+        if execution is None or execution.producing:
             return produce()
         kept: list[Any] = []
 
         def encoded() -> bytes:
-            outcome = _encode(produce, [] if kind == MADE else None)  # a handle has the ref of its actor
+            outcome = encode(produce, kind == MADE)  # a handle has the ref of its actor
             kept.append(outcome.pop())  # a frame that refers to an error is kept by its traceback
             data: bytes = outcome.pop()
             return data
 
-        return _decode(execution.take(kind, encoded), kept)
+        return decode(execution.take(kind, encoded), kept)
 
     async def _awaited(self, ref: _core.ObjectRef, execution: Execution) -> Any:
         order = execution.awaits
         if order is None:
-            order = execution.awaits = _AwaitOrder(execution, self._long)
+            order = execution.awaits = AwaitOrder(execution, self._long, lambda: self._ends)
         return await order.value(ref)
 
-    def awaited(self, ref: _core.ObjectRef) -> Coroutine[Any, Any, Any] | _Plain:
+    def awaited(self, ref: _core.ObjectRef) -> Coroutine[Any, Any, Any] | PlainAwait:
         """``await ref``."""
         execution = self._execution()
-        return _Plain(ref) if execution is None else self._awaited(ref, execution)
+        return PlainAwait(ref) if execution is None else self._awaited(ref, execution)
 
 
 def _is_timeout(timeout: Any) -> bool:
@@ -180,114 +217,3 @@ def _is_timeout(timeout: Any) -> bool:
     if timeout is None:
         return True
     return isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0
-
-
-class _Plain:
-    def __init__(self, ref: _core.ObjectRef) -> None:
-        self._ref = ref
-
-    def __await__(self) -> Any:
-        return self._ref._plain_await()
-
-
-class _AwaitOrder:
-    """The concurrent awaits of one run of a method, numbered in the order in which they began.
-
-    They are recorded in the order in which they ended, with their numbers; a run that repeats this ends them
-    in the same order.
-    """
-
-    def __init__(self, execution: Execution, long: LongWaits) -> None:
-        self._execution, self._long = execution, long
-        self._begun = 0
-        self._waiting: dict[int, asyncio.Future[bytes | None]] = {}
-
-    async def value(self, ref: _core.ObjectRef) -> Any:
-        number, self._begun = self._begun, self._begun + 1
-        execution = self._execution
-        if execution.used < len(execution.recorded) or self._waiting:
-            import asyncio  # here, since most actors have no event loop
-
-            future = self._waiting[number] = asyncio.get_running_loop().create_future()
-            self._give()
-            recorded = await future
-            if recorded is not None:
-                return _decode(recorded, [])
-        return await self._live(number, ref)
-
-    def _give(self) -> None:
-        """Give recorded values to who waits for them, in the order of the records; then others go on live."""
-        execution = self._execution
-        while execution.used < len(execution.recorded):
-            following = execution.recorded[execution.used]
-            if following[0] != AWAIT:
-                return
-            (number,) = _ORDINAL.unpack_from(following, 1)
-            future = self._waiting.pop(number, None)
-            if future is None:
-                return
-            future.set_result(execution.take(AWAIT, bytes)[_ORDINAL.size :])
-        if not execution.replaying:
-            waiting, self._waiting = self._waiting, {}
-            for number in sorted(waiting):
-                waiting[number].set_result(None)
-
-    async def _live(self, number: int, ref: _core.ObjectRef) -> Any:
-        error: Exception | None
-        awaited = self._long.begin(ref, self._execution.method)
-        try:
-            value, error = await _Plain(ref), None
-        except Exception as raised:
-            value, error = None, raised
-        except BaseException:
-            if not awaited.interrupted():
-                raise
-            value, error = None, awaited.error
-        finally:
-            self._long.end(awaited)
-
-        def produce() -> Any:
-            if error is not None:
-                raise error
-            return value
-
-        data: bytes = _encode(produce)[0]
-        self._execution.take(AWAIT, lambda: _ORDINAL.pack(number) + data)
-        if error is not None:
-            raise error
-        return value
-
-
-def _encode(produce: Callable[[], Any], refs: list[Any] | None = None) -> list[Any]:
-    """Return the bytes of an outcome, and the outcome itself: the value, or the exception.
-
-    `refs` takes the refs inside, which nobody keeps for a later run; None: there must not be any.
-    """
-    try:
-        value = produce()
-    except Exception as error:
-        return [_ERROR + _encode_error(error), error]
-    return [_VALUE + serialize(value, refs), value]
-
-
-def _encode_error(error: Exception) -> bytes:
-    from ftray._task_errors import dump_error, load_error, make_task_error
-    from ftray.exceptions import RayError
-
-    data = dump_error(error)  # type: ignore[arg-type]
-    if isinstance(error, RayError) or type(load_error(data)) is type(error):
-        return data
-    return make_task_error(error, "", 0)
-
-
-def _decode(data: bytes, kept: list[Any]) -> Any:
-    """Return the value that was recorded, or raise; `kept` is the very object, where this run has got it."""
-    if data[:1] != _ERROR:
-        return kept.pop() if kept else deserialize(data[1:])
-    from ftray._task_errors import load_error
-
-    error = kept.pop() if kept else load_error(data[1:])
-    try:
-        raise error
-    finally:
-        del error  # the frames that its traceback keeps shall not keep it

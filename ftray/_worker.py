@@ -444,6 +444,9 @@ def is_cancelled() -> bool:
         raise RuntimeError(
             "is_canceled() is not for async actors: a coroutine that is cancelled gets asyncio.CancelledError"
         )
+    guard = _core.the_guard()
+    if guard is not None:
+        return bool(guard.is_cancelled(_State.executor.is_cancelled))
     return _State.executor.is_cancelled()
 
 

@@ -21,7 +21,7 @@ class RuntimeContext:
 
     def get_job_id(self) -> str:
         """Return the job's id in hexadecimal."""
-        return str(self._context()["task_id"][20:24].hex())
+        return str(self._context()["job_id"].to_bytes(4, "little").hex())
 
     def get_node_id(self) -> str:
         """Return the node's id in hexadecimal."""

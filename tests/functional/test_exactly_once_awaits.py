@@ -1,0 +1,130 @@
+"""Concurrent awaits in methods of exactly-once actors: in the same order when the method runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+import ftray as ray
+from ftray import checkpoint
+from tests.helpers.processes import wait_ended
+
+pytestmark = pytest.mark.usefixtures("runtime")
+
+
+@ray.remote(num_cpus=0)
+def late(x, seconds=0.0):
+    time.sleep(seconds)
+    return x
+
+
+@ray.remote(num_cpus=0)
+def fails(what):
+    raise ValueError(what)
+
+
+class Sum(ray.Checkpointable, exactly_once=True):
+    def __init__(self):
+        self.total = 0
+
+    def add(self, k):
+        self.total += k
+        return self.total
+
+
+class Waiter(ray.Checkpointable, exactly_once=True):
+    def __init__(self, path):
+        self.path, self.notes = path, []
+
+    @checkpoint.readonly
+    async def facts(self):
+        return self.notes, os.getpid()
+
+    def may_die(self):
+        if os.path.exists(f"{self.path}-dies") and not os.path.exists(f"{self.path}-died"):
+            open(f"{self.path}-died", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def both(self, other):
+        """One branch begins its second await while the first one of the other is under way."""
+
+        async def twice():
+            return await late.remote(1, 0.05), await late.remote(2, 0.05)
+
+        async def once():
+            return await late.remote(3, 0.4)
+
+        self.notes.append(await asyncio.gather(twice(), once()))
+        self.may_die()
+
+    async def mixed(self, other):
+        """Other values come between awaits, in a branch that awaits nothing after them."""
+
+        async def records():
+            self.notes.append(await late.remote(1, 0.05))
+            self.record(int)
+
+        async def reads():
+            await asyncio.sleep(0)
+            self.notes.append(await late.remote(2, 0.3))
+
+        await asyncio.gather(reads(), records())
+        self.may_die()
+
+    async def gives_up(self, other):
+        """What it waited for in vain is there when it runs again."""
+        ref = late.remote(1, 0.3)
+        try:
+            k = await asyncio.wait_for(ref, 0.05)
+        except asyncio.TimeoutError:
+            k = 10
+        sent = other.add.remote(k)
+        time.sleep(0.4)
+        self.may_die()
+        self.notes += [k, await sent, await ref]
+
+    async def leaves(self, other):
+        """One await fails the method's gather, and the others go on beyond its end."""
+        try:
+            await asyncio.gather(fails.remote("as asked"), late.remote(1, 0.3))
+        except ValueError:
+            self.notes.append("failed")
+        self.may_die()
+
+    async def leaves_task(self, other):
+        self.notes.append("left")
+        asyncio.ensure_future(late.remote(1, 0.2))  # noqa: RUF006  nobody waits for it
+        self.notes.append(await late.remote(2))
+        self.may_die()
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "dies"])
+@pytest.mark.parametrize(
+    ("method", "notes"),
+    [
+        ("both", [[(1, 2), 3]]),
+        ("mixed", [1, 2]),
+        ("gives_up", [10, 10, 1]),
+        ("leaves", ["failed"]),
+        ("leaves_task", ["left", 2]),
+    ],
+)
+def test_awaits_end_in_the_same_order(tmp_path, method, notes, dies):
+    store = tmp_path / "store"
+    waiter = ray.remote(num_cpus=0)(type("Waiter", (Waiter,), {}, store=store)).remote(str(tmp_path / "w"))
+    other = ray.remote(num_cpus=0)(type("Sum", (Sum,), {}, store=store)).remote()
+    if dies:
+        (tmp_path / "w-dies").touch()
+    ray.get(getattr(waiter, method).remote(other), timeout=60)
+    time.sleep(0.4)  # what a method has left behind would write to the journal now
+    for _ in range(2):
+        found, pid = ray.get(waiter.facts.remote(), timeout=30)
+        assert found == notes
+        os.kill(pid, signal.SIGKILL)
+        wait_ended([pid])
+    assert ray.get(waiter.facts.remote(), timeout=30)[0] == notes
+    assert ray.get(other.add.remote(0)) == (10 if method == "gives_up" else 0)
