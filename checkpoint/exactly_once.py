@@ -347,7 +347,8 @@ class ExactlyOnce:
         self.ledger.finish(e.head, status, reply, position)
         if faults.active:
             faults.hit("once.barrier_appended")
-        self.session.want("nondeterministic")
+        # The next method may wait for this snapshot before it sends, and no gap comes before it ends.
+        self.session.want("nondeterministic", alone=True)
         return position
 
     def release(self, parents: list[bytes], roots: list[bytes]) -> None:

@@ -228,9 +228,10 @@ class ActorSession:
         self._obey(commands)
         return name.id
 
-    def want(self, reason: str) -> None:
-        """Want a snapshot at the next gap; on the actor's thread, inside of a method."""
-        with self._lock:
+    def want(self, reason: str, alone: bool = False) -> None:
+        """Want a snapshot at the next gap; on the actor's thread, in a method. `alone`: none is in flight."""
+        with self._saved:
+            self._saved.wait_for(lambda: not (alone and self._scheduler.in_flight) or self._end is not None)
             commands = self._scheduler.want(reason, time.monotonic())
         self._obey(commands)
 

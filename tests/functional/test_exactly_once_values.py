@@ -141,6 +141,13 @@ class Meter(ray.Checkpointable, exactly_once=True):
         if raises:
             raise ValueError(here.is_canceled())
 
+    def saves(self):
+        self.checkpoint()
+
+    @checkpoint.nondeterministic
+    def by_snapshot(self):
+        self.notes.append("snapshot")
+
     def where(self):
         here = ray.get_runtime_context()
         return self.note([here.get_job_id(), here.get_call_id(), here.get_actor_id(), here.namespace])
@@ -247,3 +254,12 @@ def test_where_a_method_runs(tmp_path):
     found = ray.get(meter.where.remote())
     assert found[0] == here.get_job_id() and found[3] == here.namespace
     assert check_replayed(meter) == [found]
+
+
+def test_a_method_behind_one_that_is_not_replayed_may_send(tmp_path):
+    """What it sends waits for the snapshot, which was not begun while another one was under way."""
+    meter = make_meter(tmp_path)
+    for _ in range(3):
+        refs = [meter.saves.remote(), meter.by_snapshot.remote(), meter.makes_with_refs.remote()]
+        assert ray.get(refs, timeout=30)[-1] == [1, 2]
+    assert check_replayed(meter) == ["snapshot", [1, 2]] * 3
