@@ -94,6 +94,7 @@ EXPORTS = (
     "callargs.deserialize_args",
     "context.Apart",
     "context.HeadContext",
+    "context.context_epoch",
     "context.is_apart",
     "callargs.serialize_args",
     "callcount.CallCounter",
