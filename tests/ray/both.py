@@ -39,12 +39,12 @@ LEFT_OUT = {
     "test_checkpoint_discards": "our node removes them; on Ray: tests/ray/test_checkpoint_snapshots.py",
     "test_checkpoint_ends": "SIGTERM ends Ray's workers without asking the actor",
     "test_checkpoint_restarts": "faults and deaths in constructors, which Ray restarts later than it says",
-    "test_exactly_once_awaits": "what our own engine records; Ray's: tests/ray/test_checkpoint_exactly_once.py",
+    "test_exactly_once_awaits": "what our own engine records; Ray: tests/ray/test_checkpoint_exactly_once.py",
     "test_exactly_once_hashing": "Ray starts no process with a hash seed of ours",
     "test_exactly_once_returns": "on Ray a reply is one value, whatever num_returns says; 0 is refused",
     "test_exactly_once_outages": "it reaches into the journals of our own processes",
     "test_exactly_once_sessions": "drivers of the node's own sessions; tests/ray/test_checkpoint_api.py",
-    "test_exactly_once_values": "what our own engine records; Ray's: tests/ray/test_checkpoint_exactly_once.py",
+    "test_exactly_once_values": "what our own engine records; Ray: tests/ray/test_checkpoint_exactly_once.py",
     "test_parking": "tests/ray/test_parking.py",
 }
 _RELEASES = "replies to tasks are released with the actor"
