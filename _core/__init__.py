@@ -18,13 +18,13 @@ from ftray._core.calls import (
     ActorTarget,
     FunctionCaller,
     MethodCaller,
-    cancel,
     current_group,
     encode_constructor_args,
     enter_group,
     function_definition,
     method_definition,
 )
+from ftray._core.cancelling import cancel
 from ftray._core.generators import DynamicObjectRefGenerator, ObjectRefGenerator
 from ftray._core.gets import get
 from ftray._core.guards import guard_of_process as the_guard

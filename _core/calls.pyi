@@ -1,6 +1,5 @@
 from typing import Any
 
-from ftray._core.generators import ObjectRefGenerator
 from ftray._core.objects import ObjectRef
 
 class FunctionCaller:
@@ -42,6 +41,3 @@ def function_definition(name: str, retry: bytes, function: bytes, max_calls: int
 def encode_constructor_args(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bytes, list[ObjectRef]]: ...
-def cancel(
-    ref: ObjectRef | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
-) -> None: ...

@@ -13,13 +13,12 @@ from libc.string cimport memcpy, memset
 from ftray._core.actors cimport actor_client, actor_on_state
 from ftray._core.buf cimport Buf, Scratch, buf_clear, buf_free, buf_init, scratch_give, scratch_take
 from ftray._core.callargs cimport encode_args
-from ftray._core.cancels cimport cancel_at_owner, task_cancel
 from ftray._core.context cimport Context, child_task_id, context
 from ftray._core.events cimport events_function
 from ftray._core.flows cimport callee_key, flow_name_call, flow_needs_root
 from ftray._core.generators cimport ObjectRefGenerator, blank_generator, fill_generator
 from ftray._core.intake cimport intake_open
-from ftray._core.objects cimport ObjectRef, blank_ref, engine_of, fill_ref, usable
+from ftray._core.objects cimport ObjectRef, blank_ref, fill_ref, usable
 from ftray._core.guards cimport the_guard
 from ftray._core.puts cimport placeholder_ref, put_value
 from ftray._core.refs cimport refs_new
@@ -29,8 +28,7 @@ from ftray._core.session cimport check_usable, raise_no_room
 from ftray._core.sites cimport current_site
 from ftray._core.tasks cimport task_submit
 from ftray._core.nodelink cimport node_actor_kill
-from ftray._core.wire cimport CANCEL_FORCE, CANCEL_RECURSIVE
-from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, OBJ_INLINE, OBJ_OWNED, ActorClient, Blob, Core, Id16, Id28, ObjEntry, SchedClass,
+from ftray._core.types cimport (ACTOR_ALIVE, ACTOR_DEAD, ActorClient, Blob, Core, Id16, Id28, ObjEntry, SchedClass,
                                 TASK_QUIET, TaskRec, blob_copy, blob_drop, blob_hold, has_room, note_new)
 
 cdef enum:
@@ -545,81 +543,3 @@ def encode_constructor_args(tuple args, dict kwargs):
     if deps:
         raise ValueError("constructor arguments still contain unresolved refs")
     return data, refs
-
-
-cdef enum:
-    PUT_INDEX = 0x80000000u     # and above: objects that were put
-
-
-def cancel(ref, *, force=False, recursive=True):
-    """Cancel the task or actor call that makes a ref's value.
-
-    What has not begun never will. A running task gets a KeyboardInterrupt; a running coroutine of an async actor a
-    CancelledError; another method of an actor runs on, and sees ``get_runtime_context().is_canceled()``. What has
-    finished stays as it is. A cancelled call is not retried.
-
-    Parameters
-    ----------
-    ref : ObjectRef or ObjectRefGenerator
-        A return of the call, or its generator; also a ref that was got from another process, whose task is then
-        cancelled by its owner.
-    force : bool, default False
-        End the worker process of a running task instead of interrupting it. Not for actor calls.
-    recursive : bool, default True
-        Also cancel the tasks and actor calls that it has submitted and that are not finished.
-
-    Raises
-    ------
-    TypeError
-        `ref` is neither, or an option is not a bool.
-    ValueError
-        `force` for an actor call, or a ref that was made by ``put()``.
-    """
-    if not core().guards:
-        cancel_call(ref, force, recursive)
-    elif not the_guard().sends(0):
-        try:
-            cancel_call(ref, force, recursive)
-        except Exception as error:
-            the_guard().not_sent(error)
-            raise
-
-
-cdef int cancel_call(ref, force, recursive) except -1:
-    cdef Core *c = core()
-    cdef ObjEntry *e
-    cdef bint f = force, r = recursive
-    if type(ref) is ObjectRefGenerator:
-        if (<ObjectRefGenerator>ref).gate == NULL:
-            return 0                    # closed: the task is ended at its next yield
-        ref = ref.completed()
-    if type(ref) is not ObjectRef:
-        if isinstance(ref, (ObjectRef, ObjectRefGenerator)):
-            engine_of(ref).cancel(ref, force=force, recursive=recursive)
-            return 0
-        hint = ": use ftray.kill(actor) to end an actor" if hasattr(ref, "_actor_id") else ""
-        raise TypeError(f"cancel() takes an ObjectRef or an ObjectRefGenerator, not {type(ref).__name__}{hint}")
-    if not isinstance(force, bool) or not isinstance(recursive, bool):
-        raise TypeError(f"force and recursive must be True or False, not force={force!r}, recursive={recursive!r}")
-    e = usable(ref)
-    if (<uint32_t *>(e.id.b + 24))[0] >= PUT_INDEX:
-        raise ValueError(f"{ref!r} was made by put(): there is no task to cancel")
-    if force and is_actor_call(e):
-        raise ValueError("cancel(force=True) is for tasks only; use ftray.kill(actor) to end an actor")
-    with nogil:
-        core_enter(c)
-        if e.task != NULL:
-            task_cancel(c, e.task, f, r)
-        elif not e.flags & OBJ_OWNED and e.state < OBJ_INLINE and not e.lost:
-            cancel_at_owner(c, e, (CANCEL_FORCE if f else 0) | (CANCEL_RECURSIVE if r else 0))
-        core_leave(c)
-    return 0
-
-
-cdef bint is_actor_call(ObjEntry *e) noexcept nogil:
-    """By its id: the returns of plain tasks have ones where others have the actor's."""
-    cdef int i
-    for i in range(8, 20):
-        if <uint8_t>e.id.b[i] != 0xff:
-            return True
-    return False
