@@ -207,10 +207,11 @@ cdef class Reruns:
             if type(result) not in PLAIN_RESULTS:
                 self.check_result(result)
             self.result = result
-        except Exception as error:
-            if self.once.is_crash(error):
-                raise
-            self.error = error
+        except BaseException as error:
+            if not execution.exits:
+                if self.once.is_crash(error):
+                    raise
+                self.error = error
         finally:
             PyContextVar_Reset(self.current, token)
         if waits:

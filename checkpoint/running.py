@@ -34,10 +34,12 @@ async def run_method(
                 result = await result
         check_result(result)
         return result, None
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(execution, Execution) and execution.exits:
+            return None, None
         if once.is_crash(error):
             raise
-        return None, error
+        return None, error  # type: ignore[return-value]
     finally:
         current.reset(token)
 

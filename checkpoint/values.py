@@ -65,6 +65,7 @@ class Execution:
         "call_id",
         "callers",
         "diverged",
+        "exits",
         "head",
         "journal",
         "method",
@@ -94,6 +95,7 @@ class Execution:
         self.awaits: Any = None  # an engine's own order of what the method awaits at the same time
         self.moments = 0
         self.over = False
+        self.exits = False  # the method has ended by ending its actor, while it ran for recovery
         self.producing = False
         self.callers: list[bytes] = []  # what has called exactly-once actors to produce values
         self.position = 0

@@ -22,7 +22,7 @@ from ftray._core.gets import plain_get
 from ftray._core.waits import plain_wait
 from ftray._long_waits import LongWaits
 from ftray._outside_values import CANCELLED, ERROR, GET, MADE, NOT_SENT, WAIT, decode, encode, encode_error
-from ftray.checkpoint.values import READING
+from ftray.checkpoint.values import READING, Execution, current
 from ftray.exceptions import NotSupportedError
 
 TYPE_CHECKING = False
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from ftray.checkpoint.exactly_once import ExactlyOnce
-    from ftray.checkpoint.values import Execution
 
 
 class Outside:
@@ -64,6 +63,18 @@ class Outside:
             if execution.used < len(execution.recorded) or execution.replaying or not asked():
                 return False
             execution.happens(CANCELLED, b"")
+        return True
+
+    @staticmethod
+    def exits() -> bool:
+        """Whether `exit_actor` was called by a method that runs again for recovery: it ends that method only.
+
+        The actor was to end, and was killed before its last save; else every later one would end there, too.
+        """
+        found = current.get()
+        if not isinstance(found, Execution):
+            return False
+        found.exits = True
         return True
 
     # -- what leaves

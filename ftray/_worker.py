@@ -454,7 +454,9 @@ def exit_actor() -> NoReturn:
     """See `ftray.actor.exit_actor`."""
     if not _State.actor_id or _State.executor is None or _State.spec is None:
         raise TypeError("exit_actor() can only be called inside an actor's method")
-    _State.executor.exit_actor()
+    guard = _core.the_guard()
+    if guard is None or not guard.exits():
+        _State.executor.exit_actor()
     if _State.spec["is_async"]:
         raise AsyncioActorExit("exit_actor() was called: this ends the actor")
     raise SystemExit(0)

@@ -148,6 +148,15 @@ class Meter(ray.Checkpointable, exactly_once=True):
     def by_snapshot(self):
         self.notes.append("snapshot")
 
+    def __getstate__(self):
+        if os.path.exists(f"{self.path}-exits"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.__dict__
+
+    def exits(self):
+        self.notes.append("exit")
+        ray.actor.exit_actor()
+
     def where(self):
         here = ray.get_runtime_context()
         return self.note([here.get_job_id(), here.get_call_id(), here.get_actor_id(), here.namespace])
@@ -263,3 +272,15 @@ def test_a_method_behind_one_that_is_not_replayed_may_send(tmp_path):
         refs = [meter.saves.remote(), meter.by_snapshot.remote(), meter.makes_with_refs.remote()]
         assert ray.get(refs, timeout=30)[-1] == [1, 2]
     assert check_replayed(meter) == ["snapshot", [1, 2]] * 3
+
+
+def test_an_actor_that_was_killed_before_its_last_save_goes_on(tmp_path):
+    """The recorded call of exit_actor() ends no process that runs it again."""
+    first = make_meter(tmp_path)
+    pid = ray.get(first.facts.remote(), timeout=30)[1]
+    (tmp_path / "meter-exits").touch()
+    ref = first.exits.remote()
+    wait_ended([pid])
+    (tmp_path / "meter-exits").unlink()
+    assert ray.get(ref, timeout=30) is None
+    assert check_replayed(first) == ["exit"]
