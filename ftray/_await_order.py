@@ -14,7 +14,7 @@ import struct
 from typing import Any
 
 from ftray._core.waits import plain_wait
-from ftray._outside_values import AWAIT, ERROR, decode, encode
+from ftray._outside_values import AWAIT, AWAIT_BY_NUMBER, ERROR, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ftray.checkpoint.values import Execution
 
 _HEAD = struct.Struct("<IIB")  # number of an await, how many had begun when it ended, whether it had to wait
+_NUMBER = struct.Struct("<I")  # all that journals had of an await before
 _INTERRUPTED = b"\x02"
 _LEFT = 0xFFFFFFFF  # in place of a number: some have never ended
 
@@ -104,13 +105,17 @@ class AwaitOrder:
         execution = self._execution
         while execution.used < len(execution.recorded):
             following = execution.recorded[execution.used]
-            if following[0] != AWAIT:
+            if following[0] == AWAIT:
+                number, begun, waited = _HEAD.unpack_from(following, 1)
+                data = following[1 + _HEAD.size :]
+            elif following[0] == AWAIT_BY_NUMBER:
+                (number,), begun, waited = _NUMBER.unpack_from(following, 1), 0, False
+                data = following[1 + _NUMBER.size :]
+            else:
                 return
-            number, begun, waited = _HEAD.unpack_from(following, 1)
-            data = following[1 + _HEAD.size :]
             if begun > self._begun or number not in self._waiting or data == _INTERRUPTED:
                 return
-            execution.take(AWAIT, bytes)
+            execution.take(following[0], bytes)
             self._ended += 1
             future = self._waiting.pop(number)
             if waited:  # others had their turn before it went on

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Kinds of outside values; below 16 are the toolkit's own.
-GET, WAIT, AWAIT, MADE, NOT_SENT, CANCELLED = 16, 17, 18, 19, 20, 21
+GET, WAIT, AWAIT_BY_NUMBER, MADE, NOT_SENT, CANCELLED, AWAIT = 16, 17, 18, 19, 20, 21, 22
 VALUE, ERROR = b"\x00", b"\x01"
 
 
