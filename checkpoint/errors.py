@@ -170,6 +170,17 @@ class CallerHeldBackError(CallError, TimeoutError):
     """The bound on unacknowledged replies was reached and no room was made within the time given."""
 
 
+def ended_by(error: BaseException) -> CheckpointError:
+    """Return what callers are told of a process that `error` has ended: a `FencedError` if it was one.
+
+    When the fence is noticed is left to chance (by a call, or by what the journal writes on its own): what
+    is said of it is not.
+    """
+    cause = f"{type(error).__name__}: {error}"
+    why = f"the actor's process has ended: {cause}. Ask its successor, with the same call"
+    return FencedError(why) if isinstance(error, FencedError) else NoSessionError(why)
+
+
 def lighten(error: BaseException | None) -> None:
     """Drop tracebacks: an error is kept for those who ask, the state that its frames refer to is not."""
     while error is not None:

@@ -25,7 +25,14 @@ from . import actor, faults, holders, marks, parking
 from . import journal as journals
 from .blob_writer import BlobWriter
 from .codec import Codec
-from .errors import CheckpointError, CheckpointSaveError, FencedError, NoSessionError
+from .errors import (
+    CheckpointError,
+    CheckpointSaveError,
+    CheckpointTimeoutError,
+    FencedError,
+    NoSessionError,
+    ended_by,
+)
 from .figures import STATUS_METHOD
 from .host import Host, Incident
 from .journal import Durability, Journal
@@ -53,17 +60,6 @@ _TOLD_S = 5.0  # how long a store that fails may take to be told who is not to b
 
 def _no_context(_execution: object) -> AbstractContextManager[object]:
     return nullcontext()
-
-
-def ended_by(error: BaseException) -> CheckpointError:
-    """Return what callers are told of a process that `error` has ended: a `FencedError` if it was one.
-
-    When the fence is noticed is left to chance (by a call, or by what the journal writes on its own): what
-    is said of it is not.
-    """
-    cause = f"{type(error).__name__}: {error}"
-    why = f"the actor's process has ended: {cause}. Ask its successor, with the same call"
-    return FencedError(why) if isinstance(error, FencedError) else NoSessionError(why)
 
 
 class ExactlyOnce:
@@ -150,8 +146,8 @@ class ExactlyOnce:
             self.releases.durable(self.journal.durable_position)
         self.releases.hold(position, action)
 
-    def wait(self, position: int, timeout_s: float = DURABLE_TIMEOUT_S) -> None:
-        """Wait until what depends on `position` may leave.
+    def wait(self, position: int, timeout_s: float = DURABLE_TIMEOUT_S, in_method: bool = False) -> None:
+        """Wait until what depends on `position` may leave; `in_method`: and end the process if it may not.
 
         Raises
         ------
@@ -161,7 +157,12 @@ class ExactlyOnce:
             self.releases.durable(self.journal.durable_position)
             if self.releases.position < position:
                 self.journal.flush()
-        self.releases.wait(position, timeout_s)
+        try:
+            self.releases.wait(position, timeout_s)
+        except CheckpointTimeoutError as error:
+            if in_method:  # which would get this error now, and not when it runs again
+                self.crash(error)
+            raise
 
     def full(self) -> bool:
         """Whether so much waits for the journal that no call starts for now; after the end none waits."""

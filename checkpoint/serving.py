@@ -31,8 +31,9 @@ from .errors import (
     NoSessionError,
     ReplyExpiredError,
     StaleCallerError,
+    ended_by,
 )
-from .exactly_once import DURABLE_TIMEOUT_S, describe, ended_by
+from .exactly_once import DURABLE_TIMEOUT_S, describe
 from .replay import poisoned
 from .running import run_method
 from .session import ActorSession

@@ -96,7 +96,7 @@ class Outside:
         self._sent_before(execution)
         if execution.replaying:
             return True
-        self._once.wait(execution.start())
+        self._once.wait(execution.start(), in_method=True)
         return False
 
     def puts(self) -> bool:
@@ -194,7 +194,7 @@ class Outside:
         """A handle that `make` gets by making, or finding, an actor."""
         execution = self._execution()
         if execution is not None and not execution.replaying:
-            self._once.wait(execution.start())
+            self._once.wait(execution.start(), in_method=True)
         return self._value(MADE, make)
 
     def _value(self, kind: int, produce: Callable[[], Any]) -> Any:

@@ -448,7 +448,7 @@ class DurableActor:
                 f"{what!r} of another one outside of self.record(): when it is repeated it could not be "
                 f"given the same result. Use self.record(lambda: ray.get(handle.{what}.remote(...)))"
             )
-        self.once.wait(execution.start())
+        self.once.wait(execution.start(), in_method=True)
 
     # -- the end
 

@@ -380,6 +380,19 @@ class TestOutputCommit:
         with pytest.raises(FencedError, match="newer incarnation"):
             lives.call("value")
 
+    def test_a_method_that_waits_in_vain_before_it_sends_ends_the_process(self) -> None:
+        lives = started()
+        lives.call("incr")
+        never = lives.once.last_position + 1
+        with pytest.raises(CheckpointTimeoutError):
+            lives.once.wait(never, 0.01)
+        assert lives.host.crashed_by == [], "outside of a method it is an error like others"
+        with pytest.raises(CheckpointTimeoutError, match="was not durable within"):
+            lives.once.wait(never, 0.01, in_method=True)
+        assert [type(e) for e in lives.host.crashed_by] == [CheckpointTimeoutError]
+        with pytest.raises(NoSessionError, match="was not durable within"):
+            lives.call("incr")
+
     def test_a_journal_that_fails_answers_nothing_more(self) -> None:
         lives = self.held()
         thread, replies = self.in_thread(lives, "incr")

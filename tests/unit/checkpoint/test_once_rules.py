@@ -410,7 +410,8 @@ class Once:
     def locate(self) -> Execution | None:
         return self.execution
 
-    def wait(self, position: int) -> None:
+    def wait(self, position: int, in_method: bool = False) -> None:
+        assert in_method == (self.execution is not None)
         self.waited.append(position)
 
 
