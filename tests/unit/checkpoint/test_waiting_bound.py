@@ -217,6 +217,7 @@ def test_a_failure_wakes_all(medium: Any) -> None:
     assert all(isinstance(error, (NoSessionError, CheckpointSaveError)) for error in errors), errors
     assert all("the medium is gone" in str(error) for error in errors)
     assert life.added() == STARTED, "none of those that waited has run"
+    life.host.wait_for(lambda: life.host.crashed_by, WAIT_S)  # those who wait are told before the host
     assert [type(error) for error in life.host.crashed_by] == [CheckpointSaveError]
     medium.go_on()
 
@@ -228,6 +229,7 @@ def test_a_store_that_never_answers_wakes_all() -> None:
     answers = life.filled()
     medium.weather.goes_on()  # the time passes, and the store stays away
     assert all(isinstance(error, (NoSessionError, CheckpointSaveError)) for error in errors_of(answers))
+    life.host.wait_for(lambda: life.host.crashed_by, WAIT_S)
     assert life.added() == STARTED and len(life.host.crashed_by) == 1
 
 
@@ -240,6 +242,7 @@ def test_a_fence_wakes_all(medium: Any) -> None:
     medium.go_on()
     errors = errors_of(answers)
     assert all(isinstance(error, FencedError) for error in errors), errors
+    life.host.wait_for(lambda: life.host.fenced_by, WAIT_S)
     assert life.added() == STARTED and len(life.host.fenced_by) == 1
 
 
