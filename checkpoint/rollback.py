@@ -253,11 +253,12 @@ class _Rollback:
         self._claim()
         here = present(self.store, self.key)
         number = self._next_number(here.sealed)
+        kept = recoveries.fields(recoveries.of(here.sealed))
         journalled = bool(self.source.fields.get("ledger")) or number > 1 or bool(here.listing.journals)
         if not journalled:
             self._hit("begun")
             size_bytes = self._save({}, None)
-            self._seal(recoveries.fields(recoveries.of(here.sealed)))
+            self._seal(kept)
             return self._done(size_bytes, None, None)
         past, _ = end_of_journal(self.store, self.key, here.sealed)
         base = max(past, int(self.source.fields.get("journal_position", 0)))
@@ -269,7 +270,6 @@ class _Rollback:
             size_bytes = self._save(fields, self._ledger(number))
             self._append(journal, marks.SAVED, upto=position, history=str(here.sealed.get("history", "")))
             self._hit("marked")
-            kept = recoveries.fields(recoveries.of(here.sealed))
             self._seal({"history_number": number, "journal_position": position, **kept})
         finally:
             journal.close(_WAIT_S)

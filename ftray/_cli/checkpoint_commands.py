@@ -38,7 +38,7 @@ checkpoint.add_command(metrics)
 @checkpoint.command("ls")
 @place.store
 @click.option("--orphans", is_flag=True, help="Only keys of unnamed actors whose session is gone.")
-@click.option("--live", is_flag=True, help="Ask the actors, too: named ones of a node that runs.")
+@place.live
 @place.address
 @place.timeout
 @place.as_json

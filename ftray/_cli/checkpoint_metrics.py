@@ -122,7 +122,7 @@ class Figures:
 
 @click.command("metrics")
 @place.store
-@click.option("--live", is_flag=True, help="Ask the actors, too: named ones of a node that runs.")
+@place.live
 @place.address
 @place.timeout
 @click.option("--output", metavar="FILE", help="Write there, by a rename, instead of to the screen.")

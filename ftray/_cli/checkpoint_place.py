@@ -45,6 +45,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 address = click.option(
     "--address", envvar=["FTRAY_ADDRESS", "RAY_ADDRESS"], help="With --live: directory of a session."
 )
+live = click.option("--live", is_flag=True, help="Ask the actors, too: named ones of a node that runs.")
 timeout = click.option(
     "--timeout",
     type=click.FloatRange(min=0.0, min_open=True),
