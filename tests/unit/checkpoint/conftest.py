@@ -17,12 +17,23 @@ from ftray.checkpoint.stores.s3 import close_clients
 from tests.helpers.faulty_proxy import FaultyProxy
 from tests.helpers.s3_server import ENVIRONMENT, S3Server, s3_server
 
+from .once_support import compiled_reruns
+
 
 @pytest.fixture(autouse=True)
 def snapshots_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless a test gives `save_share` or `REPLAY_BOUND_S` itself."""
     monkeypatch.setitem(DEFAULTS, "save_share", 1.0)
     monkeypatch.setattr(replay, "REPLAY_BOUND_S", 3600.0)
+
+
+@pytest.fixture(params=["toolkit", "engine"])
+def who_runs_plain_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What uses this must hold whoever runs plain calls again: the toolkit, or the engine's compiled part."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "engine":
+            compiled_reruns(patch)
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -10,9 +10,18 @@ import pytest
 
 from ftray._checkpoint_host import NativeCodec
 from ftray._core.reruns import Reruns
-from ftray.checkpoint import Checkpointable, callers, engine, nondeterministic, readonly
+from ftray.checkpoint import (
+    Checkpointable,
+    CheckpointSaveError,
+    callers,
+    engine,
+    faults,
+    nondeterministic,
+    readonly,
+)
 from ftray.checkpoint.codec import ToolkitCodec
 from ftray.checkpoint.exactly_once import ExactlyOnce
+from ftray.checkpoint.lineage import SnapshotName
 from ftray.checkpoint.session import ActorSession
 from ftray.checkpoint.testing import Caller, InlineBackground, LocalHost, MemoryStore, crash
 
@@ -172,3 +181,20 @@ def compiled_reruns(monkeypatch: pytest.MonkeyPatch) -> list[bool | None]:
     monkeypatch.setattr(Lives, "opening", {"codec": codec, "prepare": prepare})
     monkeypatch.setattr(Watched, "outcomes", [])
     return Watched.outcomes
+
+
+def crash_at(lives: Lives, point: str, call: Any, nth: int = 1) -> None:
+    """Send a call, in which the process dies."""
+    with faults.armed(point, faults.SimulatedCrash(point), nth), pytest.raises(faults.SimulatedCrash):
+        lives.send(call)
+
+
+def damage(store: MemoryStore, name: SnapshotName) -> None:
+    """Change one byte of a snapshot."""
+    held = store._keys[KEY].snapshots
+    held[name] = held[name][:-40] + b"?" + held[name][-39:]
+
+
+def failing(*_: object) -> None:
+    """What a store does that can write nothing."""
+    raise CheckpointSaveError("the disk is full")

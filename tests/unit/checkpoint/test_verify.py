@@ -1,7 +1,4 @@
-"""``verify=True`` in snapshot mode: read-only methods of every kind are looked at.
-
-For exactly-once actors see `TestVerify` in `test_once`.
-"""
+"""``verify=True``: read-only methods of every kind are looked at, and what exactly-once actors repeat."""
 
 from __future__ import annotations
 
@@ -11,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ftray.checkpoint import Checkpointable, ReadonlyChangedError, engine, readonly
+from ftray.checkpoint import Checkpointable, ReadonlyChangedError, ReplayDivergedError, engine, readonly
 from ftray.checkpoint.session import ActorSession
 from ftray.checkpoint.testing import LocalHost
+from tests.unit.checkpoint.once_support import Tally, started
 from tests.unit.checkpoint.support import Counter, start
 
 
@@ -168,3 +166,37 @@ def test_what_methods_beside_it_change_is_not_laid_to_it(begins: str) -> None:
     with pytest.raises(ReadonlyChangedError):
         list(reading)
     session.close(final=False, reason="test")
+
+
+class TestExactlyOnce:
+    def test_a_method_that_depends_on_the_world_is_found(self) -> None:
+        lives = started(verify=True)
+        assert lives.call("incr") == 1 and lives.call("value") == 1 and len(lives.call("ask", 2)) == 2
+        assert lives.session.instance.n == 1
+        with pytest.raises(ReplayDivergedError, match="verify: Tally.ask_badly.*reply: .* and "):
+            lives.call("ask_badly")
+
+    def test_a_state_that_differs_is_found(self) -> None:
+        class Hidden(Tally):
+            def hide(self) -> None:
+                self.n = id(object()) + sum(counted)
+                counted.append(1)
+
+        counted: list[int] = []
+        lives = started(cls=Hidden, verify=True)
+        with pytest.raises(ReplayDivergedError, match=r"state\['n'\]"):
+            lives.call("hide")
+
+    def test_readonly_methods_change_nothing(self) -> None:
+        class Lies(Tally):
+            @readonly
+            def look(self) -> int:
+                self.n += 1
+                return self.n
+
+        lives = started(cls=Lies)
+        assert lives.call("look") == 1
+        lives.session.close(False, "test")
+        lives = started(cls=Lies, verify=True)
+        with pytest.raises(ReadonlyChangedError, match=r"Lies.look.*\['n'\]: 0 and 1"):
+            lives.call("look")
