@@ -192,7 +192,7 @@ def crash_at(lives: Lives, point: str, call: Any, nth: int = 1) -> None:
 def damage(store: MemoryStore, name: SnapshotName) -> None:
     """Change one byte of a snapshot."""
     held = store._keys[KEY].snapshots
-    held[name] = held[name][:-40] + b"?" + held[name][-39:]
+    held[name] = held[name][:-40] + bytes([held[name][-40] ^ 1]) + held[name][-39:]
 
 
 def failing(*_: object) -> None:

@@ -169,7 +169,7 @@ class StoreSuite:
         host, session = start(store=store)
         for _ in range(3):
             call(host, session, "incr")
-        self.damage(store, KEY, N(1, 3), lambda data: data[:-40] + b"?" + data[-39:])
+        self.damage(store, KEY, N(1, 3), lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
         host, session = start(store=self.reopened(store), incarnation=2)
         assert host.call(session, "value") == 2
         assert [i.kind for i in host.incidents] == ["snapshot_skipped", "restored"]
