@@ -41,7 +41,7 @@ from .options import Options
 from .outcomes import OUTCOME_METHOD, CallOutcome
 from .releases import NO_CEILING, Action, Releases
 from .snapshots import SnapshotLog
-from .values import CALL_ID, READING, Execution, current, user_value
+from .values import CALL_ID, READING, Execution, located, user_value
 
 if TYPE_CHECKING:
     from ftray._core.reruns import Reruns
@@ -87,7 +87,7 @@ class ExactlyOnce:
         self.journal: Journal | None = None
         self.position = 0  # of what the state contains, while no journal is open
         self.poison: frozenset[bytes] = frozenset()
-        self.locate: Callable[[], Execution | object | None] = current.get
+        self.locate: Callable[[], Execution | object | None] = located
         """Returns the execution of the present context, `values.READING` in a read-only method, else None."""
         self.context: Callable[[object], AbstractContextManager[object]] = _no_context
         """What a method runs in, for engines whose calls need to know whose they are."""
@@ -370,9 +370,11 @@ class ExactlyOnce:
                 "another thread of the actor gets would not come at the same place when the call runs again"
             )
         assert isinstance(execution, Execution)
+        # Inside of another value it is a part of that, and so are its calls: their numbers go on.
+        makes = nullcontext() if execution.producing else self.producing(execution)
 
         def produced() -> Any:
-            with self.producing(execution):
+            with makes:
                 return produce()
 
         return user_value(execution, produced)

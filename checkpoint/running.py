@@ -46,7 +46,7 @@ async def run_method(
 
 def is_awaited(result: object) -> bool:
     """Whether a method has returned what is still to be waited for; a ref is a result like others."""
-    return hasattr(type(result), "__await__") and type(result) is not ObjectRef
+    return hasattr(type(result), "__await__") and not isinstance(result, ObjectRef)
 
 
 async def awaited(result: Any) -> Any:

@@ -219,6 +219,13 @@ current: ContextVar[Execution | _Reading | None] = ContextVar("ftray.checkpoint.
 """The call that the present context runs; an engine with contexts of its own gives `ExactlyOnce.locate`."""
 
 
+def located() -> Execution | _Reading | None:
+    """Return what the present code is part of; see `ExactlyOnce.locate`."""
+    found = current.get()
+    # What a method has left behind on its event loop is not part of it any more.
+    return None if isinstance(found, Execution) and found.over and not found.replaying else found
+
+
 def value_caller(call_id: bytes, index: int) -> bytes:
     """Return the CallID of what makes the value number `index` of a call.
 

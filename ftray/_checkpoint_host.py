@@ -344,11 +344,9 @@ def _find_method(once: ExactlyOnce, name: str) -> Callable[..., Any] | None:
 
 def _locate(executor: Executor) -> Any:
     """Return what the present code is for the toolkit, see `ExactlyOnce.locate`."""
-    from ftray.checkpoint.values import READING, Execution, current
+    from ftray.checkpoint.values import READING, located
 
     found = executor.call_outside()
     if found is None:
-        found = current.get()
-        # What a method has left behind on its event loop is not part of it any more.
-        return None if isinstance(found, Execution) and found.over and not found.replaying else found
+        return located()
     return READING if found == "reading" else found

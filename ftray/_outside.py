@@ -65,8 +65,7 @@ class Outside:
             execution.happens(CANCELLED, b"")
         return True
 
-    @staticmethod
-    def exits() -> bool:
+    def exits(self) -> bool:
         """Whether `exit_actor` was called by a method that runs again for recovery: it ends that method only.
 
         The actor was to end, and was killed before its last save; else every later one would end there, too.

@@ -14,9 +14,9 @@ import ray
 from ftray import _options, _own_methods, _signature
 from ftray._ids import ActorID
 from ftray._ray import client, host_flow, options, shell
-from ftray._ray.calls import CALLER, ours, placeholders, repeats
+from ftray._ray.calls import CALLER, ours, sent
 from ftray._ray.host_handle import latest as _sent
-from ftray._ray.refs import RayObjectRef, unwrapped, wrapped
+from ftray._ray.refs import RayObjectRef, note, unwrapped, wrapped
 from ftray.actor import ActorClass, ActorHandle, ActorMethod, _Meta, named_call
 
 _KEPT = "_on_ray"  # where an ActorClass keeps Ray's; not pickled with it
@@ -59,18 +59,21 @@ class RayActorMethod(ActorMethod):
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the actor; returns a ref (or a list, or None)."""
         _signature.check(self._arity, args, kwargs)
-        if repeats(self._returns):
-            return placeholders(self._returns)
+        return sent(self._returns, lambda: self._sent(args, kwargs))
+
+    def _sent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self._returns, str):
             client.refuse(f"{self._meta.class_name}.{self._name}: a generator of refs")
         given = [unwrapped(a) for a in args]
         named = {key: unwrapped(a) for key, a in kwargs.items()}
         with ours():
-            if self._carries:
-                carried = host_flow.handed_on(ray._private.worker.global_worker, self._handle._actor_id)
-                if carried is not None:
-                    named[CALLER] = carried
-            made = wrapped(self._send(*given, **named))
+            if not self._carries:
+                made = wrapped(self._send(*given, **named))
+            else:
+                with host_flow.handed_on(ray._private.worker.global_worker, self._handle._actor_id) as caller:
+                    if caller is not None:
+                        named[CALLER] = caller
+                    made = wrapped(self._send(*given, **named))
         if self._once:
             self._note(made)
         return made
@@ -126,6 +129,7 @@ class RayActorHandle(ActorHandle[Any]):
         return ActorID(self._handle._actor_id.binary())
 
     def __reduce__(self) -> tuple[Any, ...]:
+        note(self)
         return RayActorHandle, (self._handle, self._groups)
 
     def __eq__(self, other: object) -> bool:

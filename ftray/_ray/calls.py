@@ -59,13 +59,22 @@ class _NoRef(RayObjectRef):
         return self is other
 
 
-def repeats(num_returns: Any) -> bool:
-    """Whether a call is not to be made, because what runs here repeats a finished method."""
+def sent(num_returns: Any, send: Callable[[], Any]) -> Any:
+    """Return what `send` does, which makes a call; placeholders where a finished method is repeated.
+
+    What it raises is raised again at the same place when the method runs again, without a new attempt.
+    """
     guard = _core.the_guard()
     if guard is None:
-        return False
-    code = num_returns if isinstance(num_returns, int) else -1
-    return bool(guard.sends(code))
+        return send()
+    if guard.sends(num_returns if isinstance(num_returns, int) else -1):
+        return placeholders(num_returns)
+    try:
+        with guard.sending():
+            return send()
+    except Exception as error:
+        guard.not_sent(error)
+        raise
 
 
 def caller_of(function: RemoteFunction[..., Any]) -> Callable[..., Any]:
@@ -85,19 +94,17 @@ def _caller(function: RemoteFunction[..., Any]) -> Callable[..., Any]:
     key = host_flow.hashed(b"function", function._name().encode())
     worker = ray._private.worker.global_worker
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if repeats(num_returns):
-            return placeholders(num_returns)
-        if not worker.connected:
-            _check_client(name, num_returns, function._options.retry_exceptions)
+    def send(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = [unwrapped(a) for a in args]
         named = {key: unwrapped(a) for key, a in kwargs.items()}
-        with ours():
-            if worker.connected:
-                named[CALLER] = host_flow.carry(worker, key)
+        if not worker.connected:
+            _check_client(name, num_returns, function._options.retry_exceptions)
+            with ours():
+                return wrapped(task.remote(*given, **named))
+        with ours(), host_flow.carry(worker, key) as named[CALLER]:
             return wrapped(task.remote(*given, **named))
 
-    return call
+    return lambda *args, **kwargs: sent(num_returns, lambda: send(args, kwargs))
 
 
 def _check_client(name: str, num_returns: Any, retried: Any) -> None:

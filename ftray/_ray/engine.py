@@ -125,8 +125,7 @@ class RayEngine:
         self._running()
         if not isinstance(actor, actors.RayActorHandle):
             raise ValueError(f"{actor!r} belongs to a session of another engine")
-        if not calls.repeats(0):
-            ray.kill(actor._handle, no_restart=no_restart)
+        calls.sent(0, lambda: ray.kill(actor._handle, no_restart=no_restart))
 
     def exit_actor(self) -> NoReturn:
         if not _in_worker() or ray.get_runtime_context().get_actor_id() is None:
@@ -152,11 +151,16 @@ class RayEngine:
                 " the ref itself)"
             )
         guard = _core.the_guard()
-        if guard is not None and guard.repeats():
+        if guard is not None and guard.puts():
             found: RayObjectRef = calls.placeholders(1)
             return found
-        with calls.ours():
-            return RayObjectRef(ray.put(value))
+        try:
+            with calls.ours():
+                return RayObjectRef(ray.put(value))
+        except Exception as error:
+            if guard is not None:
+                guard.not_sent(error)
+            raise
 
     def wait(
         self, refs: Any, *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from ftray import _core
 from ftray._ray import host_flow
 from ftray._ray.actors import RayActorHandle
 from ftray.exceptions import NotInitializedError, NotSupportedError
@@ -70,7 +71,9 @@ class RayRuntimeContext(RuntimeContext):
     def is_canceled(self) -> bool:
         if not self._in_worker():
             raise RuntimeError("is_canceled() is for code that runs in a task or an actor's method")
-        return bool(self._theirs().is_canceled())
+        guard = _core.the_guard()
+        asked = self._theirs().is_canceled
+        return bool(asked() if guard is None else guard.is_cancelled(asked))
 
     @property
     def current_actor(self) -> RayActorHandle:

@@ -18,10 +18,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
+from types import FunctionType
 from typing import Any
 
 import ray
 
+from ftray._core import the_guard
 from ftray._core.callargs import serialize_args
 from ftray._core.guards import set_guard
 from ftray._core.identity import call_id
@@ -57,17 +59,29 @@ serving: DurableActor | None = None
 """The exactly-once actor that this process is."""
 _recording: ContextVar[bool] = ContextVar("ftray.ray.recording", default=False)
 _committed: ContextVar[bool] = ContextVar("ftray.ray.committed", default=False)
+_cancelled: ContextVar[threading.Event | None] = ContextVar("ftray.ray.cancelled", default=None)
+"""Of the call that runs: whether its caller has cancelled it."""
 
 
 class _Outside(Outside):
     """The guard of what goes through ftray's own API, where the program runs with ``init(engine="ray")``."""
 
-    def sends(self, num_returns: int) -> bool:
-        """See `Outside.sends`; the call that follows is not asked again."""
-        repeated = super().sends(num_returns)
-        if not repeated and self._execution() is not None:
-            _committed.set(True)
-        return repeated
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """What `sends` was asked for leaves inside, and is not asked again."""
+        token = _committed.set(True)
+        try:
+            yield
+        finally:
+            _committed.reset(token)
+
+    def is_cancelled(self, asked: Callable[[], bool]) -> bool:
+        """See `Outside.is_cancelled`; Ray, for which the actor is async, refuses to say it."""
+        return asked() if self._once.host.is_async else super().is_cancelled(_is_cancelled)
+
+    def exits(self) -> bool:
+        """See `Outside.exits`."""
+        return serving is None and super().exits()
 
     def patient_get(
         self, attempt: Callable[[float | None], Any], refs: list[Any], timeout: float | None
@@ -78,6 +92,11 @@ class _Outside(Outside):
             return attempt(timeout)
         wrapped = [RayObjectRef(ref) for ref in refs]
         return self._long.patient(attempt, lambda _: True, wrapped, timeout, method)
+
+
+def _is_cancelled() -> bool:
+    cancelled = _cancelled.get()
+    return cancelled is not None and cancelled.is_set()
 
 
 class DurablePort(RayGroupPort):
@@ -260,6 +279,7 @@ class DurableActor:
         guard = _Outside(once)
         set_guard(guard)
         host_waits.watch_gets(guard.patient_get)
+        _watch_exits()
 
     # -- a call comes
 
@@ -277,8 +297,12 @@ class DurableActor:
         if head is None or name in _APART:
             head = host_flow.task_head(self.once.callee_key, _task_id())
         body = _NO_VALUES + serialize_args(args, kwargs or None, [])
+        cancelled = threading.Event()
         try:
-            answer = await self._answer(head, base, name, body, (args, kwargs))
+            answer = await self._answer(head, base, name, body, (args, kwargs), cancelled)
+        except asyncio.CancelledError:  # the method goes on, and may ask
+            cancelled.set()
+            raise
         except FencedError as error:
             self.once.crash(error)
             await self._end_with_the_process()
@@ -304,14 +328,22 @@ class DurableActor:
         await asyncio.sleep(FOREVER_S)
 
     async def _answer(
-        self, head: bytes, base: int, name: str, body: bytes, arguments: Arguments
+        self,
+        head: bytes,
+        base: int,
+        name: str,
+        body: bytes,
+        arguments: Arguments,
+        cancelled: threading.Event,
     ) -> Answer:
         h = decode_head(head)
         begun: asyncio.Future[asyncio.Task[Answer]] = asyncio.get_running_loop().create_future()
 
         def begin() -> None:  # calls enter in the order in which the numbers let them go
             if not begun.done() and (name in _APART or self.port.begins(h.chain, begin)):
+                token = _cancelled.set(cancelled)  # here may be the context of another call
                 begun.set_result(self.calls.begin(head, name, body, FOREVER_S, arguments))
+                _cancelled.reset(token)
 
         if h.keyed:
             begin()
@@ -378,7 +410,8 @@ class DurableActor:
 
         def called(*args: Any, **kwargs: Any) -> Any:
             try:
-                return method(*args, **kwargs)
+                result = method(*args, **kwargs)
+                return RayObjectRef(result) if type(result) is ray.ObjectRef else result  # and not awaited
             except ray.exceptions.AsyncioActorExit as error:
                 self._exits(error)
 
@@ -395,14 +428,14 @@ class DurableActor:
         return function(self.instance, *args, **kwargs)
 
     def _exits(self, error: BaseException) -> None:
-        self.exiting = self.once.dead = error
+        if serving is not None:  # else recovery runs it again, see `Outside.exits`
+            self.exiting = self.once.dead = error
 
     def _context(self, execution: object) -> AbstractContextManager[object]:
         return self._method(execution) if isinstance(execution, Execution) else nullcontext()
 
     @contextmanager
     def _method(self, execution: Execution) -> Iterator[None]:
-        _committed.set(False)
         again = self.once.log.epoch if execution.started else 0
         flow = host_flow.of_method(execution.head, self.once.callee_key, again)
         try:
@@ -440,7 +473,6 @@ class DurableActor:
                 "the first time"
             )
         if _committed.get():  # by ftray's own API, which journals what comes back
-            _committed.set(False)
             return
         if not _recording.get():
             raise host_handle.UnrecordedCallError(
@@ -472,6 +504,31 @@ class DurableActor:
         done.wait(2 * engine_timeout_s())
 
 
+def _watch_exits() -> None:
+    """Have ``ray.actor.exit_actor`` end nothing but the method while recovery runs it again.
+
+    The function itself is changed, since programs have it by names of their own (``from ray.actor import``).
+    """
+    ray.actor.exit_actor.__code__ = _exit_actor.__code__
+
+
+def _exit_actor() -> None:
+    """Its code runs in Ray's module."""
+    import ftray._ray.host_calls
+
+    ftray._ray.host_calls.exit_here()
+
+
+_plain_exit = FunctionType(ray.actor.exit_actor.__code__, ray.actor.exit_actor.__globals__)
+
+
+def exit_here() -> None:
+    """End the actor, or the method that recovery runs again."""
+    if the_guard().exits():
+        raise ray.exceptions.AsyncioActorExit()
+    _plain_exit()
+
+
 def engine_timeout_s() -> float:
     """Return how long a planned end may take."""
     from ftray.checkpoint.options import final_timeout_s
@@ -493,5 +550,3 @@ def _release(flows: list[host_flow.Flow]) -> None:
 def _task_id() -> bytes:
     found: bytes = worker().core_worker.get_current_task_id().binary()
     return found
-
-

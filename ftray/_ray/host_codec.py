@@ -23,7 +23,7 @@ class RayCodec(NativeCodec):
 
 
 def _reduced(ref: Any) -> bytes:
-    refs.check_kept()
+    refs.note(ref)
     raw: bytes = ref.binary()
     return raw
 

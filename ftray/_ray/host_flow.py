@@ -23,7 +23,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from hashlib import blake2b
 from itertools import islice
@@ -32,6 +32,7 @@ from typing import Any
 from ftray._core.identity import call_id
 from ftray._core.records import decode_head, encode_head
 from ftray.checkpoint.errors import CallError
+from ftray.checkpoint.values import value_caller
 
 ROOT_DRIVER, ROOT_JOB, ROOT_PROCESS = 0, 1, 2
 NOBODY = bytes(16)
@@ -273,7 +274,7 @@ def of_value(whole: Flow, index: int) -> Flow:
 
     Its calls are numbered apart: when the method runs again, values that are known are not made again.
     """
-    parent = call_id(whole.parent, hashed(b"value"), index + 1, 0)
+    parent = value_caller(whole.parent, index)
     return Flow(parent, whole.root_kind, whole.root, whole.attempts, whole.chain, keeps=True)
 
 
@@ -290,8 +291,11 @@ def entered(own: Flow) -> Iterator[Flow]:
 # -- identities that ftray carries through tasks and plain actors
 
 
-def carry(worker: Any, key: bytes) -> bytes:
-    """Return, as bytes to go along with it, who a task or method of a plain actor is that is submitted now.
+@contextmanager
+def carry(worker: Any, key: bytes) -> Iterator[bytes]:
+    """Give, as bytes to go along with it, who a task or method of a plain actor is that is submitted inside.
+
+    One that cannot be submitted is nobody: a caller that runs again may be told so without trying.
 
     Parameters
     ----------
@@ -300,18 +304,26 @@ def carry(worker: Any, key: bytes) -> bytes:
     key : bytes
         16 bytes that name the function, or the actor.
     """
-    return flow(worker).carry(key)
+    own = flow(worker)
+    data = own.carry(key)
+    n = own.carried[key]
+    try:
+        yield data
+    except BaseException:
+        if own.carried[key] == n:
+            own.carried[key] = n - 1
+        raise
 
 
-def handed_on(worker: Any, actor: Any) -> bytes | None:
-    """Return what goes along with a call to a plain actor, None if Ray's TaskID says as much.
+def handed_on(worker: Any, actor: Any) -> AbstractContextManager[bytes | None]:
+    """Give what goes along with a call to a plain actor, None if Ray's TaskID says as much.
 
     A driver is not executed again, unless it has a job key, and is part of no method.
     """
     if not worker.connected:
-        return None
+        return nullcontext()
     if worker.mode == _DRIVER and _job_root is None:
-        return None
+        return nullcontext()
     return carry(worker, hashed(b"actor", actor.binary()))
 
 

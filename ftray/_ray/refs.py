@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import ray
 
 from ftray import _core
+from ftray._core.pickler import note_ref
 from ftray._ids import TaskID
 from ftray._ray.errors import converted
 from ftray.exceptions import NotSupportedError, RaySystemError, SerializationError
@@ -42,6 +43,12 @@ def check_kept() -> None:
             f"{name} returned something that contains an ObjectRef: an exactly-once actor keeps its replies,"
             " and a ref does not outlive its owner. Return the value itself"
         )
+
+
+def note(ref: Any) -> None:
+    """What is about to be pickled is a ref, or a handle: whoever pickles may have to know."""
+    check_kept()
+    note_ref(ref)
 
 
 def _settle(out: Future[Any], done: Any) -> None:
@@ -134,7 +141,7 @@ class RayObjectRef(_core.ObjectRef[Any]):
         return f"ObjectRef({self.hex()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        check_kept()
+        note(self)
         return RayObjectRef, (self._ref,)
 
 

@@ -101,6 +101,20 @@ class Waiter(ray.Checkpointable, exactly_once=True):
         self.notes.append(await late.remote(2))
         self.may_die()
 
+    async def leaves_sender(self, other):
+        """What it has left behind sends when the method has long ended."""
+
+        async def sends():
+            await asyncio.sleep(0.1)
+            await late.remote(1)
+
+        self.sender = asyncio.ensure_future(sends())
+        self.notes.append(await late.remote(2))
+        self.may_die()
+
+    def __getstate__(self):
+        return {"path": self.path, "notes": self.notes}
+
 
 @pytest.mark.parametrize("dies", [False, True], ids=["", "dies"])
 @pytest.mark.parametrize(
@@ -111,6 +125,7 @@ class Waiter(ray.Checkpointable, exactly_once=True):
         ("gives_up", [10, 10, 1]),
         ("leaves", ["failed"]),
         ("leaves_task", ["left", 2]),
+        ("leaves_sender", [2]),
     ],
 )
 def test_awaits_end_in_the_same_order(tmp_path, method, notes, dies):

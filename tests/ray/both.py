@@ -22,10 +22,12 @@ MODULES = (
     "test_checkpoint_stores",
     "test_concurrency_groups",
     "test_exactly_once",
+    "test_exactly_once_awaits",
     "test_exactly_once_fencing",
     "test_exactly_once_outcomes",
     "test_exactly_once_releases",
     "test_exactly_once_rules",
+    "test_exactly_once_values",
     "test_exactly_once_waits",
     "test_generator_returns",
     "test_internal_kv",
@@ -39,12 +41,10 @@ LEFT_OUT = {
     "test_checkpoint_discards": "our node removes them; on Ray: tests/ray/test_checkpoint_snapshots.py",
     "test_checkpoint_ends": "SIGTERM ends Ray's workers without asking the actor",
     "test_checkpoint_restarts": "faults and deaths in constructors, which Ray restarts later than it says",
-    "test_exactly_once_awaits": "what our own engine records; Ray: tests/ray/test_checkpoint_exactly_once.py",
     "test_exactly_once_hashing": "Ray starts no process with a hash seed of ours",
     "test_exactly_once_returns": "on Ray a reply is one value, whatever num_returns says; 0 is refused",
     "test_exactly_once_outages": "it reaches into the journals of our own processes",
     "test_exactly_once_sessions": "drivers of the node's own sessions; tests/ray/test_checkpoint_api.py",
-    "test_exactly_once_values": "what our own engine records; Ray: tests/ray/test_checkpoint_exactly_once.py",
     "test_parking": "tests/ray/test_parking.py",
 }
 _RELEASES = "replies to tasks are released with the actor"
@@ -105,6 +105,9 @@ DIFFERENT = {
         "a caller learns the history some time after its first answer"
     ),
     "test_exactly_once_rules::test_tasks_that_called_are_released_and_their_callee_stays_right": _RELEASES,
+    "test_exactly_once_values::test_an_actor_that_was_killed_before_its_last_save_goes_on": (
+        "Ray restarts no actor that has said that it ends; tests/ray/test_checkpoint_exactly_once.py"
+    ),
     "test_generator_returns::test_the_last_ref_of_a_dynamic_generator_is_its_exception": _RETURNS,
     "test_generator_returns::test_too_few_values": "Ray says it in other words",
     "test_generator_returns::test_values_before_an_exception_stay_good_with_a_number_of_returns": _RETURNS,

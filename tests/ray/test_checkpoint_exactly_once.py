@@ -227,6 +227,56 @@ def test_exit_and_again(store: str) -> None:
     assert get(actor_class.options(name="exits").remote().value.remote()) == 1001
 
 
+class Ends(Once):
+    """Dies in its last save, once."""
+
+    mark: str = ""
+
+    def ends_at(self, mark: str, bound: bool, by_name: Any = ray.actor.exit_actor) -> None:
+        self.n, self.mark = self.n + 1, mark
+        if bound:
+            by_name()
+        ray.actor.exit_actor()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.mark and not os.path.exists(self.mark):
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.__dict__
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_an_actor_that_was_killed_before_its_last_save_can_be_made_again(
+    store: str, tmp_path: Path, bound: bool
+) -> None:
+    """The recorded call of exit_actor() ends no process that runs it again."""
+    name = f"ends {bound}"
+    actor = ray.remote(Ends).options(name=name).remote()
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        get(actor.ends_at.remote(str(tmp_path / "mark"), bound))
+    eventually((tmp_path / "mark").exists)
+    del actor
+    eventually(lambda: is_gone(name))
+    again = ray.remote(Ends).options(name=name).remote()
+    assert get(again.value.remote()) == 1
+    kill(get(again.pid.remote()))
+    assert get(again.incr.remote()) == 2
+
+
+def test_a_ref_is_no_reply(store: str) -> None:
+    class Gives(Once):
+        def gives(self, boxed: bool) -> Any:
+            self.n += 1
+            return [ray.put(1)] if boxed else ray.put(1)
+
+    actor = ray.remote(Gives).remote()
+    for boxed in (False, True):
+        with pytest.raises(TypeError, match="a ref does not outlive its owner"):
+            get(actor.gives.remote(boxed))
+    kill(get(actor.pid.remote()))
+    assert get(actor.value.remote()) == 2
+
+
 def test_a_fenced_actor_ends_and_stays_so(store: str) -> None:
     class Shared(Once, checkpoint_key="shared", code_version=1):
         pass

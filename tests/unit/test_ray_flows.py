@@ -123,9 +123,20 @@ def test_what_ftray_carries_does_not_depend_on_ray_s_ids() -> None:
     for task in (b"x" * 24, b"y" * 24):
         worker = Worker(1)
         worker.core_worker.task = task
-        with host_flow.entered(host_flow.carried(host_flow.carry(Worker(0), b"f" * 16), 2)):
+        with host_flow.carry(Worker(0), b"f" * 16) as data:
+            pass
+        with host_flow.entered(host_flow.carried(data, 2)):
             made.append(heads(worker, 1)[0])
     assert made[0].call_id == made[1].call_id and made[0].attempts == (2,)
+
+
+def test_what_could_not_be_submitted_is_nobody() -> None:
+    worker = Worker(1)
+    with pytest.raises(ValueError), host_flow.carry(worker, b"f" * 16) as failed:
+        raise ValueError
+    with host_flow.carry(worker, b"f" * 16) as first, host_flow.carry(worker, b"f" * 16) as second:
+        pass
+    assert failed == first != second
 
 
 def test_a_flow_that_was_forgotten_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
