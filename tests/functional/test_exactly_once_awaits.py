@@ -12,6 +12,7 @@ import pytest
 import ftray as ray
 from ftray import checkpoint
 from tests.helpers.processes import wait_ended
+from tests.helpers.sync import eventually
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
@@ -19,6 +20,12 @@ pytestmark = pytest.mark.usefixtures("runtime")
 @ray.remote(num_cpus=0)
 def late(x, seconds=0.0):
     time.sleep(seconds)
+    return x
+
+
+@ray.remote(num_cpus=0)
+def behind(x, path):
+    eventually(lambda: os.path.exists(path), timeout_s=60)
     return x
 
 
@@ -67,10 +74,11 @@ class Waiter(ray.Checkpointable, exactly_once=True):
         async def records():
             self.notes.append(await late.remote(1, 0.05))
             self.record(int)
+            open(f"{self.path}-recorded", "w").close()
 
         async def reads():
             await asyncio.sleep(0)
-            self.notes.append(await late.remote(2, 0.3))
+            self.notes.append(await behind.remote(2, f"{self.path}-recorded"))
 
         await asyncio.gather(reads(), records())
         self.may_die()
@@ -137,9 +145,9 @@ def test_awaits_end_in_the_same_order(tmp_path, method, notes, dies):
     ray.get(getattr(waiter, method).remote(other), timeout=60)
     time.sleep(0.4)  # what a method has left behind would write to the journal now
     for _ in range(2):
-        found, pid = ray.get(waiter.facts.remote(), timeout=30)
+        found, pid = ray.get(waiter.facts.remote(), timeout=60)
         assert found == notes
         os.kill(pid, signal.SIGKILL)
         wait_ended([pid])
-    assert ray.get(waiter.facts.remote(), timeout=30)[0] == notes
+    assert ray.get(waiter.facts.remote(), timeout=60)[0] == notes
     assert ray.get(other.add.remote(0)) == (10 if method == "gives_up" else 0)

@@ -191,7 +191,7 @@ def make_meter(tmp_path):
 
 def kill(actor):
     """Returns what it had noted."""
-    notes, pid = ray.get(actor.facts.remote(), timeout=30)
+    notes, pid = ray.get(actor.facts.remote(), timeout=60)
     os.kill(pid, signal.SIGKILL)
     wait_ended([pid])
     return notes
@@ -201,7 +201,7 @@ def check_replayed(actor):
     """Recovery runs the calls again, twice."""
     notes = kill(actor)
     assert kill(actor) == notes
-    assert ray.get(actor.facts.remote(), timeout=30)[0] == notes
+    assert ray.get(actor.facts.remote(), timeout=60)[0] == notes
     return notes
 
 
@@ -301,7 +301,7 @@ def test_a_method_behind_one_that_is_not_replayed_may_send(tmp_path):
 def test_an_actor_that_was_killed_before_its_last_save_goes_on(tmp_path):
     """The recorded call of exit_actor() ends no process that runs it again."""
     first = make_meter(tmp_path)
-    pid = ray.get(first.facts.remote(), timeout=30)[1]
+    pid = ray.get(first.facts.remote(), timeout=60)[1]
     (tmp_path / "meter-exits").touch()
     ref = first.exits.remote()
     wait_ended([pid])
