@@ -17,7 +17,7 @@ from .capture import Captured
 from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError
 from .lineage import SnapshotName, parse_id
 from .membership import group_key
-from .snapshots import Loaded, Past, SnapshotLog, present
+from .snapshots import Loaded, SnapshotLog, present
 from .stores.protocol import Store
 
 _NOTE_SHOWN = 80
@@ -33,8 +33,8 @@ class CutRecord(NamedTuple):
 
 
 def save_cut(
-    log: SnapshotLog, name: str, blobs: Mapping[str, str], note: object, size_bytes: int
-) -> SnapshotName:
+    log: SnapshotLog, cut: SnapshotName, name: str, blobs: Mapping[str, str], note: object, size_bytes: int
+) -> None:
     """Publish the manifest of a cut: from now on the cut exists. `size_bytes`: of the states."""
     fields = {
         "class": "group",
@@ -49,13 +49,11 @@ def save_cut(
         "blobs": dict(blobs),
         "state_bytes": size_bytes,
     }
-    cut = log.next_name()
     if faults.active:
         faults.hit("group.publish")
     log.save(cut, fields, Captured([[capture_note(note)]]))
     if faults.active:
         faults.hit("group.published")
-    return cut
 
 
 def _shown(note: object) -> str:
@@ -76,11 +74,15 @@ def capture_note(note: object) -> bytes:
     return b"".join(bytes(piece) for piece in captured.segments[0])
 
 
-def retire_cuts(log: SnapshotLog) -> None:
-    """Delete the cuts that newer ones have replaced, and states that no cut names."""
+def retire_cuts(log: SnapshotLog, before: Sequence[str]) -> None:
+    """Delete the cuts that newer ones have replaced, and states that no cut names.
+
+    `before`: the blobs that were there when the number of the newest cut was taken. Others may be those of a
+    cut that somebody else takes, and has not published; of those before, none can be: the number is used.
+    """
     log.retire()
     named = {b for cut in log.counted for b in blobs_of(log.store, log.key, cut).values()}
-    stale = [blob for blob in log.store.list_blobs(log.key) if blob not in named]
+    stale = [blob for blob in before if blob not in named]
     if stale:
         log.store.delete_blobs(log.key, stale, log.epoch)
     if faults.active:
@@ -139,8 +141,8 @@ def read_state(store: Store, name: str, cut: str, member_key: str) -> Loaded:
     return Loaded(parse_id(cut), header, segments)
 
 
-def find_base(log: SnapshotLog, wanted: str | None) -> Past:
-    """Return the cut to begin from: the one asked for, or the newest of which every part verifies.
+def find_base(log: SnapshotLog, wanted: str | None) -> tuple[SnapshotName | None, str]:
+    """Return the cut to begin from, and its history: the one asked for, or the newest that verifies whole.
 
     Raises
     ------
@@ -157,12 +159,15 @@ def find_base(log: SnapshotLog, wanted: str | None) -> Past:
         except (CheckpointError, OSError) as error:
             skipped.append(f"{cut.id}: {error}")
             continue
-        return Past(Loaded(cut, header, []), skipped, [], [], str(here.sealed.get("history", "")))
+        return cut, str(here.sealed.get("history", ""))
     if skipped:
+        what, do = "no cut", "move the key's directory away to start without a group"
+        if wanted:
+            what, do = "the cut to go back to", "restore another cut"
         corrupted = CheckpointCorruptedError(
-            f"no cut of {log.key!r} in {log.store.url} verifies: {'; '.join(skipped)}. Put back "
-            "a good copy, or move the key's directory away to start without a group"
+            f"{what} of {log.key!r} in {log.store.url} verifies: {'; '.join(skipped)}. Put back "
+            f"a good copy, or {do}"
         )
         corrupted.skipped = skipped
         raise corrupted
-    return Past(None, [], [], [], str(here.sealed.get("history", "")))
+    return None, str(here.sealed.get("history", ""))

@@ -260,8 +260,8 @@ def step_of_member(here: Standing, epoch: int, exactly_once: bool, own_generatio
         return Step.WAIT if here.beginner_lives else Step.BEGIN
     if exactly_once:
         return Step.LOAD if here.restored > own_generation else Step.ALONE
-    if here.newest is None:
-        return Step.ALONE  # the group is being made: there is nothing to go back to
+    if here.newest is None:  # the group is being made, and has nothing to go back to; or its cuts are lost
+        return Step.ALONE if here.cut is None else Step.LOAD
     if epoch - 1 > here.ended or here.cut != here.newest:
         return Step.BEGIN  # this member, or the whole group, has lived in this generation
     return Step.LOAD

@@ -23,8 +23,9 @@ from .cutfiles import find_base
 from .cuts import Standing
 from .errors import CheckpointError, CheckpointFormatError, CheckpointTimeoutError, FencedError
 from .holders import open_here, start_ticks
+from .lineage import SnapshotName
 from .membership import group_key
-from .snapshots import Past, SnapshotLog, boot_id, present
+from .snapshots import SnapshotLog, boot_id, present
 from .stores.protocol import Store
 
 DEATH_TIMEOUT_S = 30.0
@@ -168,10 +169,11 @@ def begin(
             raise Moved(f"group {name!r} is gone")
         if faults.active:
             faults.hit("group.claimed")
+        base, history = _base(log, plan)  # nobody retires it any more; without one, nobody is ended
         ended = _end_all(store, plan, end, own)
         if faults.active:
             faults.hit("group.ended")
-        _seal(log, plan, ended)
+        _seal(log, plan, ended, base, history)
     return log.epoch
 
 
@@ -184,16 +186,27 @@ def _end_all(store: Store, plan: Plan, end: EndProcess, own: tuple[str, int] | N
     return ended
 
 
-def _seal(log: SnapshotLog, plan: Plan, ended: Mapping[str, int]) -> None:
+def _base(log: SnapshotLog, plan: Plan) -> tuple[SnapshotName | None, str]:
+    """Return the cut that a generation begins from, and its history; verified where members begin from it."""
+    if plan.disbanded:
+        return None, ""
+    if plan.ended is None:
+        return find_base(log, plan.cut)
+    here = present(log.store, log.key)
+    return here.counted[-1] if here.counted else None, str(here.sealed.get("history", ""))
+
+
+def _seal(
+    log: SnapshotLog, plan: Plan, ended: Mapping[str, int], base: SnapshotName | None, history: str
+) -> None:
     before = present(log.store, log.key).sealed
-    past = Past(None, [], [], [], "") if plan.disbanded else find_base(log, plan.cut)
-    back = plan.on_purpose and past.newest is not None
+    back = plan.on_purpose and base is not None
     extra = {
         "ended": dict(ended),
         "restored": log.epoch if back else int(before.get("restored", 0)),
         "members": list(plan.members),
     }
-    log.seal(past.newest.name if past.newest else None, "" if back else past.history, extra)
+    log.seal(base, "" if back else history, extra)
     if faults.active:
         faults.hit("group.sealed")
 
@@ -233,6 +246,20 @@ def settle(store: Store, name: str, keep: int, end: EndProcess, deadline_s: floa
             return generation
         try:
             begin(store, name, keep, generation, plan_of(store, name, generation), end)
+        except (Moved, FencedError):
+            if time.monotonic() > deadline_s:
+                raise
+
+
+def go_on(store: Store, name: str, keep: int, end: EndProcess, deadline_s: float) -> None:
+    """Overtake a generation that cannot come into force: members live on as in the one before."""
+    while True:
+        seen, in_force = wait_for_beginner(store, name, deadline_s)
+        sealed = present(store, group_key(name)).sealed
+        if in_force or not sealed:
+            return
+        try:
+            begin(store, name, keep, seen, Plan(sealed["members"], ended=sealed["ended"]), end)
         except (Moved, FencedError):
             if time.monotonic() > deadline_s:
                 raise

@@ -225,12 +225,12 @@ class Group:
         bound_s = self._bound(timeout_s)
         cutfiles.capture_note(note)
         deadline_s = time.monotonic() + bound_s
-        if generation is not None and self.generation != generation:
+        log = self._refresh(deadline_s)
+        if generation is not None and log.epoch != generation:
             raise FencedError(
-                f"group {self.name!r} is in generation {self.generation}, not {generation}: it was "
+                f"group {self.name!r} is in generation {log.epoch}, not {generation}: it was "
                 "taken back meanwhile"
             )
-        log = self._refresh(deadline_s)
         return Taking(self._wire, self.name, log, self._about, bound_s).run(note)
 
     def restore(self, id: str | None = None, *, timeout_s: float | None = None) -> str:

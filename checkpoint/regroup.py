@@ -72,6 +72,9 @@ def go_back(
         try:
             plan = Plan(_members(store, name), cut, on_purpose=True)
             return generations.begin(store, name, keep, seen, plan, end)
+        except CheckpointCorruptedError as error:  # it was retired, or damaged, since it was looked at
+            generations.go_on(store, name, keep, end, deadline_s)
+            raise CheckpointCorruptedError(f"{error}. The group goes on as it was") from error
         except (Moved, FencedError):  # a member that has crashed begins one at the same time
             if time.monotonic() > deadline_s:
                 raise

@@ -29,13 +29,14 @@ class Taking:
         self._deadline_s = time.monotonic() + timeout_s
         self._nonce = os.urandom(8).hex()
         self._about = about
+        self._cut = log.next_name()  # of the generation that it is of, whatever becomes of `log` meanwhile
+        self._before = log.store.list_blobs(log.key)
         self._machine = Cut(len(self._about))
         self._open: dict[Any, Ask] = {}
         self._blobs = {
-            about["key"]: f"cut-{log.epoch}-{self._nonce}-{i}" for i, about in enumerate(self._about)
+            about["key"]: f"cut-{self._cut.epoch}-{self._nonce}-{i}" for i, about in enumerate(self._about)
         }
         self._sizes: dict[int, int] = {}
-        self._id = ""
         self._over = False
 
     def run(self, note: object) -> str:
@@ -58,8 +59,8 @@ class Taking:
             raise command.error
         # The cut is there; what older ones leave behind, the next one removes.
         with contextlib.suppress(CheckpointError, OSError):
-            cutfiles.retire_cuts(self._log)
-        return self._id
+            cutfiles.retire_cuts(self._log, self._before)
+        return self._cut.id
 
     def _obey(self, command: Any, note: object) -> Sequence[Any]:
         if isinstance(command, Ask):
@@ -70,7 +71,7 @@ class Taking:
         assert isinstance(command, Publish)
         try:
             size_bytes = sum(self._sizes.values())
-            self._id = cutfiles.save_cut(self._log, self._name, self._blobs, note, size_bytes).id
+            cutfiles.save_cut(self._log, self._cut, self._name, self._blobs, note, size_bytes)
         except Exception as error:
             return self._machine.failed(None, error)
         return self._machine.published()
@@ -79,7 +80,7 @@ class Taking:
         about = self._about[ask.member]
         fields: dict[str, Any] = {
             "nonce": self._nonce,
-            "generation": self._log.epoch,
+            "generation": self._cut.epoch,
             "epoch": about["epoch"],
         }
         if ask.what == HOLD:

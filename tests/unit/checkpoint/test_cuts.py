@@ -264,6 +264,7 @@ def standing(**changes: Any) -> Standing:
         ({}, 6, Step.BEGIN),  # epoch 5 has lived in generation 3: this is a crash
         ({"newest": "3-1"}, 5, Step.BEGIN),  # the group has lived, though the claim of this member is lost
         ({"cut": None, "newest": None}, 9, Step.ALONE),  # being made
+        ({"newest": None}, 9, Step.LOAD),  # its cuts are lost, which loading says
         ({"sealed": False, "beginner_lives": True}, 5, Step.WAIT),
         ({"sealed": False}, 5, Step.BEGIN),
     ],
