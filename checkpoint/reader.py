@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import capture, format, transfers
@@ -15,7 +16,7 @@ from .errors import (
 )
 from .lineage import SnapshotName, parse_id
 from .membership import group_name
-from .snapshots import present
+from .snapshots import T, is_there, of_newest, present
 from .stores import connect
 from .stores.protocol import Store
 
@@ -113,12 +114,23 @@ class CheckpointReader:
 
     def journal(self, key: str) -> JournalInfo:
         """Read the journal of an exactly-once key, every record verified; of another key nothing is found."""
+        while True:
+            start, newest = self._positions(key)
+            found = self._journal(key, start, newest)
+            if not found.error or self._positions(key)[0] == start:
+                return found  # else it was trimmed while it was read
+
+    def _positions(self, key: str) -> tuple[int, int]:
+        """Return what the oldest and the newest snapshot that count contain of the journal."""
         positions = [
             i.journal_position for i in self.list(key) if i.counts and i.journal_position is not None
         ]
-        start, newest = min(positions, default=0), max(positions, default=0)
-        if not positions:
-            start = newest = int(present(self._store, key).sealed.get("journal_position", 0))
+        if positions:
+            return min(positions), max(positions)
+        position = int(present(self._store, key).sealed.get("journal_position", 0))
+        return position, position
+
+    def _journal(self, key: str, start: int, newest: int) -> JournalInfo:
         last, sizes, behind, calls, epochs = start, 0, 0, 0, set()
         notes, lost, error = [], [], ""
         try:
@@ -157,16 +169,18 @@ class CheckpointReader:
         """
         from ftray._core.ledger import Ledger
 
-        name = self._newest(key) if snapshot_id is None else parse_id(snapshot_id)
-        ledger = self._read(key, name)[1]
-        if ledger is None:
-            raise CheckpointNotFoundError(
-                f"snapshot {name.id} of checkpoint key {key!r} in {self.url} has no ledger: it is not that "
-                "of an exactly-once actor"
-            )
-        found = Ledger(bytes(16))
-        found.load(ledger)
-        return {"history_number": found.history, **found.counters()}
+        def figures(name: SnapshotName) -> dict[str, int]:
+            ledger = self._read(key, name)[1]
+            if ledger is None:
+                raise CheckpointNotFoundError(
+                    f"snapshot {name.id} of checkpoint key {key!r} in {self.url} has no ledger: it is not "
+                    "that of an exactly-once actor"
+                )
+            found = Ledger(bytes(16))
+            found.load(ledger)
+            return {"history_number": found.history, **found.counters()}
+
+        return self._use(key, snapshot_id, figures)
 
     def outcome(self, key: str, *, call_key: str, codec: Codec | None = None) -> Outcome:
         """Say what became of the call of an exactly-once actor that was named `call_key`.
@@ -209,15 +223,16 @@ class CheckpointReader:
         ------
         CheckpointNotFoundError, CheckpointCorruptedError, CheckpointLoadError
         """
+        return self._use(key, snapshot_id, lambda name: self._load(key, name))
+
+    def _load(self, key: str, name: SnapshotName) -> Any:
         group = group_name(key)
-        name = self._newest(key) if snapshot_id is None else parse_id(snapshot_id)
         try:
             if group is not None:
                 from . import regroup
 
-                return regroup.load(self._store, group, snapshot_id)
-            segments = self._read(key, name)[0]
-            return capture.load(segments)
+                return regroup.load(self._store, group, name.id)
+            return capture.load(self._read(key, name)[0])
         except CheckpointError:
             raise
         except Exception as error:
@@ -239,11 +254,11 @@ class CheckpointReader:
                 "list() shows the others"
             ) from error
 
-    def _newest(self, key: str) -> SnapshotName:
-        names = present(self._store, key).counted
-        if not names:
-            raise self._not_found(key, "snapshot that counts")
-        return names[-1]
+    def _use(self, key: str, snapshot_id: str | None, use: Callable[[SnapshotName], T]) -> T:
+        """Do something with a snapshot, by default the newest one that counts."""
+        if snapshot_id is not None:
+            return use(parse_id(snapshot_id))
+        return of_newest(self._store, key, use, lambda: self._not_found(key, "snapshot that counts"))
 
     def _not_found(self, key: str, what: str) -> CheckpointNotFoundError:
         listing = self._store.scan(key)
@@ -255,7 +270,8 @@ class CheckpointReader:
 
     def _describe(self, key: str, whole: bool) -> _Infos:
         listing, counted, _, _ = present(self._store, key)
-        return [self._info(key, name, name in counted, whole) for name in listing.snapshots]
+        infos = [(name, self._info(key, name, name in counted, whole)) for name in listing.snapshots]
+        return [info for name, info in infos if not info.error or is_there(self._store, key, name)]
 
     def _info(self, key: str, name: SnapshotName, counts: bool, whole: bool) -> SnapshotInfo:
         try:

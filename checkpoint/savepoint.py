@@ -33,7 +33,7 @@ from .errors import (
 )
 from .lineage import SnapshotName, parse_id
 from .membership import group_name
-from .snapshots import present
+from .snapshots import of_newest
 from .stores import connect, resolve_url
 from .stores.local_files import CREATE, fsync_directory, remove_file
 from .stores.protocol import Store
@@ -138,22 +138,28 @@ def export(
             f"{key!r} is the key of a group, whose cuts are not those of one actor: a savepoint is made of "
             "an actor's key"
         )
-    found = parse_id(snapshot) if snapshot is not None else _newest(held, key)
-    try:
-        with held.read(key, found) as file:
-            header = format.verify(file)
-            fields = _fields(held, key, found, header, name or _stem(os.fspath(target)))
-            file.seek(0)
-            size_bytes = _write(os.fspath(target), fields, file, header.file_length, overwrite, progress)
-    except FileNotFoundError:
-        raise CheckpointNotFoundError(
-            f"there is no snapshot {found.id} under checkpoint key {key!r} in {held.url}"
-        ) from None
-    except CheckpointFormatError as error:
-        raise CheckpointCorruptedError(
-            f"snapshot {found.id} of checkpoint key {key!r} in {held.url}: {error}. Choose another one"
-        ) from error
-    return _info(os.fspath(target), fields, size_bytes)
+    url = os.fspath(target)
+
+    def copy(found: SnapshotName) -> SavepointInfo:
+        try:
+            with held.read(key, found) as file:
+                header = format.verify(file)
+                fields = _fields(held, key, found, header, name or _stem(url))
+                file.seek(0)
+                size_bytes = _write(url, fields, file, header.file_length, overwrite, progress)
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(
+                f"there is no snapshot {found.id} under checkpoint key {key!r} in {held.url}"
+            ) from None
+        except CheckpointFormatError as error:
+            raise CheckpointCorruptedError(
+                f"snapshot {found.id} of checkpoint key {key!r} in {held.url}: {error}. Choose another one"
+            ) from error
+        return _info(url, fields, size_bytes)
+
+    if snapshot is not None:
+        return copy(parse_id(snapshot))
+    return of_newest(held, key, copy, lambda: _nothing(held, key))
 
 
 def savepoint_info(target: str | os.PathLike[str]) -> SavepointInfo:
@@ -176,14 +182,11 @@ def read_savepoint(target: str | os.PathLike[str], progress: Progress | None = N
     return Savepoint(_info(os.fspath(target), fields, size_bytes), header, segments)
 
 
-def _newest(store: Store, key: str) -> SnapshotName:
-    names = present(store, key).counted
-    if not names:
-        raise CheckpointNotFoundError(
-            f"there is no snapshot under checkpoint key {key!r} in {store.url}; keys there: "
-            f"{', '.join(map(repr, store.keys()[:20])) or 'none'}"
-        )
-    return names[-1]
+def _nothing(store: Store, key: str) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(
+        f"there is no snapshot under checkpoint key {key!r} in {store.url}; keys there: "
+        f"{', '.join(map(repr, store.keys()[:20])) or 'none'}"
+    )
 
 
 def _fields(store: Store, key: str, found: SnapshotName, header: format.Header, name: str) -> dict[str, Any]:
@@ -226,7 +229,10 @@ def _write(
         out.write(head)
         left = size
         while left:
-            chunk = file.read(min(left, _CHUNK))
+            try:
+                chunk = file.read(min(left, _CHUNK))
+            except OSError as error:  # not the target's, as those of `out` are
+                raise CheckpointFormatError(f"it cannot be read any more: {error}") from error
             if not chunk:
                 raise CheckpointFormatError(f"truncated: {left} bytes are missing")
             out.write(chunk)

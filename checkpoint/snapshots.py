@@ -12,18 +12,25 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import faults, format, lineage, recoveries
 from .capture import Captured
-from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError
+from .errors import (
+    CheckpointCorruptedError,
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+)
 from .lineage import SnapshotName
 from .stores.protocol import Listing, Store
 
 if TYPE_CHECKING:
     from .ahead import Ahead
 
+T = TypeVar("T")
 _CLAIM_ATTEMPTS = 1000
+_NEWEST_TRIES = 10
 _LEAP = 1 << 32
 """How far behind an unreadable journal a new history begins."""
 
@@ -92,6 +99,30 @@ def present(store: Store, key: str) -> Present:
         if not (vanished and attempts_left):  # else the holder is replacing its seal just now
             break
     return Present(listing, listing.snapshots, {}, notes)
+
+
+def is_there(store: Store, key: str, name: SnapshotName) -> bool:
+    """Whether a snapshot has not been retired."""
+    return name in store.scan(key).snapshots
+
+
+def of_newest(
+    store: Store, key: str, use: Callable[[SnapshotName], T], none: Callable[[], CheckpointError]
+) -> T:
+    """Return what `use` makes of the newest snapshot that counts, whose actor may retire it meanwhile.
+
+    Then it is called with the one that is newest by then. Raises what `none` gives if there is none.
+    """
+    for tries_left in reversed(range(_NEWEST_TRIES)):
+        names = present(store, key).counted
+        if not names:
+            break
+        try:
+            return use(names[-1])
+        except (CheckpointNotFoundError, CheckpointCorruptedError):
+            if not tries_left or is_there(store, key, names[-1]):
+                raise
+    raise none()
 
 
 def end_of_journal(store: Store, key: str, sealed: Mapping[str, Any]) -> tuple[int, bool]:
