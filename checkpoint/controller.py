@@ -12,6 +12,7 @@ how far that was.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,9 @@ class Controller:
         count = _at_least("n", n, 1)
         assert count is not None
         self._workers = [factory(i) for i in range(count)]
-        self._since: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._since: list[tuple[str, Any]] = []  # method, and a ref to its arguments as they were
+        self._unsure: set[int] = set()  # steps of cuts that failed, and may be there all the same
+        self._save_error: BaseException | None = None
         self._unsettled = self._group_is_old = False
         self._step = self._saved_step = 0
         self._group = self._make_group()
@@ -98,8 +101,16 @@ class Controller:
         """How many steps the workers have done, those of earlier controllers included."""
         return self._step
 
+    @property
+    def save_error(self) -> BaseException | None:
+        """Why the newest cut that was due could not be taken; None if it was."""
+        return self._save_error
+
     def perform(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Have every worker run a method with these arguments: one step. Returns what each one returned.
+
+        A cut that is due and cannot be taken undoes no step: that is warned of, is in `save_error`, and the
+        cut is tried again after the next step.
 
         Raises
         ------
@@ -112,6 +123,7 @@ class Controller:
         import ftray
 
         error: BaseException | None = None
+        kept = ftray.put((args, kwargs))  # the program may change them before the step is done again
         for _ in range(1 + (self._max_retries or 0)):
             try:
                 self._settle()
@@ -120,7 +132,7 @@ class Controller:
                 self._unsettled, error = True, raised
                 continue
             self._step += 1
-            self._since.append((method, args, kwargs))
+            self._since.append((method, kept))
             self._save_if_due()
             return results
         assert error is not None
@@ -129,8 +141,10 @@ class Controller:
     def checkpoint(self) -> str:
         """Take a cut now; returns its id."""
         self._settle()
+        self._unsure.add(self._step)
         saved = self._group.save({"step": self._step}, generation=self._generation)
         self._since, self._saved_step, self._saved_s = [], self._step, time.monotonic()
+        self._unsure, self._save_error = set(), None
         return saved
 
     def _save_if_due(self) -> None:
@@ -144,9 +158,11 @@ class Controller:
         try:
             self.checkpoint()
         except (FencedError, ftray.exceptions.RayActorError):
-            self._unsettled = (
-                True  # a worker died: the step stands in `_since`, and the next one comes after it
-            )
+            self._unsettled = True  # a worker died: the step stands in `_since`, the next one comes after it
+        except (CheckpointError, OSError, ftray.exceptions.RayTaskError) as error:
+            self._save_error = error
+            text = f"no cut of {self._name!r} after step {self._step}, and it is tried again after the next"
+            warnings.warn(f"{text}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3)
 
     def _do(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """One step; workers died in it if it raises `FencedError` or ``RayActorError``."""
@@ -174,11 +190,13 @@ class Controller:
         """The workers are where the last step left them."""
         if not self._unsettled and self._group.generation == self._generation:
             return
+        import ftray
+
         self._unsettled = True
         self._replace_dead()
         self._go_back()
-        for method, args, kwargs in self._since:
-            self._do(method, args, kwargs)
+        for method, kept in self._since:
+            self._do(method, *ftray.get(kept))
         self._step = self._saved_step + len(self._since)
         self._unsettled = False
 
@@ -186,6 +204,9 @@ class Controller:
         cut = self._group.restore()
         note = next((info.note for info in self._group.list() if info.id == cut), None) or {}
         done = int(note.get("step", 0))
+        if done in self._unsure:
+            self._since, self._saved_step = self._since[done - self._saved_step :], done
+        self._unsure = set()
         if self._since and done != self._saved_step:
             raise CheckpointError(
                 f"the workers of {self._name!r} went back to step {done}, and the steps since "

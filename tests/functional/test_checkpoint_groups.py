@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -455,6 +456,10 @@ def make_worker_of(store):
         def all_done(self):
             return self.done
 
+        @checkpoint.readonly
+        def books(self):
+            return self.i, self.done, os.getpid()
+
     return lambda i: ray.remote(**RESTARTING)(Worker).options(name=f"{store.parent.name}-{i}").remote(i)
 
 
@@ -501,3 +506,46 @@ def test_a_controller_goes_on_where_the_last_cut_was(store):
         checkpoint.Controller(workers, 2, name="none")
     with pytest.raises(checkpoint.CheckpointOptionError, match="every=0"):
         checkpoint.Controller(make, 1, name="none", every=0)
+
+
+def work_until_a_death(controller, fault):
+    """Three steps whose arguments the program reuses; `fault` meets the cut that is due after the second."""
+    step = [None]
+    for step[0] in range(3):
+        with fault if step[0] == 1 else contextlib.nullcontext():
+            assert controller.perform("work", step) == [(i, step[0] + 1) for i in range(2)]
+    kill(controller.workers[0])
+    step[0] = 3
+    assert controller.perform("work", step) == [(0, 4), (1, 4)]
+    assert all_done(controller) == [[[0], [1], [2], [3]]] * 2
+
+
+def test_steps_are_done_again_with_the_arguments_that_they_had(store):
+    controller = checkpoint.Controller(make_worker_of(store), 2, name="reused", every=100)
+    work_until_a_death(controller, contextlib.nullcontext())
+
+
+@contextlib.contextmanager
+def cut_that_fails(controller, point):
+    error = checkpoint.CheckpointSaveError("no answer of the store")
+    text = "no cut of 'failing' after step 2.* no answer of the store"
+    with pytest.warns(RuntimeWarning, match=text), faults.armed(point, error):
+        yield
+    assert controller.save_error is error
+
+
+@pytest.mark.parametrize("point", ["group.publish", "group.published"])
+def test_a_cut_that_fails_undoes_no_step(store, point):
+    controller = checkpoint.Controller(make_worker_of(store), 2, name="failing", every=2)
+    work_until_a_death(controller, cut_that_fails(controller, point))
+    assert controller.save_error is None and controller.group.list()[-1].note["step"] in (3, 4)
+
+
+def test_a_cut_that_fails_and_is_there_is_gone_back_to(store):
+    controller = checkpoint.Controller(make_worker_of(store), 2, name="failing", every=2)
+    controller.perform("work", 0)
+    with cut_that_fails(controller, "group.published"):
+        controller.perform("work", 1)
+    kill(controller.workers[0])
+    assert controller.perform("work", 2) == [(0, 3), (1, 3)]
+    assert all_done(controller) == [[0, 1, 2]] * 2
