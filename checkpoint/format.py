@@ -163,10 +163,11 @@ def encode(fields: Mapping[str, Any], segments: Sequence[Sequence[Buffer]]) -> l
 
 
 def _read_exactly(file: BinaryIO, size: int, what: str) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise CheckpointFormatError(f"truncated: {len(data)} of {size} bytes of the {what}")
-    return data
+    data = bytearray(size)
+    done = _fill(file, data)  # files of object stores give less than they are asked for
+    if done != size:
+        raise CheckpointFormatError(f"truncated: {done} of {size} bytes of the {what}")
+    return bytes(data)
 
 
 def read_header(file: BinaryIO) -> Header:

@@ -340,7 +340,9 @@ class Member:
         """Begin to write the copy, or tell whether it is durable."""
         copy = self._copy
         if copy is None or copy.nonce != fields["nonce"]:
-            raise CheckpointError(f"there is no copy to write for this cut of group {self.name!r}")
+            raise CheckpointError(
+                f"another cut of group {self.name!r} was begun before this one was written: one at a time"
+            )
         if not copy.begun:
             copy.begun = True
             self.session.in_background(lambda: self._write(copy, fields["blob"]))

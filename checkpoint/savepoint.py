@@ -19,7 +19,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple
 
 from . import format, transfers
@@ -37,6 +37,7 @@ from .snapshots import of_newest
 from .stores import connect, resolve_url
 from .stores.local_files import CREATE, fsync_directory, remove_file
 from .stores.protocol import Store
+from .stores.urls import parse
 from .transfers import Progress
 
 MAGIC = b"\x89FTSVP\r\n"
@@ -311,11 +312,22 @@ def _file_system(target: str) -> tuple[Any, str]:
             f"savepoint {target!r}: URLs other than file:// need fsspec (pip install fsspec, and what it "
             "needs for that URL); without it give a path"
         ) from None
+    url, options = _for_fsspec(target)
     try:
-        found = url_to_fs(target)
+        found = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise UnsupportedStoreError(f"savepoint {target!r}: {error}") from None
     return found[0], str(found[1])
+
+
+def _for_fsspec(target: str) -> tuple[str, dict[str, Any]]:
+    """A URL of S3 as stores have it, with a query: fsspec would make that a part of the object's name."""
+    if not target.startswith(("s3://", "s3a://")) or "?" not in target:
+        return target, {}
+    from .stores.s3 import client_arguments
+
+    url = parse(target)
+    return f"s3://{url.place}/{url.path}", client_arguments(url.options)
 
 
 @contextmanager
@@ -323,7 +335,7 @@ def _created_remotely(target: str, overwrite: bool) -> Iterator[BinaryIO]:
     file_system, path = _file_system(target)
     if not overwrite and file_system.exists(path):
         raise _exists(target)
-    out = file_system.open(path, "wb")
+    out = _opened_remotely(file_system, path, target, overwrite)
     try:
         yield out
     except BaseException:
@@ -333,8 +345,25 @@ def _created_remotely(target: str, overwrite: bool) -> Iterator[BinaryIO]:
             file_system.rm_file(path)
         else:
             discard()
+            out.closed = True  # it has nothing that it could write when it is collected
         raise
-    out.close()
+    try:
+        out.close()
+    except FileExistsError:
+        raise _exists(target) from None
+
+
+def _opened_remotely(file_system: Any, path: str, target: str, overwrite: bool) -> Any:
+    try:
+        if not overwrite:
+            with suppress(NotImplementedError, ValueError):  # else it can only look first
+                return file_system.open(path, "xb")
+        return file_system.open(path, "wb")
+    except FileExistsError:
+        raise _exists(target) from None
+    except (NotImplementedError, ValueError) as error:
+        why = f": {error}" if str(error) else ""
+        raise UnsupportedStoreError(f"savepoint {target!r}: nothing can be written there{why}") from None
 
 
 # -- reading

@@ -14,7 +14,7 @@ import importlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import transfers
@@ -89,16 +89,21 @@ def _new_client(options: dict[str, str]) -> Any:
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
     }
-    arguments: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    made = s3fs.S3FileSystem(config_kwargs=config, skip_instance_cache=True, **client_arguments(options))
+    made.retries = 1
+    return made
+
+
+def client_arguments(options: Mapping[str, str]) -> dict[str, Any]:
+    """Return what s3fs is given for the query of a URL."""
+    arguments: dict[str, Any] = {"use_listings_cache": False}
     if "endpoint_url" in options:
         arguments["endpoint_url"] = options["endpoint_url"]
     if "region" in options:
         arguments["client_kwargs"] = {"region_name": options["region"]}
     if "profile" in options:
         arguments["profile"] = options["profile"]
-    made = s3fs.S3FileSystem(config_kwargs=config, **arguments)
-    made.retries = 1
-    return made
+    return arguments
 
 
 class S3Objects:

@@ -6,6 +6,7 @@ import io
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ftray.checkpoint import (
     CheckpointStoreError,
     FencedError,
     UnsupportedStoreError,
+    export,
     faults,
     testing,
 )
@@ -336,6 +338,18 @@ def test_large_reads_come_in_several_requests_and_in_order(
     longer = ObjectFile(objects, "d/x", len(data) + 5000)
     longer.seek(len(data) - 100)
     assert longer.read(5000) == data[-100:], "an object shorter than it should be reads short"
+
+
+def test_snapshots_larger_than_one_request_are_verified_and_exported(
+    medium: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ftray.checkpoint.stores.object_file._CHUNK", 1000)
+    monkeypatch.setattr("ftray.checkpoint.format._CHUNK", 300)
+    store = small_objects(medium)
+    live(store, [], saves=1)
+    (found,) = open_store(store).verify(KEY)
+    assert found.error == "" and found.size_bytes > 3000
+    assert export(store, KEY, tmp_path / "s").size_bytes > found.size_bytes
 
 
 def test_a_state_beyond_the_limit_of_its_store() -> None:

@@ -169,6 +169,31 @@ class TestWriting:
         checkpoint.restore(other, KEY, savepoint=url)
         assert Lives(other).start().call("value") == 7
 
+    def test_in_the_bucket_of_a_store(self, lives: Lives, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The query is that of stores, and no part of the object's name; of two writers one wins."""
+        bucket = s3.new_bucket()
+        url = f"s3://{bucket}/one.savepoint?endpoint_url={s3.endpoint}"
+        done = checkpoint.export(lives.store, KEY, url)
+        assert checkpoint.savepoint_info(url) == done
+        file_system = savepoint._file_system(url)[0]
+        assert file_system.find(bucket) == [f"{bucket}/one.savepoint"]
+        checkpoint.restore(memory(), KEY, savepoint=url)
+
+        def fail(done: int, total: int) -> None:
+            raise OSError(5, "no answer")
+
+        with pytest.raises(CheckpointSaveError, match="no answer"):
+            checkpoint.export(lives.store, KEY, url, overwrite=True, progress=fail)
+        assert checkpoint.savepoint_info(url) == done, "it is replaced when all of the new one is there"
+        monkeypatch.setattr(file_system, "exists", lambda path: False)  # as it was a moment before
+        with pytest.raises(CheckpointSaveError, match="exists already"):
+            checkpoint.export(lives.store, KEY, url)
+        assert checkpoint.savepoint_info(url) == done
+
+    def test_where_nothing_can_be_written(self, lives: Lives) -> None:
+        with pytest.raises(UnsupportedStoreError, match="nothing can be written there"):
+            checkpoint.export(lives.store, KEY, "data://x/y", overwrite=True)
+
     def test_unknown_snapshots(self, lives: Lives, tmp_path: Path) -> None:
         with pytest.raises(CheckpointNotFoundError, match="no snapshot 9-9"):
             checkpoint.export(lives.store, KEY, tmp_path / "s", snapshot="9-9")
