@@ -14,13 +14,17 @@ from typing import Any, NamedTuple
 
 from . import capture, faults, format, transfers
 from .capture import Captured
-from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError
+from .errors import CheckpointCorruptedError, CheckpointError, CheckpointFormatError, CheckpointSaveError
 from .lineage import SnapshotName, parse_id
 from .membership import group_key
-from .snapshots import Loaded, SnapshotLog, present
+from .snapshots import Loaded, SnapshotLog, is_there, present
 from .stores.protocol import Store
 
 _NOTE_SHOWN = 80
+
+
+class Busy(CheckpointError):
+    """Somebody else takes a cut of the group."""
 
 
 class CutRecord(NamedTuple):
@@ -51,7 +55,12 @@ def save_cut(
     }
     if faults.active:
         faults.hit("group.publish")
-    log.save(cut, fields, Captured([[capture_note(note)]]))
+    try:
+        log.save(cut, fields, Captured([[capture_note(note)]]))
+    except CheckpointSaveError as error:
+        if is_there(log.store, log.key, cut) and blobs_of(log.store, log.key, cut) != blobs:
+            raise Busy(f"another cut of group {name!r} was taken at the same time: one at a time") from error
+        raise
     if faults.active:
         faults.hit("group.published")
 

@@ -76,7 +76,20 @@ class Group:
         deadline_s = time.monotonic() + self._timeout_s
         self._try(lambda: self._find(store, gone, deadline_s), deadline_s)
         if self.is_new:
-            self.save()
+            self._take_first_cut(deadline_s)
+
+    def _take_first_cut(self, deadline_s: float) -> None:
+        """Several programs may make the group at the same time: one of them takes the cut."""
+        while self.is_new:
+            try:
+                self.save()
+                return
+            except cutfiles.Busy:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(generations.LONGEST_NAP_S)
+            log = self._log_now()
+            self.is_new = not present(log.store, log.key).counted
 
     def _try(self, step: Callable[[], None], deadline_s: float) -> None:
         """Members that have just started take each other back: then it is done once more."""

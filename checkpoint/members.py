@@ -286,7 +286,7 @@ class Member:
     def _hold(self, fields: dict[str, Any]) -> dict[str, Any]:
         alive = port_of(self.session).begun() is not None  # else its coordinator is gone
         if alive and self._held not in ("", fields["nonce"]):
-            raise CheckpointError(f"another cut of group {self.name!r} is being taken: one at a time")
+            raise cutfiles.Busy(f"another cut of group {self.name!r} is being taken: one at a time")
         self._copy = None  # of a cut that was given up; what is still being written, no manifest will name
         port_of(self.session).hold(fields["workers"])
         self._held, self._actors = fields["nonce"], fields["actors"]
@@ -340,7 +340,7 @@ class Member:
         """Begin to write the copy, or tell whether it is durable."""
         copy = self._copy
         if copy is None or copy.nonce != fields["nonce"]:
-            raise CheckpointError(
+            raise cutfiles.Busy(
                 f"another cut of group {self.name!r} was begun before this one was written: one at a time"
             )
         if not copy.begun:

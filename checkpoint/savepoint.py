@@ -254,6 +254,8 @@ def _local_path(target: str) -> str | None:
     """Return the path of a local target, None for other URLs."""
     from urllib.parse import unquote_to_bytes
 
+    if target.startswith("local://"):  # so does fsspec call it
+        target = f"file://{target.removeprefix('local://')}"
     if "://" in target and not target.startswith("file://"):
         return None
     return os.fsdecode(unquote_to_bytes(resolve_url(target)[len("file://") :]))
@@ -339,18 +341,24 @@ def _created_remotely(target: str, overwrite: bool) -> Iterator[BinaryIO]:
     try:
         yield out
     except BaseException:
-        discard = getattr(out, "discard", None)  # a multipart upload that closing would complete
-        if discard is None:
-            out.close()
-            file_system.rm_file(path)
-        else:
-            discard()
-            out.closed = True  # it has nothing that it could write when it is collected
+        _discard(file_system, path, out)
         raise
     try:
         out.close()
     except FileExistsError:
         raise _exists(target) from None
+
+
+def _discard(file_system: Any, path: str, out: Any) -> None:
+    """Leave nothing of a file that was being written."""
+    try:
+        out.discard()  # a multipart upload that closing would complete
+    except (AttributeError, RuntimeError):  # a file that has its name from the beginning
+        with suppress(OSError):
+            out.close()
+        file_system.rm_file(path)
+    else:
+        out.closed = True  # it has nothing that it could write when it is collected
 
 
 def _opened_remotely(file_system: Any, path: str, target: str, overwrite: bool) -> Any:

@@ -250,6 +250,21 @@ def test_what_was_sent_to_a_member_that_opens_and_takes_its_sender_back(
     assert labels(a, b) == [[], []] and group.generation == 2
 
 
+def test_programs_that_make_a_group_at_the_same_time(store: Path) -> None:
+    members, together, made = make(store, "ab", "same-time"), threading.Barrier(2), []
+
+    def program() -> None:
+        together.wait()
+        made.append(checkpoint.group(members, name="same-time"))
+
+    programs = [threading.Thread(target=program) for _ in range(2)]
+    for one in programs:
+        one.start()
+    for one in programs:
+        one.join()
+    assert sorted(group.is_new for group in made) == [False, True]
+
+
 def test_members_that_leave(store: Path) -> None:
     a, b, c = make(store, "abc", "leave")
     group = checkpoint.group([a, b, c], name="leave")

@@ -71,6 +71,16 @@ def test_who_retires_cuts_leaves_those_that_another_program_has_taken_meanwhile(
     assert crashed(world) == found["books"] and first.list()[-1].id == found["cut"]
 
 
+@pytest.mark.parametrize("point", ["group.answered.release", "group.answered.written", "group.publish"])
+def test_programs_that_make_a_group_at_the_same_time(world: World, point: str) -> None:
+    others: list[Any] = []
+    with meanwhile(point, lambda: others.append(world.group())):
+        group = world.group()
+    assert (group.is_new, others[0].is_new) == (False, True)
+    assert [info.id for info in group.list()] == ["1-1"]
+    assert group.save() == "1-2" and others[0].save() == "1-3"
+
+
 def test_a_cut_is_of_the_generation_that_was_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     group = world.group()
     worked(world)

@@ -157,6 +157,9 @@ class TestWriting:
         with pytest.raises(CheckpointSaveError, match="No space left"):
             checkpoint.export(lives.store, KEY, tmp_path / "s", progress=fail)
         assert [p.name for p in tmp_path.iterdir()] == ["store"]
+        with pytest.raises(CheckpointSaveError, match="No space left"):
+            checkpoint.export(lives.store, KEY, f"local://{tmp_path}/s", progress=fail)
+        assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
     def test_a_url(self, lives: Lives) -> None:
         pytest.importorskip("fsspec")
