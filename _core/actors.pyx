@@ -4,7 +4,8 @@ Calls to one actor leave in the order in which they were made. They wait in `que
 and their arguments are there, are then in flight on the channel to that process, and if it dies go to `limbo` in order
 until ftrayd says what the death means: a new incarnation (calls that had not begun, or may be retried, go back to the
 queue ahead of later ones; the others fail as unavailable) or the end (all fail, with the cause). A state that belongs
-to an older incarnation than the one known is ignored.
+to an older incarnation than the one known is ignored. The channel to a process is kept until its death is reported,
+whatever state is told before: later calls then follow earlier ones into limbo, instead of overtaking them.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -57,11 +58,6 @@ cdef void actor_pump(Core *c, ActorClient *a) noexcept nogil:
         return
     if a.state != ACTOR_ALIVE or a.killing or a.limbo.head != NULL or a.queue.head == NULL:
         return
-    if a.ch != NULL and not same_id(&a.ch.worker, &a.worker):
-        if a.ch.ninflight:
-            return                  # calls of the old incarnation come first: its death report settles them
-        a.ch.actor = NULL
-        a.ch = NULL
     if a.ch == NULL:
         a.ch = chan_connect(c, &a.worker)
         if a.ch == NULL and chan_no_descriptors(c):

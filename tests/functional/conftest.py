@@ -18,6 +18,7 @@ from tests.helpers import processes
 from tests.helpers.drivers import Driver
 from tests.helpers.guard import dump_to
 from tests.helpers.leaks import Footprint
+from tests.helpers.members import Members, members
 
 DEFAULT_OPTIONS: dict[str, Any] = {"num_cpus": 2}
 FAILED = pytest.StashKey[bool]()
@@ -177,3 +178,10 @@ def start_driver(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     yield start
     left = [name for driver in drivers for name in driver.close()]
     assert not left, f"processes left by driver programs: {left}"
+
+
+@pytest.fixture
+def member(start_driver: Callable[..., Driver]) -> Iterator[Members]:
+    """``member(slot)``: a process of a session whose node is the test."""
+    with members(start_driver) as session:
+        yield session
