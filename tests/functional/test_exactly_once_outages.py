@@ -14,7 +14,7 @@ from ftray.checkpoint import journal
 from ftray.checkpoint.actor import sessions
 from ftray.checkpoint.stores.objects import TransientStoreError
 from ftray.experimental import internal_kv as kv
-from tests.helpers.processes import wait_ended
+from tests.helpers.processes import send_signal, state_of, wait_ended
 from tests.helpers.sync import eventually
 
 BOUND, SIZE, CALLS = 200_000, 30_000, 40
@@ -154,10 +154,13 @@ def test_r17_a_read_waits_for_calls_whose_turns_came_before_its_own(make_basin):
     ("make_basin", "is_async"), [("power", False), ("power-async", True)], indirect=["make_basin"]
 )
 def test_answers_of_reads_that_wait_are_bounded_too(make_basin, is_async, tmp_path):
-    actor, _, away = make_basin()
+    actor, pid, away = make_basin()
     told = tmp_path / "told"
+    send_signal(pid, signal.SIGSTOP)
+    eventually(lambda: state_of(pid) == "T", "it stops, and finds all of them at once")
     first = actor.add.remote(1)
     reads = [actor.tell.remote(str(told), 50_000) for _ in range(20)]
+    send_signal(pid, signal.SIGCONT)
     assert checkpoint.status(actor)["journal_waiting_bytes"] < BOUND
     started = told.stat().st_size
     assert started == (20 if is_async else 4), "those of an event loop begin beside each other"
