@@ -159,6 +159,8 @@ class Workers:
             if worker.token is not None and compare_digest(worker.token, token):
                 if worker.pid == 0:
                     self._adopt(worker, client.pid)
+                if self._by_number.get(worker.number) is not worker:
+                    return "it has ended meanwhile"  # and was reaped before we knew whose it was
                 if worker.pid != client.pid:
                     return f"the startup token belongs to process {worker.pid}"
                 worker.token = None
