@@ -234,6 +234,10 @@ cdef class AsyncCalls(Beside):
             call.name = call.name or "?"
             call.nret = h.nret
             self.open.pop(call.key, None)
+            if call.entered:
+                call.refused = True
+                if self.execution.before_call is not None:
+                    self.execution.before_call(call.method)     # what is recorded counts as ended, so it has to begin
             self.execution.answer(call, None, e)
             if call.ticket is not None:
                 self.leave_turn(call)

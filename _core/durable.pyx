@@ -319,6 +319,8 @@ cdef class DurableCalls:
                 tell_over(self.once, call.position, call.outside.callers)
         else:
             self.view(call, &v)
+            if call.refused:
+                self.once.will_not_run(v.head[:v.head_size])
             call.position = self.gate.record_c(&v, status, reply, size)
             call.unsettled = True
             if self.local is not None:

@@ -438,6 +438,7 @@ cdef class Execution:
             error = self.after(call, error)
         if call.left is not None:
             self.count(call.left)
+        call.refused = not begun
         if error is None and call.cancelled:
             self.answer_cancelled(call)
         else:

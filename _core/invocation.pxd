@@ -22,6 +22,7 @@ cdef class Call:
     cdef uint64_t seen          # of the journal, by a read-only method of an exactly-once actor
     cdef bint unsettled         # recorded, and not entered as answered yet
     cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
+    cdef bint refused           # an entered call that was given an error instead of being run
     cdef bint recorded          # by an exactly-once actor: the answer is what everybody gets who asks again
     cdef bint parked            # waits for room among the replies that this actor keeps, or in its journal
     cdef uint64_t asked         # position after which its caller was asked what it has got, while the call waits for room

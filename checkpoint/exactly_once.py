@@ -333,8 +333,12 @@ class ExactlyOnce:
     def refuse(self, head: bytes, method: str, args: bytes, error: Exception) -> tuple[int, bytes, int]:
         """Give an accepted call an error for good, without running it; returns status, reply and position."""
         status, reply = self.codec.encode_outcome(method, None, error)
-        self._open_journal().append(marks.encode(marks.REFUSED, call_id=head[CALL_ID].hex()))
+        self.will_not_run(head)
         return status, reply, self.gate.finish(head, method, args, [], status, reply)
+
+    def will_not_run(self, head: bytes) -> None:
+        """The reply that is recorded next, of this call, is an error that it gets without having run."""
+        self._open_journal().append(marks.encode(marks.REFUSED, call_id=head[CALL_ID].hex()))
 
     def _finish_by_snapshot(self, e: Execution, status: int, reply: bytes) -> int:
         mark = marks.encode(marks.NONDETERMINISTIC, call_id=e.call_id.hex())

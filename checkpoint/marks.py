@@ -2,7 +2,8 @@
 
     NONDETERMINISTIC  a call ran here that no record can repeat: what follows counts only with a snapshot of
     it SAVED             a snapshot up to a position is durable; written only where answers wait for one
-    REFUSED           the call whose record follows did not run: its reply is a refusal (`PoisonCallError`)
+    REFUSED           the call whose record follows did not run: its reply is a refusal (`PoisonCallError`, or
+                      its arguments could not be read)
     VOID              a range of positions does not count: nothing that depended on it has left the actor
 
 Layout: u8 kind (from 128; below are those of ``_core.records``), then one line of JSON.

@@ -11,6 +11,7 @@ import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from tests.helpers.losing import Unreadable
 from tests.helpers.processes import wait_ended
 from tests.helpers.sync import eventually
 
@@ -151,3 +152,40 @@ def test_awaits_end_in_the_same_order(tmp_path, method, notes, dies):
         wait_ended([pid])
     assert ray.get(waiter.facts.remote(), timeout=60)[0] == notes
     assert ray.get(other.add.remote(0)) == (10 if method == "gives_up" else 0)
+
+
+class Saver(ray.Checkpointable, exactly_once=True):
+    def __init__(self):
+        self.n = 0
+
+    async def add(self, k=1):
+        self.n += k
+        return self.n
+
+    async def saves(self):
+        """Asks for a snapshot half-way, which comes when the method has ended."""
+        self.n += 1
+        await late.remote(0)
+        self.checkpoint()
+        await asyncio.sleep(0.05)
+        await late.remote(0)
+        self.n += 1
+        return self.n
+
+    @checkpoint.readonly
+    async def facts(self):
+        return self.n, os.getpid()
+
+
+def test_no_snapshot_is_taken_of_half_a_method_after_a_call_that_could_not_begin(tmp_path):
+    """It counts, since it is recorded; it was counted as ended without having been counted as begun."""
+    actor = ray.remote(num_cpus=0)(type("Saver", (Saver,), {}, store=tmp_path / "store")).remote()
+    with pytest.raises(ray.exceptions.RayError, match="cannot be rebuilt"):
+        ray.get(actor.add.remote(Unreadable()))
+    assert ray.get(actor.saves.remote()) == 2
+    for _ in range(2):
+        found, pid = ray.get(actor.facts.remote(), timeout=60)
+        assert found == 2
+        os.kill(pid, signal.SIGKILL)
+        wait_ended([pid])
+    assert ray.get(actor.add.remote(), timeout=60) == 3

@@ -11,6 +11,7 @@ import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from tests.helpers.losing import Unreadable
 from tests.helpers.processes import wait_ended
 from tests.helpers.sync import eventually
 
@@ -308,3 +309,15 @@ def test_an_actor_that_was_killed_before_its_last_save_goes_on(tmp_path):
     (tmp_path / "meter-exits").unlink()
     assert ray.get(ref, timeout=30) is None
     assert check_replayed(first) == ["exit"]
+
+
+def test_a_call_whose_arguments_cannot_be_read_is_an_error_for_good(tmp_path):
+    """It has not run, and is not run for recovery: its arguments were not readable there either."""
+    meter = make_meter(tmp_path)
+    with pytest.raises(ray.exceptions.RayError, match="cannot be rebuilt"):
+        ray.get(meter.note.remote(Unreadable()), timeout=30)
+    for _ in range(2):
+        pid = ray.get(meter.facts.remote(), timeout=60)[1]
+        os.kill(pid, signal.SIGKILL)
+        wait_ended([pid])
+    assert ray.get(meter.facts.remote(), timeout=60)[0] == []

@@ -17,6 +17,13 @@ INSPECT_OBJECTS = 2
 SHARED = 3  # state of an object's record: its value is in shared memory
 
 
+class Unreadable:
+    """A value that cannot be rebuilt where it arrives."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
 def segment_of(ref: Any) -> int:
     """The segment that the value of a finished ref is in."""
     ray.wait([ref])
