@@ -265,17 +265,24 @@ class Group:
         ------
         CheckpointNotFoundError, CheckpointCorruptedError
             There is no such cut, or it is not whole. Nothing was touched.
+        CheckpointMismatchError
+            The group has other members now. Nothing was touched.
         CheckpointTimeoutError, RayActorError
         """
         self._wire.check_outside(self.members)
         self._check_there()
         deadline_s = time.monotonic() + self._bound(timeout_s)
         log = self._log_now()
+        check_same(generations.members_of(log.store, self.name), self.members, self.name)
         generation = regroup.go_back(log.store, self.name, id, self._keep, self._wire.end, deadline_s)
-        while True:  # those that answer are of this generation, or of a later one
+        while True:  # those that answer are of this generation, or of a later one, or have left since
             self._about = self._describe(deadline_s)
-            if all(about["generation"] >= generation for about in self._about):
-                return str(present(log.store, log.key).sealed["base"])
+            sealed = present(log.store, log.key).sealed
+            if not sealed.get("members"):
+                raise self._disbanded()
+            here = [about for about in self._about if about["key"] in sealed["members"]]
+            if all(about["generation"] >= generation for about in here):
+                return str(sealed["base"])
 
     def remove(self, *members: Any, timeout_s: float | None = None) -> None:
         """Take actors out of the group: they go on by themselves. The others stay a group.
@@ -341,7 +348,10 @@ class Group:
     def _check_there(self) -> None:
         assert self._log is not None
         if self._ended or not generations.members_of(self._log.store, self.name):
-            raise CheckpointNotFoundError(f"group {self.name!r} was disbanded")
+            raise self._disbanded()
+
+    def _disbanded(self) -> CheckpointNotFoundError:
+        return CheckpointNotFoundError(f"group {self.name!r} was disbanded")
 
     # -- leaving
 

@@ -334,7 +334,7 @@ class GroupSuite:
                 old.save(generation=1)
             assert old.save(generation=2)
             new.remove("test/b")
-            for call in (old.save, lambda: old.remove("test/a"), old.disband):
+            for call in (old.save, old.restore, lambda: old.remove("test/a"), old.disband):
                 with pytest.raises(CheckpointMismatchError, match="'test/b' too many"):
                     call()
 

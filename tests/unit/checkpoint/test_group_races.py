@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ftray import checkpoint
-from ftray.checkpoint import CheckpointCorruptedError, FencedError, faults, regroup
+from ftray.checkpoint import CheckpointCorruptedError, CheckpointNotFoundError, FencedError, faults, regroup
 from ftray.checkpoint.stores.local import LocalStore
 
 from .group_support import KEY, World, world_of
@@ -107,6 +107,23 @@ def test_a_cut_is_published_in_the_generation_that_it_was_captured_in(world: Wor
     with meanwhile("group.answered.written", back, nth=2), pytest.raises(FencedError):
         group.save("of the past that was given up")
     assert [info.note for info in group.list()] == [None]
+
+
+def test_a_member_that_leaves_while_the_group_goes_back(world: World) -> None:
+    group, other = world.group(timeout_s=5), world.group()
+    worked(world)
+    with meanwhile("group.sealed", lambda: other.remove("test/b")):
+        assert group.restore() == "1-1"
+    assert other.members == ("test/a",)
+
+
+def test_a_group_that_is_disbanded_while_it_goes_back(world: World) -> None:
+    group, other = world.group(timeout_s=5), world.group()
+    with (
+        meanwhile("group.sealed", other.disband),
+        pytest.raises(CheckpointNotFoundError, match="'pair' was disbanded"),
+    ):
+        group.restore()
 
 
 def test_a_cut_that_is_retired_while_the_group_goes_back_to_it(
