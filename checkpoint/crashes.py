@@ -90,7 +90,10 @@ def crash_everywhere(
     ------
     AssertionError
         A reply or the state differs, or recovery raised an error; says where the crash was and what differs.
+    CheckpointOptionError
+        There is nothing to try: no calls, a method that the class has not, an unknown fault point.
     """
+    _check(cls, calls)
     runner = _Runner(cls, calls, make or cls, options, store)
     wanted = set(faults.POINTS if points is None else points)
     unknown = wanted - set(faults.POINTS)
@@ -103,6 +106,20 @@ def crash_everywhere(
         return _compare_all(runner, wanted, twice)
     finally:
         values.simulated = before
+
+
+def _check(cls: type, calls: Sequence[str | tuple[Any, ...]]) -> None:
+    """Refuse what would compare nothing, or one error with the same error."""
+    if not (isinstance(cls, type) and issubclass(cls, actor.Checkpointable)):
+        raise CheckpointOptionError(
+            f"crash_everywhere takes a Checkpointable class as it is without @ftray.remote, not {cls!r}"
+        )
+    if not calls:
+        raise CheckpointOptionError("crash_everywhere was given no calls: it would try nothing")
+    for call in calls:
+        name = call if isinstance(call, str) else call[0]
+        if not callable(getattr(cls, name, None)):
+            raise CheckpointOptionError(f"crash_everywhere: {cls.__name__} has no method {name!r}")
 
 
 def _compare_all(runner: _Runner, wanted: set[str], twice: bool) -> CrashReport:

@@ -370,8 +370,7 @@ class ExactlyOnce:
         if execution is None:
             raise NoSessionError(
                 "record() works in the flow of a method: on its thread, or in tasks that it has started and "
-                "awaits. What "
-                "another thread of the actor gets would not come at the same place when the call runs again"
+                "awaits. What another thread gets would not come at the same place when the call runs again"
             )
         assert isinstance(execution, Execution)
         # Inside of another value it is a part of that, and so are its calls: their numbers go on.

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ftray
 from ftray.checkpoint import (
     Checkpointable,
     CheckpointOptionError,
@@ -133,6 +134,19 @@ class TestWhatItFinds:
     def test_unknown_points(self) -> None:
         with pytest.raises(CheckpointOptionError, match=r"unknown fault points \['nowhere'\]"):
             crash_everywhere(Account, ["tick"], points=["nowhere"])
+
+    @pytest.mark.parametrize(
+        ("cls", "calls", "said"),
+        [
+            (Account, [], "no calls"),
+            (Account, [("deposit", 1), "depsoit"], "Account has no method 'depsoit'"),
+            (ftray.remote(Account), ["total"], "without @ftray.remote"),
+            (dict, ["clear"], "takes a Checkpointable class"),
+        ],
+    )
+    def test_what_would_try_nothing_is_refused(self, cls: Any, calls: list[Any], said: str) -> None:
+        with pytest.raises(CheckpointOptionError, match=said):
+            crash_everywhere(cls, calls)
 
 
 def _with_total(cls: type[Account]) -> Any:
