@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ftray._core.waits import plain_wait
 from ftray._outside_values import AWAIT, AWAIT_BY_NUMBER, ERROR, decode, encode
 
 TYPE_CHECKING = False
@@ -146,7 +145,8 @@ class AwaitOrder:
     async def _live(self, number: int, ref: _core.ObjectRef) -> Any:
         import asyncio
 
-        waits = bool(plain_wait([ref], 1, 0, False)[1])
+        turns: list[bool] = []  # of others, if this has to wait: the value may also come at the last moment
+        turn = asyncio.get_running_loop().call_soon(turns.append, True)
         awaited = self._long.begin(ref, self._execution.method)
         value, error = None, None
         try:
@@ -156,10 +156,11 @@ class AwaitOrder:
         except BaseException as raised:
             if not awaited.interrupted():
                 if isinstance(raised, asyncio.CancelledError):
-                    self._given_up(number, waits)
+                    self._given_up(number, bool(turns))
                 raise
             error = awaited.error
         finally:
+            turn.cancel()
             self._long.end(awaited)
 
         def produce() -> Any:
@@ -169,7 +170,7 @@ class AwaitOrder:
 
         data, found = encode(produce)
         if not self._execution.over:  # else the method has not waited for it
-            self._record(number, waits, data)
+            self._record(number, bool(turns), data)
         if data[:1] == ERROR:
             raise found
         return found

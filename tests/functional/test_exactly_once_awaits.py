@@ -11,6 +11,8 @@ import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from ftray._core.waits import plain_wait
+from ftray._long_waits import LongWaits
 from tests.helpers.losing import Unreadable
 from tests.helpers.processes import wait_ended
 from tests.helpers.sync import eventually
@@ -104,6 +106,27 @@ class Waiter(ray.Checkpointable, exactly_once=True):
             self.notes.append("failed")
         self.may_die()
 
+    async def does_not_wait(self, other):
+        """The value of the first branch comes when it is about to be waited for: the second has not begun."""
+        begin = LongWaits.begin
+
+        def slowly(waits, ref, method):
+            plain_wait([ref], 1, None, False)
+            return begin(waits, ref, method)
+
+        async def first():
+            self.notes.append(await late.remote(1, 0.05))
+
+        async def second():
+            self.notes.append(2)
+
+        LongWaits.begin = slowly
+        try:
+            await asyncio.gather(first(), second())
+        finally:
+            LongWaits.begin = begin
+        self.may_die()
+
     async def leaves_task(self, other):
         self.notes.append("left")
         asyncio.ensure_future(late.remote(1, 0.2))  # noqa: RUF006  nobody waits for it
@@ -135,6 +158,7 @@ class Waiter(ray.Checkpointable, exactly_once=True):
         ("leaves", ["failed"]),
         ("leaves_task", ["left", 2]),
         ("leaves_sender", [2]),
+        ("does_not_wait", [1, 2]),
     ],
 )
 def test_awaits_end_in_the_same_order(tmp_path, method, notes, dies):
