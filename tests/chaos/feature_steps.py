@@ -184,7 +184,7 @@ async def async_step(actor: Any, leaves: list[Any], step: Step) -> Any:
     if name == "leaf-given-up":
         ref = leaves[given[0]].apply.remote(given[1], late.remote(11, 0.02))
         try:
-            return await asyncio.wait_for(asyncio.shield(ref), 0.01)
+            return await asyncio.wait_for(ref, 0.01)
         except asyncio.TimeoutError:
             return await ref
     if name == "sleep":
