@@ -121,6 +121,7 @@ EXPORTS = (
     "journal.set_fence",
     "ledger.Ledger",
     "pickler.deregister_serializer",
+    "pickler.note_ref",
     "pickler.probe",
     "pickler.register_serializer",
     "procs.close_range",

@@ -35,6 +35,7 @@ cdef bint context_end(Context *saved) noexcept nogil
 cdef void context_durable(Context *x, uint32_t epoch) noexcept nogil
 cdef object context_variable()
 cdef void context_root(uint64_t root, uint32_t job) noexcept nogil
-cdef void context_main(const uint8_t *root_call) noexcept nogil
+cdef void context_main(const uint8_t *root_call, uint64_t run_ns) noexcept nogil
+cdef uint32_t context_root_depth() noexcept nogil
 cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *out) noexcept nogil
 cdef void put_id(Context *x, uint8_t *out) noexcept nogil

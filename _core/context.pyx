@@ -13,7 +13,7 @@ from cpython.contextvars cimport get_value
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from ftray._core.flows cimport FLOW_LIVE, flow_end
-from ftray._core.records cimport CallHead
+from ftray._core.records cimport ROOT_JOB, RUN_NUMBERS, CallHead
 from ftray._core.types cimport blob_drop, mix64
 
 cdef extern from *:
@@ -36,6 +36,8 @@ cdef extern from *:
     Context stray_context
     int apart
     bint main_flow() noexcept nogil
+
+cdef char[128] run_head       # the call head that a driver which may be run again is under
 
 cdef enum:
     PUT_INDEX_BASE = 0x80000000u
@@ -234,10 +236,29 @@ cdef void own_context(Context *x, uint64_t root, uint32_t job) noexcept nogil:
     x.stray = True
 
 
-cdef void context_main(const uint8_t *root_call) noexcept nogil:
-    """The main thread is the flow that all CallIDs of a driver's work come from."""
+cdef void context_main(const uint8_t *root_call, uint64_t run_ns) noexcept nogil:
+    """The main thread is the flow that all CallIDs of a driver's work come from. `run_ns`: when this run of a driver began
+    that may be run again, else 0. It stands before the attempts of all that is called, as seconds and nanoseconds."""
+    cdef CallHead *h = <CallHead *>run_head
+    cdef uint32_t *run = <uint32_t *>(run_head + sizeof(CallHead))
     memcpy(root_context.call_id, root_call, 16)
     root_context.stray = False
+    if run_ns == 0:
+        return
+    memset(run_head, 0, sizeof(CallHead))
+    h.root_kind = ROOT_JOB
+    h.nattempts = RUN_NUMBERS
+    memcpy(h.root, root_call, 16)
+    run[0] = <uint32_t>(run_ns // 1000000000)
+    run[1] = <uint32_t>(run_ns % 1000000000)
+    root_context.block = run_head
+    root_context.block_size = sizeof(CallHead) + 4 * RUN_NUMBERS
+    root_context.depth = RUN_NUMBERS
+
+
+cdef uint32_t context_root_depth() noexcept nogil:
+    """How many numbers stand before the attempt of a task that the driver itself submits."""
+    return root_context.depth
 
 
 cdef void child_task_id(Context *x, uint32_t job, uint8_t *actor_tail, uint8_t *out) noexcept nogil:

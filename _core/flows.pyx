@@ -19,7 +19,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from ftray._core.channel cimport FRAME_HEADER, F_ACK, chan_begin, chan_commit
-from ftray._core.context cimport Context
+from ftray._core.context cimport Context, context_root_depth
 from ftray._core.identity cimport derive_call_id
 from ftray._core.nodelink cimport N_CALLERS_DONE, node_put
 from ftray._core.runtime cimport core, core_enter, core_leave
@@ -78,7 +78,7 @@ cdef void flow_name(Context *x, const Id16 *key, uint8_t *call_id) noexcept nogi
 
 cdef bint inherits(Context *x) noexcept nogil:
     """Is there anything to tell that a callee would not assume?"""
-    return x.set and (x.block != NULL or x.attempt != 0 or x.durable != 0)
+    return x.block != NULL or x.set and (x.attempt != 0 or x.durable != 0)
 
 
 cdef void flow_name_call(Core *c, Context *x, TaskRec *t) noexcept nogil:
@@ -136,10 +136,10 @@ cdef Blob *make_head(Core *c, Context *x, TaskRec *t, const uint8_t *parent, Cal
         h.root_kind = ROOT_JOB                  # whoever asks again: the user has said that it is the same call
         memset(h.root, 0, 16)
     for i in range(attempts):
-        if i + 1 == attempts:
-            memcpy(p, &own, 4)
-        elif i < known:
+        if i < known:
             memcpy(p, x.block + sizeof(CallHead) + 4 * i, 4)
+        elif i + 1 == attempts:
+            memcpy(p, &own, 4)
         p += 4
     if above != NULL:
         memcpy(p, x.block + sizeof(CallHead) + 4 * known, 16 * above.nchain)
@@ -246,7 +246,7 @@ cdef void note_child(uint64_t parent) noexcept nogil:
 
 cdef void flow_touched(Core *c, TaskRec *t) noexcept nogil:
     """The call was answered, and it, or a task of it, had called exactly-once actors."""
-    cdef bint nested = t.depth != 1 or not c.is_driver
+    cdef bint nested = not c.is_driver or t.depth != context_root_depth() + 1
     if t.actor != NULL and t.actor.durable:
         return                                  # a method: the actor itself tells when its record is durable (held.pyx)
     if nested:

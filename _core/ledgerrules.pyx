@@ -33,7 +33,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from libcpp.vector cimport vector
 from ftray._core.ledgertypes cimport ENTRY_ACCEPTED, ENTRY_DONE, Caller, CallerP, Entry, KeyedSlot, LedgerState
-from ftray._core.records cimport HEAD_KEYED, ROOT_JOB, CallHead
+from ftray._core.records cimport HEAD_KEYED, ROOT_JOB, RUN_NUMBERS, CallHead
 from ftray._core.types cimport Blob, Id16, blob_drop
 
 
@@ -86,9 +86,10 @@ cdef Caller *enter_caller(LedgerState *l, const char *head) noexcept nogil:
 
 
 cdef bint may_have_copies(Caller *c) noexcept nogil:
-    """Has it, or one above it, been executed again? Then an earlier execution's messages may not have arrived yet."""
+    """Has it, or one above it, been executed again? Then an earlier execution's messages may not have arrived yet. (A
+    driver is run again when the one before has ended, with all that it ran.)"""
     cdef size_t i
-    for i in range(c.attempts.size()):
+    for i in range(RUN_NUMBERS if c.root_kind == ROOT_JOB else 0, c.attempts.size()):
         if c.attempts[i]:
             return True
     return False

@@ -2,7 +2,8 @@
 
 Little-endian, packed. The same on every engine, and for ever: journals hold them (docs/storage-format.md).
 
-CALL HEAD: CallHead, `nattempts` x u32 (attempts of the ancestors from the root down, the caller's own last), `nchain` x 16s
+CALL HEAD: CallHead, `nattempts` x u32 (attempts of the ancestors from the root down, the caller's own last; the root itself has
+none, a ROOT_JOB two numbers that grow with each run), `nchain` x 16s
 (callee keys of the exactly-once actors whose methods are on the call's way).
 CALL record: RecordHead, call head, method (UTF-8), args body, `nvalues` x (u64 size, bytes), reply. START: likewise, without a reply.
 With ARGS_BLOB or REPLY_BLOB the name of a blob of the store (UTF-8) stands in place of the args body or the reply.
@@ -18,6 +19,7 @@ cdef enum:
     ROOT_SESSION = 0         # a driver's nonce: nobody makes these calls again when it has gone
     ROOT_JOB = 1             # hash of a job_key: the driver may be run again
     ROOT_PROCESS = 2         # nonce of a process, for calls outside of any task's flow
+    RUN_NUMBERS = 2          # of the attempts below a ROOT_JOB: when this run of the driver began, Unix seconds and nanoseconds
     HEAD_KEYED = 1           # CallHead.flags: the caller named the call; parent is all zeros and n is 0
 
 cdef packed struct CallHead:

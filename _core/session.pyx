@@ -106,9 +106,10 @@ def attach(int node_fd, int board_fd, int dir_fd, int listen_fd, bytes worker_id
             core_leave(c)
 
 
-def set_root(bytes root, bint resumes, uint32_t job):
+def set_root(bytes root, bint resumes, uint32_t job, uint64_t run_ns=0):
     """What all CallIDs of job `job` come from: 16 bytes, which are the same for every driver with its job_key when it
-    `resumes`. b"": nobody knows any more. In that job's driver, its main thread is where they begin."""
+    `resumes`. b"": nobody knows any more. In that job's driver, its main thread is where they begin, and `run_ns` (Unix)
+    tells this run from those before it."""
     cdef Core *c = core()
     cdef const char *raw = root
     cdef bint known = len(root) == 16
@@ -120,7 +121,7 @@ def set_root(bytes root, bint resumes, uint32_t job):
         if known:
             memcpy(c.root_call.b, raw, 16)
         if known and c.is_driver:
-            context_main(<const uint8_t *>raw)
+            context_main(<const uint8_t *>raw, run_ns if resumes else 0)
         core_leave(c)
 
 

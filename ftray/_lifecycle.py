@@ -11,6 +11,7 @@ import atexit
 import os
 import struct
 import sys
+import time
 
 from ftray import _core
 from ftray._node.record import Record
@@ -318,7 +319,7 @@ def _register(session_dir: str, token: bytes | None, names: _Names) -> Session:
         raise VersionMismatchError(str(error)) from None
     session.is_anonymous = anonymous
     session._known_driver = (os.getpid(), bool(names.job_key))
-    _core.set_root(root, bool(names.job_key), session.job_id)
+    _core.set_root(root, bool(names.job_key), session.job_id, time.time_ns())
     return session
 
 

@@ -193,15 +193,18 @@ _flows: OrderedDict[bytes, Flow] = OrderedDict()
 _gone: set[bytes] = set()
 _nonce = os.urandom(16)
 _job_root: bytes | None = None
+_run: tuple[int, ...] = ()
+"""Of a driver with a job key: when this run of it began, Unix seconds and nanoseconds."""
 _session: object = None
 
 
 def set_job_key(text: str | None) -> None:
     """Have the driver's own calls be those of job `text`, also when the driver is run again."""
-    global _job_root
+    global _job_root, _run
     if text is not None and (not isinstance(text, str) or not text):
         raise ValueError(f"a job key is a text that is not empty, not {text!r}")
     _job_root = None if text is None else hashed(b"job key", text.encode())
+    _run = divmod(time.time_ns(), 1_000_000_000)
 
 
 def flow(worker: Any) -> Flow:
@@ -254,7 +257,7 @@ def _new_flow(worker: Any, task_id: bytes) -> Flow:
         if threading.current_thread() is not threading.main_thread():
             return Flow(hashed(b"ray thread", _nonce, task_id), ROOT_PROCESS, _nonce)
         if _job_root is not None:
-            return Flow(_job_root, ROOT_JOB, _job_root)
+            return Flow(_job_root, ROOT_JOB, _job_root, _run)
         return Flow(root, ROOT_DRIVER, root)
     attempt = worker.core_worker.get_current_task_attempt_number()
     return Flow(hashed(b"ray task", root, task_id), ROOT_DRIVER, root, (int(attempt),))

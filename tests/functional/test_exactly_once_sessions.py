@@ -103,3 +103,56 @@ def test_a_handle_of_an_actor_that_nobody_makes_again_says_so(monkeypatch):
 def test_what_is_no_place_of_an_actor_is_refused():
     with pytest.raises(ValueError, match="not the pickle of an actor handle"):
         _rebuild_handle(b"short", _Meta("Gone", {}, 0, -1))
+
+
+RETRIED = """
+import os, signal, sys
+import ftray as ray
+
+store, run = sys.argv[1], int(sys.argv[2])
+
+@ray.remote(num_cpus=0)
+class Tally(ray.Checkpointable, store=store, exactly_once=True, checkpoint_key="tally"):
+    def __init__(self):
+        self.n = 0
+
+    def add(self):
+        self.n += 1
+        return self.n
+
+@ray.remote(num_cpus=0)
+class Hands:
+    def add(self, tally):
+        return ray.get(tally.add.remote())
+
+@ray.remote(max_retries=1)
+def inner(tally, hands):
+    return [ray.get(tally.add.remote()), ray.get(hands.add.remote(tally))]
+
+@ray.remote(max_retries=1)
+def twice(tally, hands):
+    added = [ray.get(tally.add.remote()), *ray.get(inner.remote(tally, hands))]
+    died = os.path.join(store, "died")
+    if not os.path.exists(died):
+        open(died, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [*added, ray.get(tally.add.remote())]
+
+ray.init(num_cpus=2, address="local", log_to_driver=False, job_key="nightly", namespace="tallies")
+tally = Tally.remote()
+first = ray.get(tally.add.remote())
+print(first, ray.get(twice.remote(tally, Hands.remote())), ray.get(tally.add.remote()), flush=True)
+if run < 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_first_execution_in_a_later_run_is_newer_than_a_second_one_in_an_earlier(tmp_path):
+    """The task was executed twice by the first run, and is by each later one only once."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for number in range(3):
+        program = [sys.executable, "-c", RETRIED, str(store), str(number)]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+        assert done.returncode == (0 if number == 2 else -signal.SIGKILL), done.stderr
+        assert done.stdout.split("\n")[0] == "1 [2, 3, 4, 5] 6", done.stderr

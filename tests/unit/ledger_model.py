@@ -28,6 +28,7 @@ class Caller:
     acked: int = 0
     released: bool = False
     inside: bool = False
+    of_job: bool = False
     expired: set[int] = field(default_factory=set)
 
 
@@ -99,7 +100,9 @@ class Model:
             if (head.root, head.parent) in self.buried:
                 return Outcome.EXPIRED
             forgets = head.root_kind != 1 and head.root == head.parent
-            self.callers[head.parent] = Caller(head.root, forgets, head.attempts, inside=bool(head.chain))
+            self.callers[head.parent] = Caller(
+                head.root, forgets, head.attempts, inside=bool(head.chain), of_job=head.root_kind == 1
+            )
             self.acknowledge(head.parent, head.acked)
         known = self.calls.get(self.identity(head))
         if known:
@@ -161,7 +164,9 @@ class Model:
         if parent not in self.callers:
             return
         self.callers[parent].expired.clear()
-        if any(self.callers[parent].attempts):
+        caller = self.callers[parent]
+        # Runs of a job's driver come one after the other, and not beside each other.
+        if any(caller.attempts[2:] if caller.of_job else caller.attempts):
             self.buried.add((self.callers[parent].root, parent))
         for identity, call in self.of(parent):
             if call.done:

@@ -55,7 +55,7 @@ heads = st.one_of(
         st.integers(1, 8),
         st.integers(-1, 5),
         st.sampled_from([0, 0, 0, 1]),
-        st.sampled_from([(0,), (0,), (0, 1), (0, 1), (1,), (1, 0), ()]),
+        st.sampled_from([(0,), (0,), (0, 1), (0, 1), (1,), (1, 0), (), (1, 1, 0), (1, 1, 1)]),
         often_zero,
         st.sampled_from([(), (), (), (), (), (TASK,), (TASK, KEY)]),
     ),
