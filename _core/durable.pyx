@@ -172,7 +172,7 @@ cdef class DurableCalls:
         if outcome == NEW:
             if self.poison and self.call_id(&v) in self.poison:
                 return self.poisoned(&v, call)
-            call.entered = True
+            call.entered = call.accepted = True
             return ENTER_RUN
         if outcome == RECORDED:
             self.status = self.gate.verdict_status
@@ -413,9 +413,10 @@ cdef class DurableCalls:
         return 0
 
     cdef object repetitions(self, Call call):
-        """Calls that repeat `call`, which has just been answered."""
+        """Calls that repeat `call`, which has just been answered. One that was not let in (a stale one, say, or another one with
+        the same key) has none: who has the same name repeats the call that was."""
         cdef const char *head
-        if not self.attached:
+        if not call.accepted or not self.attached:
             return ()
         head = call_head(&call.t)
         return self.attached.pop(PyBytes_FromStringAndSize(<const char *>(<const CallHead *>head).call_id, 16), ())

@@ -21,7 +21,8 @@ cdef class Call:
     cdef bint reads             # a read-only method of an exactly-once actor
     cdef uint64_t seen          # of the journal, by a read-only method of an exactly-once actor
     cdef bint unsettled         # recorded, and not entered as answered yet
-    cdef bint entered           # accepted by the gate of an exactly-once actor, and not recorded yet
+    cdef bint accepted          # by the gate of an exactly-once actor, whatever has become of it: its repetitions get its answer
+    cdef bint entered           # accepted, and not recorded yet
     cdef bint refused           # an entered call that was given an error instead of being run
     cdef bint recorded          # by an exactly-once actor: the answer is what everybody gets who asks again
     cdef bint parked            # waits for room among the replies that this actor keeps, or in its journal

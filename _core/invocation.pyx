@@ -2,13 +2,14 @@
 
 Owns: the functions that callers have defined, loaded once each, and the actor whose methods are called.
 Invariants: a frame that is cut short raises, whatever it says of its own sizes; an argument that is a ref is borrowed
-from its owner for as long as the call keeps it.
+from its owner for as long as the call keeps it; a call that an exactly-once actor has accepted loses no argument.
 
 Leaves to others: running the call (worker.pyx), the bytes of arguments (callargs.pyx).
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from ftray._core.buf cimport Buf, buf_put, buf_put_u64
 from ftray._core.callargs cimport decode_args
@@ -123,7 +124,7 @@ cdef class Callables:
                 p += sizeof(DepHead)
                 if p > end or (d.kind == VALUE_INLINE and d.size > <uint64_t>(end - p)):
                     raise RuntimeError("the frame of a call is cut short")
-                values.append(dep_value(d, p, &call.t.ch.worker, call.keep))
+                values.append(dep_value(call, i, d, p))
                 if d.kind == VALUE_INLINE:
                     p += d.size
         if p > end or h.args_size > <uint64_t>(end - p):
@@ -157,14 +158,34 @@ cdef int put_dependency(Buf *b, DepHead *d, char *inline_bytes, const Id28 *call
     return 0
 
 
-cdef object dep_value(DepHead *d, char *inline_bytes, const Id28 *caller, list keep):
-    """The value of a top-level argument that was a ref."""
+cdef object kept_value(bytes deps, uint16_t index):
+    """A value out of what `put_dependency` has made, behind the number of them."""
+    cdef const char *p = <const char *>deps + 2
+    cdef uint64_t size
+    memcpy(&size, p, 8)
+    for _ in range(index):
+        p += 8 + size
+        memcpy(&size, p, 8)
+    return decode_value(p + 8, size, None)
+
+
+cdef object dep_value(Call call, uint16_t index, DepHead *d, char *inline_bytes):
+    """The value of a top-level argument that was a ref.
+
+    An accepted call may have waited for its turn since, and its caller be dead, with the value: an error would be recorded, as
+    what the call gets for good, though the caller is made again and sends it again.
+    """
     cdef ObjectRef r
     if d.kind == VALUE_INLINE:
         return decode_value(inline_bytes, d.size, None)
-    r = dep_ref(d, caller)
-    keep.append(r)
-    return value_of(r, -1)
+    r = dep_ref(d, &call.t.ch.worker)
+    call.keep.append(r)
+    if call.deps is None:
+        return value_of(r, -1)
+    try:
+        return value_of(r, -1)              # not copied once more, as long as it is there
+    except Exception:
+        return kept_value(call.deps, index)
 
 
 cdef ObjectRef dep_ref(DepHead *d, const Id28 *caller):

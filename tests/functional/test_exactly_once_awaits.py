@@ -11,6 +11,7 @@ import pytest
 
 import ftray as ray
 from ftray import checkpoint
+from ftray._core.segments import segment_stats
 from ftray._core.waits import plain_wait
 from ftray._long_waits import LongWaits
 from tests.helpers.losing import Unreadable
@@ -213,3 +214,76 @@ def test_no_snapshot_is_taken_of_half_a_method_after_a_call_that_could_not_begin
         os.kill(pid, signal.SIGKILL)
         wait_ended([pid])
     assert ray.get(actor.add.remote(), timeout=60) == 3
+
+
+@ray.remote(num_cpus=0)
+def waits_for(gate):
+    gate.wait()
+
+
+class Taker(ray.Checkpointable, exactly_once=True):
+    def __init__(self):
+        self.taken = []
+
+    async def waits(self, gate):
+        await waits_for.remote(gate)
+
+    @checkpoint.nondeterministic
+    async def outlives(self, path):
+        """Wait for the memory of another process to be used here, say so, and wait for its end."""
+        while not segment_stats()["foreign_segments"]:
+            await asyncio.sleep(0.01)
+        open(path, "w").close()
+        while segment_stats()["foreign_segments"]:
+            await asyncio.sleep(0.01)
+
+    async def take(self, *parts):
+        self.taken.append([len(part) for part in parts])
+        return len(self.taken)
+
+    @checkpoint.readonly
+    async def facts(self):
+        return self.taken, os.getpid()
+
+
+def make_taker(tmp_path):
+    return ray.remote(num_cpus=0)(type("Taker", (Taker,), {}, store=tmp_path / "store")).remote()
+
+
+@ray.remote(num_cpus=0, max_retries=-1)
+def sends(actor, path):
+    """What it sends is in the memory of its process, which ends, once, when the actor has got the call."""
+    again = os.path.exists(path)
+    before = actor.outlives.remote(path)
+    if again:
+        ray.get(before)  # else it would wait for this process, too
+    ref = actor.take.remote(bytes(300_000), b"small", bytes(200_000))
+    if not again:
+        eventually(lambda: os.path.exists(path), timeout_s=60)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ray.get(ref)
+
+
+def test_a_call_that_was_accepted_keeps_its_arguments(tmp_path):
+    """Its caller dies while it waits, and is made again: an error would be its reply for good."""
+    actor = make_taker(tmp_path)
+    assert ray.get(sends.remote(actor, str(tmp_path / "sent")), timeout=60) == 1
+    for _ in range(2):
+        taken, pid = ray.get(actor.facts.remote(), timeout=60)
+        assert taken == [[300_000, 5, 200_000]]
+        os.kill(pid, signal.SIGKILL)
+        wait_ended([pid])
+
+
+def test_a_refused_call_does_not_answer_for_the_one_that_it_contradicts(tmp_path, gate):
+    """Those who have asked again for a call that waits for its turn get its answer, and nobody else's."""
+    actor = make_taker(tmp_path)
+    waits = actor.waits.remote(gate)
+    keyed = actor.take.options(call_key="one")
+    refs = [keyed.remote(b"1"), keyed.remote(b"1")]
+    with pytest.raises(checkpoint.CallMismatchError):
+        ray.get(keyed.remote(b"other"), timeout=60)
+    gate.open()
+    assert ray.get(refs, timeout=60) == [1, 1]
+    ray.get(waits)
+    assert ray.get(actor.facts.remote())[0] == [[1]]
