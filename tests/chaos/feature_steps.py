@@ -170,6 +170,8 @@ LEAF_STEPS = {
 CALLING = ("record-call", "leaf", "two", "named", "leaf-async", "leaf-given-up", *LEAF_STEPS)
 TIMES = {"leaf-retry": 3}
 """How often they are applied, if not once."""
+RETRIED = ("leaf-retry", "leaf-task-retry")
+"""Steps whose call raises `Odd` until it is retried."""
 
 
 async def async_step(actor: Any, leaves: list[Any], step: Step) -> Any:

@@ -138,6 +138,46 @@ def test_an_application_level_retry_is_another_call(store):
     assert ray.get(account.value.remote()) == -38
 
 
+def test_what_a_cancelled_method_has_called_is_not_retried(store, mailbox):
+    """The exception for which it would have been is its outcome, and its caller's; also after a crash."""
+
+    class Shop(ray.Checkpointable, store=store, exactly_once=True):
+        def __init__(self):
+            self.n = 0
+
+        def refuse(self, mailbox):
+            self.n += 1
+            mailbox.post("refuses")
+            here = ray.get_runtime_context()
+            eventually(here.is_canceled)
+            raise ValueError(f"refused {self.n} times")
+
+        def order(self, other, mailbox):
+            self.n += 1
+            call = other.refuse.options(retry_exceptions=[ValueError], max_task_retries=-1)
+            return ray.get(call.remote(mailbox))
+
+        @checkpoint.readonly
+        def asked(self):
+            return self.n, os.getpid()
+
+    made = ray.remote(num_cpus=0)(Shop)
+    shop, other = made.remote(), made.remote()
+    ref = shop.order.options(call_key="order").remote(other, mailbox)
+    assert mailbox.take() == "refuses"
+    ray.cancel(ref)
+    with pytest.raises(ValueError, match="refused 1 times"):
+        ray.get(ref, timeout=60)
+    for actor in (shop, other):
+        n, pid = ray.get(actor.asked.remote())
+        assert n == 1
+        os.kill(pid, signal.SIGKILL)
+        wait_ended([pid])
+    with pytest.raises(ValueError, match="refused 1 times"):
+        ray.get(shop.order.options(call_key="order").remote(other, mailbox), timeout=60)
+    assert [ray.get(actor.asked.remote())[0] for actor in (shop, other)] == [1, 1]
+
+
 def test_a_task_that_is_run_again_repeats_nothing(store, tmp_path):
     account = make_account(store).remote()
 

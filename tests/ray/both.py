@@ -86,6 +86,9 @@ DIFFERENT = {
     "test_concurrency_groups::test_the_default_group_keeps_max_concurrency": _THREADS,
     "test_concurrency_groups::test_the_default_group_of_an_async_actor_keeps_max_concurrency": _LOOPS,
     "test_exactly_once::test_an_application_level_retry_is_another_call": "retry_exceptions is refused",
+    "test_exactly_once::test_what_a_cancelled_method_has_called_is_not_retried": (
+        "retry_exceptions is refused"
+    ),
     "test_exactly_once::test_callers_that_have_ended_are_forgotten": _RELEASES,
     "test_exactly_once::test_verify_tells_what_would_not_be_the_same": (
         "the process ends before Ray has taken the error away"
