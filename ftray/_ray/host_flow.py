@@ -255,7 +255,8 @@ def _new_flow(worker: Any, task_id: bytes) -> Flow:
     root = hashed(b"ray job", cluster.binary(), job.binary())
     if worker.mode == _DRIVER:
         if threading.current_thread() is not threading.main_thread():
-            return Flow(hashed(b"ray thread", _nonce, task_id), ROOT_PROCESS, _nonce)
+            own = hashed(b"ray thread", _nonce, task_id)
+            return Flow(own, ROOT_PROCESS, own)  # a root, which forgets what it has acknowledged
         if _job_root is not None:
             return Flow(_job_root, ROOT_JOB, _job_root, _run)
         return Flow(root, ROOT_DRIVER, root)

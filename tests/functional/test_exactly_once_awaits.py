@@ -159,10 +159,18 @@ class Waiter(ray.Checkpointable, exactly_once=True):
         ("leaves", ["failed"]),
         ("leaves_task", ["left", 2]),
         ("leaves_sender", [2]),
-        ("does_not_wait", [1, 2]),
     ],
 )
 def test_awaits_end_in_the_same_order(tmp_path, method, notes, dies):
+    check_order(tmp_path, method, notes, dies)
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "dies"])
+def test_an_await_whose_value_comes_at_the_last_moment(tmp_path, dies):
+    check_order(tmp_path, "does_not_wait", [1, 2], dies)
+
+
+def check_order(tmp_path, method, notes, dies):
     store = tmp_path / "store"
     waiter = ray.remote(num_cpus=0)(type("Waiter", (Waiter,), {}, store=store)).remote(str(tmp_path / "w"))
     other = ray.remote(num_cpus=0)(type("Sum", (Sum,), {}, store=store)).remote()
@@ -202,7 +210,7 @@ class Saver(ray.Checkpointable, exactly_once=True):
         return self.n, os.getpid()
 
 
-def test_no_snapshot_is_taken_of_half_a_method_after_a_call_that_could_not_begin(tmp_path):
+def test_no_snapshot_is_of_half_a_method_after_a_call_that_could_not_begin(tmp_path):
     """It counts, since it is recorded; it was counted as ended without having been counted as begun."""
     actor = ray.remote(num_cpus=0)(type("Saver", (Saver,), {}, store=tmp_path / "store")).remote()
     with pytest.raises(ray.exceptions.RayError, match="cannot be rebuilt"):
