@@ -28,10 +28,9 @@ from ftray.checkpoint.stores.local_journal import check_exactly_once
 from tests.helpers.sync import eventually
 
 from .journal_suite import KEY, WAIT_S, begin, fill, payload, read, upto
+from .local_journal_support import BOTH, DIRECTORY, segments, small
 from .support import in_child
 
-DIRECTORY = "test%2Fjournal"
-BOTH = pytest.mark.parametrize("durability", ["process", "power"])
 STEPS = [p for p in faults.POINTS if p.startswith(("file.journal.", "file.fence.", "file.blob."))]
 ONLY = {
     "process": {"file.journal.marked"},
@@ -42,19 +41,6 @@ ONLY = {
         "file.journal.rechecked",
     },
 }
-
-
-def small(root: Path) -> LocalStore:
-    """A store whose segments are so small that a test crosses many of them."""
-    store = LocalStore(str(root))
-    store.journal_first_size = 8192
-    store.journal_max_size = 16384
-    store.journal_sync_interval_s = 0.001
-    return store
-
-
-def segments(root: Path) -> list[Path]:
-    return sorted((root / DIRECTORY).glob("journal-*"))
 
 
 def test_every_step_of_the_core_is_a_fault_point() -> None:

@@ -19,23 +19,8 @@ from ftray.checkpoint.stores import life
 from ftray.checkpoint.stores.local import LocalStore
 
 from .journal_suite import KEY, WAIT_S, begin, fill, read, upto
+from .local_journal_support import BOTH, DIRECTORY, segments, small
 from .support import in_child
-
-DIRECTORY = "test%2Fjournal"
-BOTH = pytest.mark.parametrize("durability", ["process", "power"])
-
-
-def small(root: Path) -> LocalStore:
-    """A store whose segments are so small that a test crosses many of them."""
-    store = LocalStore(str(root))
-    store.journal_first_size = 8192
-    store.journal_max_size = 16384
-    store.journal_sync_interval_s = 0.001
-    return store
-
-
-def segments(root: Path) -> list[Path]:
-    return sorted((root / DIRECTORY).glob("journal-*"))
 
 
 class TestFiles:
